@@ -88,6 +88,9 @@ func (Key) GoString() string { return "[key]" }
 // Format hides the key from every verb, %x among them.
 func (Key) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[key]")) }
 
+// MarshalText hides the key from encoding/json and log/slog.
+func (Key) MarshalText() ([]byte, error) { return []byte("[key]"), nil }
+
 // Sealed is a chunk ready to be stored. Data is empty for an all-zero chunk,
 // which has no name and is not stored.
 type Sealed struct {

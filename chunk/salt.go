@@ -22,6 +22,9 @@ func (Salt) GoString() string { return "[salt]" }
 // Format hides the salt from every verb.
 func (Salt) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[salt]")) }
 
+// MarshalText hides the salt from encoding/json and log/slog.
+func (Salt) MarshalText() ([]byte, error) { return []byte("[salt]"), nil }
+
 // SaltParams are what a salt depends on. Two conversions share chunks exactly
 // if all of it is equal.
 type SaltParams struct {
