@@ -1,0 +1,343 @@
+package flatten
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	"thaw/ext4"
+)
+
+// Apply adds the next layer and writes the metadata that belongs to it. It
+// gives the offset in bytes of the layer's region, where its data belongs. A
+// layer that cannot be applied gives ErrLayer, a damaged one ErrRecipe; the
+// tree is of no use then.
+func (t *Tree) Apply(l *Layer) (region int64, err error) {
+	t.layer++
+	slots := int(l.slots+ext4.InodesPerGroup-1) / ext4.InodesPerGroup
+	if t.first, err = t.addInodeGroups(slots); err != nil {
+		return 0, err
+	}
+	t.region = t.nextGroup * ext4.BlocksPerGroup
+	base := int64(t.region) * blockSize
+	metaStart := (base + l.data + runSize - 1) / runSize * runSize
+	if metaStart > ext4.MaxGroups*ext4.BlocksPerGroup*blockSize {
+		return 0, ext4.ErrTooLarge
+	}
+	t.meta = newRuns(boundedWriter{t.w}, metaStart)
+	if err := l.each(t.apply); err != nil {
+		return 0, err
+	}
+	if err := t.linkDeferred(); err != nil {
+		return 0, err
+	}
+	if err := t.writeDirs(); err != nil {
+		return 0, err
+	}
+	const group = ext4.BlocksPerGroup * blockSize
+	if t.meta.next > base {
+		t.nextGroup = uint32((t.meta.next + group - 1) / group)
+	}
+	return base, nil
+}
+
+// apply applies one entry.
+func (t *Tree) apply(e *entry) error {
+	switch e.kind {
+	case kindLink:
+		kept := *e
+		done, err := t.link(&kept)
+		if err == nil && !done {
+			t.deferred = append(t.deferred, &kept)
+		}
+		return err
+	case kindWhiteout:
+		dir, base := splitPath(e.path)
+		parent, err := t.walk(dir, false)
+		if err != nil || parent == nil {
+			return err
+		}
+		if _, ok := parent.dir.children[base]; ok {
+			t.hide(parent, base)
+		}
+		return nil
+	case kindOpaque:
+		n, err := t.walk(e.path, false)
+		if err == nil && n != nil {
+			t.hideChildren(n)
+		}
+		return err
+	case kindDir:
+		return t.addDir(e)
+	}
+	return t.addFile(e)
+}
+
+// addDir makes a directory, or gives an existing one new attributes.
+func (t *Tree) addDir(e *entry) error {
+	n := t.root
+	if e.path != "" {
+		dir, base := splitPath(e.path)
+		parent, err := t.walk(dir, true)
+		if err != nil {
+			return err
+		}
+		c, ok := parent.dir.children[base]
+		if ok && c.dir == nil {
+			t.remove(parent, base)
+			ok = false
+		}
+		if ok {
+			parent.dir.children[base] = child{c.node, t.layer}
+		} else if c.node, err = t.makeDir(parent, base); err != nil {
+			return err
+		}
+		n = c.node
+	}
+	t.forgetValues(n)
+	n.extra = nil
+	return t.setAttributes(n, e, e.kind.mode())
+}
+
+// addFile makes anything but a directory.
+func (t *Tree) addFile(e *entry) error {
+	dir, base := splitPath(e.path)
+	parent, err := t.walk(dir, true)
+	if err != nil {
+		return err
+	}
+	if _, ok := parent.dir.children[base]; ok {
+		t.remove(parent, base)
+	}
+	n := &node{ino: t.first + e.slot, links: 1, size: e.size}
+	if t.inodes[(n.ino-1)/ext4.InodesPerGroup][(n.ino-1)%ext4.InodesPerGroup] != nil {
+		return ErrRecipe // an inode given twice
+	}
+	switch e.kind {
+	case kindSymlink:
+		n.size = int64(len(e.target))
+		n.extra = &extra{target: e.target}
+	case kindChar, kindBlock:
+		n.extra = &extra{dev: e.dev}
+	}
+	if err := t.setExtents(n, e.extents); err != nil {
+		return err
+	}
+	if err := t.setAttributes(n, e, e.kind.mode()); err != nil {
+		return err
+	}
+	t.index(n)
+	t.put(parent, base, n)
+	return nil
+}
+
+// more gives the node's extra, made if need be.
+func (n *node) more() *extra {
+	if n.extra == nil {
+		n.extra = &extra{}
+	}
+	return n.extra
+}
+
+// setExtents notes where a file lies, and writes the blocks of an extent tree
+// that the inode cannot hold.
+func (t *Tree) setExtents(n *node, extents []ext4.Extent) error {
+	for i := range extents {
+		extents[i].Physical += t.region
+	}
+	whole := uint32((n.size + blockSize - 1) / blockSize)
+	if len(extents) == 1 && extents[0].Logical == 0 && extents[0].Count == whole {
+		n.start = extents[0].Physical
+		return nil
+	}
+	if len(extents) == 0 {
+		return nil
+	}
+	x := n.more()
+	x.extents = extents
+	blocks := ext4.ExtentBlocks(len(extents))
+	if blocks == 0 {
+		return nil
+	}
+	off, place, err := t.placeMeta(blocks * blockSize)
+	if err != nil {
+		return err
+	}
+	x.tree = uint32(off / blockSize)
+	_, b := ext4.ExtentTree(extents, x.tree)
+	return place(b)
+}
+
+// placeMeta finds room for n bytes of metadata and gives the function that
+// puts them there.
+func (t *Tree) placeMeta(n int) (off int64, place func([]byte) error, err error) {
+	if n > runSize {
+		off = t.meta.large()
+		t.meta.took(int64(n))
+		return off, func(b []byte) error { _, err := t.meta.w.WriteAt(b, off); return err }, nil
+	}
+	off, dst, _, err := t.meta.place(n)
+	return off, func(b []byte) error { copy(dst, b); return nil }, err
+}
+
+// setAttributes sets what any inode has; mode has the type bits.
+func (t *Tree) setAttributes(n *node, e *entry, mode uint16) error {
+	n.mode, n.uid, n.gid = mode|e.mode, e.uid, e.gid
+	n.sec, n.nsec = e.mtime.Sec, e.mtime.Nsec
+	if len(e.xattrs) == 0 {
+		return nil
+	}
+	x := n.more()
+	list := make([]ext4.Xattr, len(e.xattrs))
+	for i, a := range e.xattrs {
+		list[i] = a.Xattr
+		if a.Inode == 0 {
+			continue
+		}
+		ea := &node{ino: t.first + a.Inode - 1, links: 1, mode: ext4.ModeRegular | 0o600, size: int64(a.Size), start: t.region + a.start}
+		ea.extra = &extra{isEA: true, eaHash: a.Hash}
+		t.index(ea)
+		list[i].Inode = ea.ino
+		x.eaInodes = append(x.eaInodes, ea.ino)
+	}
+	body, block, err := ext4.EncodeXattrs(list)
+	if err != nil {
+		return errors.Join(ErrRecipe, err)
+	}
+	x.xattrBody = body
+	if block == nil {
+		return nil
+	}
+	off, place, err := t.placeMeta(blockSize)
+	if err != nil {
+		return err
+	}
+	x.xattrBlock = uint32(off / blockSize)
+	return place(block)
+}
+
+// link makes a hard link; done is false if its other name does not exist.
+func (t *Tree) link(e *entry) (done bool, err error) {
+	dir, base := splitPath(e.target)
+	from, err := t.walk(dir, false)
+	if err != nil || from == nil {
+		return false, err
+	}
+	target, ok := from.dir.children[base]
+	if !ok {
+		if e.target == "" {
+			return false, fail(e.path, "a hard link to the root")
+		}
+		return false, nil
+	}
+	if target.dir != nil {
+		return false, fail(e.path, "a hard link to %.200q, a directory", e.target)
+	}
+	dir, base = splitPath(e.path)
+	parent, err := t.walk(dir, true)
+	if err != nil {
+		return false, err
+	}
+	if old, ok := parent.dir.children[base]; ok {
+		if old.node == target.node {
+			return true, nil
+		}
+		t.remove(parent, base)
+		if !t.alive(target.node) {
+			return false, fail(e.path, "a hard link to %.200q inside of what it replaces", e.target)
+		}
+	}
+	if target.links == ext4.MaxLinks {
+		return false, fail(e.path, "more than %d names of one file, %.200q", ext4.MaxLinks, e.target)
+	}
+	target.links++
+	t.put(parent, base, target.node)
+	return true, nil
+}
+
+// linkDeferred makes the links that came before what they link to, in order
+// and as often as one of them succeeds.
+func (t *Tree) linkDeferred() error {
+	for len(t.deferred) > 0 {
+		var left []*entry
+		for _, e := range t.deferred {
+			done, err := t.link(e)
+			if err != nil {
+				return err
+			}
+			if !done {
+				left = append(left, e)
+			}
+		}
+		if len(left) == len(t.deferred) {
+			return fail(left[0].path, "a hard link to %.200q, which does not exist", left[0].target)
+		}
+		t.deferred = left
+	}
+	return nil
+}
+
+// writeDirs writes every directory whose names the layer changed, in the order
+// of their inodes.
+func (t *Tree) writeDirs() error {
+	dirs := slices.DeleteFunc(t.dirty, func(n *node) bool { n.dir.dirty = false; return !t.alive(n) })
+	slices.SortFunc(dirs, func(a, b *node) int { return cmp.Compare(a.ino, b.ino) })
+	var block []byte
+	var list []ext4.Dirent
+	for _, n := range dirs {
+		list = list[:0]
+		for name, c := range n.dir.children {
+			list = append(list, ext4.Dirent{Name: name, Inode: c.ino, Type: direntType(c.mode)})
+		}
+		var err error
+		if block, err = ext4.AppendDirectory(block[:0], n.ino, n.dir.parent.ino, list); err != nil {
+			return err
+		}
+		off, place, err := t.placeMeta(len(block))
+		if err != nil {
+			return err
+		}
+		if err := place(block); err != nil {
+			return err
+		}
+		n.start, n.size, n.dir.blocks = uint32(off/blockSize), int64(len(block)), uint32(len(block)/blockSize)
+		if _, err := t.meta.end(n.dir.hash, len(block)); err != nil {
+			return err
+		}
+	}
+	t.dirty = nil
+	return t.meta.flush()
+}
+
+// mode gives the type bits of what the entry makes.
+func (k kind) mode() uint16 {
+	switch k {
+	case kindDir:
+		return ext4.ModeDir
+	case kindSymlink:
+		return ext4.ModeSymlink
+	case kindChar:
+		return ext4.ModeChar
+	case kindBlock:
+		return ext4.ModeBlock
+	case kindFIFO:
+		return ext4.ModeFIFO
+	}
+	return ext4.ModeRegular
+}
+
+func direntType(mode uint16) uint8 {
+	switch mode & ext4.ModeType {
+	case ext4.ModeDir:
+		return ext4.TypeDir
+	case ext4.ModeSymlink:
+		return ext4.TypeSymlink
+	case ext4.ModeChar:
+		return ext4.TypeChar
+	case ext4.ModeBlock:
+		return ext4.TypeBlock
+	case ext4.ModeFIFO:
+		return ext4.TypeFIFO
+	}
+	return ext4.TypeRegular
+}

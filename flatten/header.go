@@ -1,0 +1,134 @@
+package flatten
+
+import (
+	"archive/tar"
+	"fmt"
+	"strings"
+
+	"thaw/ext4"
+)
+
+const (
+	whiteoutPrefix = ".wh."
+	opaqueName     = ".wh..wh..opq"
+	aufsPrefix     = ".wh..wh."
+)
+
+// newEntry reads a tar header; nil is an entry that means nothing.
+func newEntry(hdr *tar.Header) (*entry, error) {
+	refuse := func(format string, args ...any) (*entry, error) {
+		return nil, fmt.Errorf("%w: %.200q: %s", ErrLayer, hdr.Name, fmt.Sprintf(format, args...))
+	}
+	path, err := cleanPath(hdr.Name)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	e := &entry{path: path}
+	if dir, base := splitPath(path); strings.HasPrefix(base, whiteoutPrefix) {
+		return whiteout(e, dir, base)
+	}
+	switch hdr.Typeflag {
+	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // V7 archives have TypeRegA
+		e.kind, e.size = kindFile, hdr.Size
+	case tar.TypeDir:
+		e.kind = kindDir
+	case tar.TypeSymlink:
+		e.kind, e.target = kindSymlink, hdr.Linkname
+		if e.target == "" || len(e.target) > maxTarget || strings.IndexByte(e.target, 0) >= 0 {
+			return refuse("a symlink whose target is empty, longer than %d bytes or has a NUL", maxTarget)
+		}
+	case tar.TypeLink:
+		e.kind = kindLink
+		if e.target, err = cleanPath(hdr.Linkname); err != nil {
+			return refuse("a hard link to %.200q: %v", hdr.Linkname, err)
+		}
+		return e, nil
+	case tar.TypeChar, tar.TypeBlock:
+		e.kind = kindChar
+		if hdr.Typeflag == tar.TypeBlock {
+			e.kind = kindBlock
+		}
+		if hdr.Devmajor < 0 || hdr.Devmajor > 4095 || hdr.Devminor < 0 || hdr.Devminor > 1<<20-1 {
+			return refuse("device numbers %d:%d; the kernel has up to 4095:1048575", hdr.Devmajor, hdr.Devminor)
+		}
+		e.dev = [2]uint32{uint32(hdr.Devmajor), uint32(hdr.Devminor)}
+	case tar.TypeFifo:
+		e.kind = kindFIFO
+	default:
+		return refuse("tar entries of type %q are not known", hdr.Typeflag)
+	}
+	if path == "" && e.kind != kindDir {
+		return refuse("the root can be nothing but a directory")
+	}
+	return e, e.attributes(hdr)
+}
+
+func whiteout(e *entry, dir, base string) (*entry, error) {
+	e.kind, e.path = kindWhiteout, joinPath(dir, strings.TrimPrefix(base, whiteoutPrefix))
+	switch {
+	case base == opaqueName:
+		e.kind, e.path = kindOpaque, dir
+	case strings.HasPrefix(base, aufsPrefix):
+		return nil, nil // bookkeeping of AUFS
+	case base == whiteoutPrefix, base == ".wh..", base == ".wh...":
+		return nil, fmt.Errorf("%w: %.200q: a whiteout of nothing", ErrLayer, joinPath(dir, base))
+	}
+	return e, nil
+}
+
+// attributes reads owner, mode and time.
+func (e *entry) attributes(hdr *tar.Header) error {
+	const maxID = 1<<32 - 2 // -1 means "leave as it is" to chown(2)
+	if hdr.Uid < 0 || hdr.Uid > maxID || hdr.Gid < 0 || hdr.Gid > maxID {
+		return fmt.Errorf("%w: %.200q: owner %d:%d; ids go from 0 to %d", ErrLayer, hdr.Name, hdr.Uid, hdr.Gid, maxID)
+	}
+	e.mode, e.uid, e.gid = uint16(hdr.Mode&0o7777), uint32(hdr.Uid), uint32(hdr.Gid)
+	e.mtime = ext4.Time{Sec: hdr.ModTime.Unix(), Nsec: uint32(hdr.ModTime.Nanosecond())}
+	if hdr.ModTime.IsZero() {
+		e.mtime = ext4.Time{}
+	}
+	// What the disk cannot hold is clamped, as the kernel does (timestamp_truncate).
+	if e.mtime.Sec < ext4.MinTime {
+		e.mtime = ext4.Time{Sec: ext4.MinTime}
+	}
+	if e.mtime.Sec > ext4.MaxTime {
+		e.mtime = ext4.Time{Sec: ext4.MaxTime}
+	}
+	return nil
+}
+
+// cleanPath gives "a/b" for "/a/./b/", and "" for the root.
+func cleanPath(name string) (string, error) {
+	if strings.IndexByte(name, 0) >= 0 {
+		return "", fmt.Errorf("a NUL in the path")
+	}
+	parts := make([]string, 0, 16)
+	for part := range strings.SplitSeq(name, "/") {
+		switch {
+		case part == "" || part == ".":
+		case part == "..":
+			return "", fmt.Errorf("the path escapes the tree by \"..\"")
+		case len(part) > ext4.MaxName:
+			return "", fmt.Errorf("a name of %d bytes; %d are the limit", len(part), ext4.MaxName)
+		default:
+			parts = append(parts, part)
+		}
+	}
+	path := strings.Join(parts, "/")
+	if len(path) > maxPath {
+		return "", fmt.Errorf("a path of %d bytes; %d are the limit", len(path), maxPath)
+	}
+	return path, nil
+}
+
+func splitPath(path string) (dir, base string) {
+	i := strings.LastIndexByte(path, '/')
+	return path[:max(i, 0)], path[i+1:]
+}
+
+func joinPath(dir, base string) string {
+	if dir == "" {
+		return base
+	}
+	return dir + "/" + base
+}

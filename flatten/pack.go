@@ -1,0 +1,276 @@
+package flatten
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"thaw/ext4"
+)
+
+// Pack reads the uncompressed tar of one layer to the end of r and writes its
+// data to w, at offsets that count from the start of the layer's region. Each
+// run is written front to back, and no byte twice; what is not written is
+// zero. Content that cannot be flattened gives an error wrapping ErrLayer that
+// names the entry; an error of r or w is passed on. Memory grows with the
+// number of entries and not with their bytes.
+func Pack(r io.Reader, w io.WriterAt) (*Layer, error) {
+	p := &packer{runs: newRuns(w, 0), layer: &Layer{}}
+	tr := tar.NewReader(r)
+	for {
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if errors.Is(err, tar.ErrHeader) {
+			return nil, fmt.Errorf("%w: malformed tar header behind %q", ErrLayer, p.before)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the tar behind %q: %w", p.before, err)
+		}
+		if err := p.add(hdr, tr); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.runs.flush(); err != nil {
+		return nil, err
+	}
+	// The rest of the stream is padding, and the reader's own end: digests.
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return nil, err
+	}
+	p.layer.data = p.runs.next
+	p.layer.slots = p.slot
+	p.layer.table = slices.Clip(p.layer.table)
+	return p.layer, nil
+}
+
+type packer struct {
+	runs   *runs
+	layer  *Layer
+	before string // path of the entry before
+	slot   uint32 // next free inode
+	bytes  int64  // of all files
+	block  []byte // for large files
+}
+
+// add packs one tar entry.
+func (p *packer) add(hdr *tar.Header, body io.Reader) error {
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	e, err := newEntry(hdr)
+	if err != nil || e == nil {
+		return err
+	}
+	if p.layer.count == maxEntries {
+		return fmt.Errorf("%w: more than %d entries", ErrLayer, maxEntries)
+	}
+	switch e.kind {
+	case kindDir, kindLink, kindWhiteout, kindOpaque:
+	default:
+		e.slot = p.takeSlot()
+	}
+	if e.kind != kindLink && e.kind != kindWhiteout && e.kind != kindOpaque {
+		if err := p.xattrs(e, hdr); err != nil {
+			return err
+		}
+	}
+	if err := p.content(e, body); err != nil {
+		return err
+	}
+	p.layer.table = appendEntry(p.layer.table, p.before, e)
+	p.layer.count++
+	p.before = e.path
+	return nil
+}
+
+func (p *packer) takeSlot() uint32 {
+	p.slot++
+	return p.slot - 1
+}
+
+// alignSlots starts the inodes of a new run.
+func (p *packer) alignSlots() {
+	p.slot = (p.slot + slotAlign - 1) / slotAlign * slotAlign
+}
+
+// content places what the entry holds and notes where.
+func (p *packer) content(e *entry, body io.Reader) error {
+	if e.kind == kindSymlink && len(e.target) > ext4.FastSymlink {
+		return p.small(e, strings.NewReader(e.target), len(e.target))
+	}
+	if e.kind != kindFile || e.size == 0 {
+		return nil
+	}
+	p.bytes += e.size
+	if e.size > maxFile || p.bytes > maxLayer {
+		return fmt.Errorf("%w: %q: a file of %d bytes; 256 GiB a file and 1 TiB a layer are the limits", ErrLayer, e.path, e.size)
+	}
+	if e.size < largeFile {
+		return p.small(e, body, int(e.size))
+	}
+	var err error
+	e.extents, err = p.large(e, body)
+	return err
+}
+
+// small puts content into the open run.
+func (p *packer) small(e *entry, body io.Reader, size int) error {
+	off, b, cut, err := p.runs.place(size)
+	if err != nil {
+		return err
+	}
+	if cut {
+		p.alignSlots()
+		e.slot = p.takeSlot()
+	}
+	if _, err := io.ReadFull(body, b); err != nil {
+		return fmt.Errorf("reading %q: %w", e.path, noEOF(err))
+	}
+	blocks := (size + blockSize - 1) / blockSize
+	e.extents = []ext4.Extent{{Physical: uint32(off / blockSize), Count: uint32(blocks)}}
+	cut, err = p.runs.end(hashPath(0, e.path), blocks*blockSize)
+	if cut {
+		p.alignSlots()
+	}
+	return err
+}
+
+// noEOF keeps an end that came too early from looking like a proper one.
+func noEOF(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// large streams a file into a run of its own; long runs of zero blocks become
+// holes.
+func (p *packer) large(e *entry, body io.Reader) ([]ext4.Extent, error) {
+	if p.block == nil {
+		p.block = make([]byte, 256<<10)
+	}
+	m := mapper{w: p.runs.w, base: p.runs.large()}
+	for left := e.size; left > 0; {
+		b := p.block[:min(int64(len(p.block)), left)]
+		if _, err := io.ReadFull(body, b); err != nil {
+			return nil, fmt.Errorf("reading %q: %w", e.path, noEOF(err))
+		}
+		left -= int64(len(b))
+		full := p.block[:(len(b)+blockSize-1)/blockSize*blockSize]
+		clear(full[len(b):])
+		if err := m.write(full); err != nil {
+			return nil, err
+		}
+	}
+	m.close()
+	p.runs.took(int64(m.used) * blockSize)
+	return ext4.SplitExtents(m.extents), nil
+}
+
+// mapper writes the blocks of a file one behind the other and leaves out holes.
+type mapper struct {
+	w       io.WriterAt
+	base    int64 // offset of its first block
+	logical uint32
+	zeros   uint32 // zero blocks since the last other one
+	used    uint32 // blocks given to the file
+	extents []ext4.Extent
+}
+
+// write takes whole blocks.
+func (m *mapper) write(b []byte) error {
+	for len(b) > 0 {
+		n := 0
+		for n < len(b) && !isZero(b[n:n+blockSize]) {
+			n += blockSize
+		}
+		if n == 0 {
+			m.zeros++
+			m.logical++
+			b = b[blockSize:]
+			continue
+		}
+		m.extend()
+		if _, err := m.w.WriteAt(b[:n], m.base+int64(m.used)*blockSize); err != nil {
+			return err
+		}
+		count := uint32(n / blockSize)
+		m.extents[len(m.extents)-1].Count += count
+		m.used += count
+		m.logical += count
+		b = b[n:]
+	}
+	return nil
+}
+
+// extend prepares for data at logical: many zeros before it are a hole, few
+// are blocks of the extent.
+func (m *mapper) extend() {
+	if m.zeros >= holeBlocks || len(m.extents) == 0 && m.zeros > 0 {
+		m.extents = append(m.extents, ext4.Extent{Logical: m.logical, Physical: uint32(m.base/blockSize) + m.used})
+	} else {
+		if len(m.extents) == 0 {
+			m.extents = append(m.extents, ext4.Extent{Logical: m.logical, Physical: uint32(m.base / blockSize)})
+		}
+		m.extents[len(m.extents)-1].Count += m.zeros
+		m.used += m.zeros
+	}
+	m.zeros = 0
+}
+
+// close decides about zeros at the end: few belong to the last extent.
+func (m *mapper) close() {
+	if m.zeros < holeBlocks && len(m.extents) > 0 {
+		m.extents[len(m.extents)-1].Count += m.zeros
+		m.used += m.zeros
+	}
+}
+
+var zeroBlock [blockSize]byte
+
+func isZero(b []byte) bool { return string(b) == string(zeroBlock[:]) }
+
+// xattrs notes the entry's attributes and places the values that need an inode
+// of their own.
+func (p *packer) xattrs(e *entry, hdr *tar.Header) error {
+	const prefix = "SCHILY.xattr."
+	var list []ext4.Xattr
+	for key, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(key, prefix)
+		if !ok {
+			continue
+		}
+		x, err := ext4.NewXattr(name, []byte(value))
+		if errors.Is(err, ext4.ErrXattrNamespace) {
+			p.layer.dropped++
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %q: %w", ErrLayer, e.path, err)
+		}
+		list = append(list, x)
+	}
+	external, err := ext4.PlanXattrs(list)
+	if err != nil {
+		return fmt.Errorf("%w: %q: %w", ErrLayer, e.path, err)
+	}
+	starts := map[*ext4.Xattr]uint32{}
+	for _, x := range external {
+		off, b, _, err := p.runs.place(len(x.Value))
+		if err != nil {
+			return err
+		}
+		copy(b, x.Value)
+		x.Hash, x.Inode, x.Value = ext4.ValueHash(x.Value), p.takeSlot()+1, nil
+		starts[x] = uint32(off / blockSize)
+	}
+	for i := range list {
+		e.xattrs = append(e.xattrs, xattr{list[i], starts[&list[i]]})
+	}
+	return nil
+}
