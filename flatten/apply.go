@@ -21,7 +21,7 @@ func (t *Tree) Apply(l *Layer) (region int64, err error) {
 	t.region = t.nextGroup * ext4.BlocksPerGroup
 	base := int64(t.region) * blockSize
 	metaStart := (base + l.data + runSize - 1) / runSize * runSize
-	if metaStart > ext4.MaxGroups*ext4.BlocksPerGroup*blockSize {
+	if metaStart > ext4.MaxGroups*groupSize {
 		return 0, ext4.ErrTooLarge
 	}
 	t.meta = newRuns(boundedWriter{t.w}, metaStart)
@@ -34,9 +34,8 @@ func (t *Tree) Apply(l *Layer) (region int64, err error) {
 	if err := t.writeDirs(); err != nil {
 		return 0, err
 	}
-	const group = ext4.BlocksPerGroup * blockSize
 	if t.meta.next > base {
-		t.nextGroup = uint32((t.meta.next + group - 1) / group)
+		t.nextGroup = uint32((t.meta.next + groupSize - 1) / groupSize)
 	}
 	return base, nil
 }

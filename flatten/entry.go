@@ -85,7 +85,7 @@ func (l *Layer) Encode() []byte {
 // is applied. It keeps b.
 func DecodeLayer(b []byte) (*Layer, error) {
 	d := decoder{b: b}
-	l := &Layer{data: int64(d.max(ext4.MaxGroups * ext4.BlocksPerGroup * blockSize))}
+	l := &Layer{data: int64(d.max(ext4.MaxGroups * groupSize))}
 	l.slots = uint32(d.max(maxEntries))
 	l.count = uint32(d.max(maxEntries))
 	l.dropped = uint32(d.max(1<<32 - 1))

@@ -1,6 +1,7 @@
 package flatten
 
 import (
+	"fmt"
 	"io"
 
 	"thaw/ext4"
@@ -13,10 +14,12 @@ type Summary struct {
 	Bytes   int64 // sum of the sizes of its regular files
 }
 
-// Free is the room a device has for writes.
+// Free is the room a device has for writes: at least so much, or what is left
+// in a device of exactly Size bytes.
 type Free struct {
 	Bytes  int64
 	Inodes int64
+	Size   int64 // 0 for the smallest that has the room; else a multiple of a block group
 }
 
 // Finish writes the front of the device, with room for free. The tree is of no
@@ -41,10 +44,16 @@ func (t *Tree) Finish(free Free) (Summary, error) {
 		return s, err
 	}
 	groups = max(groups, int(t.nextGroup))
+	if free.Size > 0 {
+		if int64(groups)*groupSize > free.Size || free.Size%groupSize != 0 {
+			return s, fmt.Errorf("a device of %d bytes does not hold these layers", free.Size)
+		}
+		groups = int(free.Size / groupSize)
+	}
 	if groups > ext4.MaxGroups {
 		return s, ext4.ErrTooLarge
 	}
-	s.Size = int64(groups) * ext4.BlocksPerGroup * blockSize
+	s.Size = int64(groups) * groupSize
 	err = v.WriteFront(boundedWriter{t.w}, groups, func(ino uint32, b []byte) {
 		n := t.inodes[(ino-1)/ext4.InodesPerGroup][(ino-1)%ext4.InodesPerGroup]
 		inode := n.encode()
@@ -148,7 +157,7 @@ func dirLinks(d *dir) uint32 {
 type boundedWriter struct{ w io.WriterAt }
 
 func (b boundedWriter) WriteAt(p []byte, off int64) (int, error) {
-	if off+int64(len(p)) > ext4.MaxGroups*ext4.BlocksPerGroup*blockSize {
+	if off+int64(len(p)) > ext4.MaxGroups*groupSize {
 		return 0, ext4.ErrTooLarge
 	}
 	return b.w.WriteAt(p, off)

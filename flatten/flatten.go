@@ -57,6 +57,7 @@ const LayoutVersion = 1
 
 const (
 	blockSize = ext4.BlockSize
+	groupSize = ext4.BlocksPerGroup * blockSize
 
 	// runSize is the address space of a run of small files in bytes, and the
 	// grid on which runs start.
