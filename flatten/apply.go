@@ -198,6 +198,7 @@ func (t *Tree) setAttributes(n *node, e *entry, mode uint16) error {
 		t.index(ea)
 		list[i].Inode = ea.ino
 		x.eaInodes = append(x.eaInodes, ea.ino)
+		x.eaBlocks += (a.Size + blockSize - 1) / blockSize
 	}
 	body, block, err := ext4.EncodeXattrs(list)
 	if err != nil {

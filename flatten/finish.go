@@ -114,6 +114,7 @@ func (n *node) encode() ext4.Inode {
 	var tree uint32
 	if x := n.extra; x != nil {
 		i.XattrBody, i.XattrBlock, i.IsEA, i.EAHash = x.xattrBody, x.xattrBlock, x.isEA, x.eaHash
+		i.Blocks += uint64(x.eaBlocks)
 		if x.xattrBlock != 0 {
 			i.Blocks++
 		}

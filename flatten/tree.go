@@ -56,6 +56,7 @@ type extra struct {
 	isEA       bool
 	eaHash     uint32
 	eaInodes   []uint32 // inodes that hold this one's attribute values
+	eaBlocks   uint32   // blocks of those values; they count as this inode's, too
 }
 
 // dir is what a directory has besides.
