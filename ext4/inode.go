@@ -27,7 +27,7 @@ type Inode struct {
 	Links      uint32 // MaxLinks at most; a directory beyond it has 1 (dir_nlink)
 	UID, GID   uint32
 	Size       int64    // bytes
-	Blocks     uint64   // 4 KiB blocks of data, extent tree and attributes
+	Blocks     uint64   // 4 KiB blocks of data, extent tree, attributes and what their EA inodes hold
 	Mtime      Time     // also atime, ctime and birth time
 	Indexed    bool     // a directory of more than one block
 	Map        [60]byte // the i_block field: ExtentTree's root, SymlinkMap or DeviceMap

@@ -69,24 +69,46 @@ func NewXattr(name string, value []byte) (Xattr, error) {
 	return Xattr{}, fmt.Errorf("%w: %q", ErrXattrNamespace, name)
 }
 
+// Tags of the entries of an access control list (linux/posix_acl.h).
+const (
+	aclOwner = 0x01
+	aclUser  = 0x02
+	aclGroup = 0x04
+	aclNamed = 0x08
+	aclMask  = 0x10
+	aclOther = 0x20
+)
+
 // encodeACL turns the form of setxattr(2) (linux/posix_acl_xattr.h) into that
-// of the disk (fs/ext4/acl.h), which has an id only where the tag needs one.
+// of the disk (fs/ext4/acl.h), which has an id only where the tag needs one. A
+// list that setxattr(2) refuses is refused: one on the disk would make the
+// kernel fail each access to the file. A list of no entries is none.
 func encodeACL(value []byte) ([]byte, error) {
 	le := binary.LittleEndian
 	if len(value) < 4 || le.Uint32(value) != 2 || len(value)%8 != 4 {
 		return nil, errors.New("not an access control list of version 2")
 	}
 	out := le.AppendUint32(nil, 1)
+	var last, seen uint16
 	for e := value[4:]; len(e) > 0; e = e[8:] {
-		tag := le.Uint16(e)
+		tag, id := le.Uint16(e), le.Uint32(e[4:])
+		named := tag == aclUser || tag == aclNamed
+		if tag < last || tag == last && !named || le.Uint16(e[2:]) > 7 || named && id == 1<<32-1 {
+			return nil, errors.New("an access control list with an entry out of order, twice, or without meaning")
+		}
 		out = append(out, e[:4]...)
 		switch tag {
-		case 0x02, 0x08: // user, group: named by id
-			out = append(out, e[4:8]...)
-		case 0x01, 0x04, 0x10, 0x20: // owner, owning group, mask, other
+		case aclUser, aclNamed:
+			out = le.AppendUint32(out, id)
+		case aclOwner, aclGroup, aclMask, aclOther:
 		default:
 			return nil, fmt.Errorf("unknown tag %#x in an access control list", tag)
 		}
+		last, seen = tag, seen|tag
+	}
+	const always = aclOwner | aclGroup | aclOther
+	if seen != 0 && (seen&always != always || seen&(aclUser|aclNamed) != 0 && seen&aclMask == 0) {
+		return nil, errors.New("an access control list without owner, group, other or a mask that it needs")
 	}
 	return out, nil
 }
