@@ -24,9 +24,6 @@ const (
 	maxDrained = 64 << 10
 )
 
-// errStalled ends a request whose body went silent.
-var errStalled = errors.New("no data for a minute")
-
 // retrier repeats requests that may succeed the next time. It repeats only
 // those without a body, which all are but for some token requests.
 type retrier struct {
@@ -92,14 +89,15 @@ type download struct {
 	size int64 // as the descriptor has it
 
 	offset  int64 // bytes given so far
+	skip    int64 // bytes of body that come before offset
 	resumed int
-	body    io.ReadCloser // nil between connections
-	cancel  context.CancelCauseFunc
+	body    io.ReadCloser      // nil between connections
+	cancel  context.CancelFunc // ends body's request
 }
 
 // connect asks for the blob from offset on.
 func (d *download) connect() error {
-	ctx, cancel := context.WithCancelCause(d.ctx)
+	ctx, cancel := context.WithCancel(d.ctx)
 	header := http.Header{}
 	if d.offset > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", d.offset))
@@ -111,19 +109,27 @@ func (d *download) connect() error {
 		}
 	}
 	if err != nil {
-		cancel(nil)
+		cancel()
 		return err
 	}
-	d.body, d.cancel = resp.Body, cancel
+	d.body, d.cancel, d.skip = resp.Body, cancel, 0
+	if resp.StatusCode == http.StatusOK {
+		d.skip = d.offset // a registry that knows no ranges starts over
+	}
 	return nil
 }
 
 // checkLength compares an answer's headers with what was asked for.
 func (d *download) checkLength(resp *http.Response) error {
-	if left := d.size - d.offset; resp.ContentLength >= 0 && resp.ContentLength != left {
+	part := resp.StatusCode == http.StatusPartialContent
+	left := d.size
+	if part {
+		left -= d.offset
+	}
+	if resp.ContentLength >= 0 && resp.ContentLength != left {
 		return fmt.Errorf("registry offers %d bytes for the %d expected: %w", resp.ContentLength, left, ErrCorrupt)
 	}
-	if d.offset > 0 && !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", d.offset)) {
+	if part && !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", d.offset)) {
 		return fmt.Errorf("registry resumes at %q, not at byte %d", oneLine(resp.Header.Get("Content-Range")), d.offset)
 	}
 	return nil
@@ -142,9 +148,12 @@ func (d *download) Read(p []byte) (int, error) {
 		if err == nil || err == io.EOF {
 			return n, err
 		}
-		d.disconnect(nil)
+		d.disconnect()
 		if d.ctx.Err() != nil {
 			return n, context.Cause(d.ctx)
+		}
+		if d.offset >= d.size { // all is here, but for the connection's good end
+			return n, io.EOF
 		}
 		if d.resumed++; d.resumed > maxRetries {
 			return n, fmt.Errorf("connection to %s broke %d times, last at byte %d: %s", d.from.repo.RegistryStr(), d.resumed, d.offset, firstLine(err))
@@ -158,24 +167,38 @@ func (d *download) Read(p []byte) (int, error) {
 	}
 }
 
-// read reads once, within stallTimeout.
+// read reads once from offset on.
 func (d *download) read(p []byte) (int, error) {
-	cancel := d.cancel
-	timer := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
+	for d.skip > 0 {
+		n, err := d.readBody(p[:min(int64(len(p)), d.skip)])
+		d.skip -= int64(n)
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	return d.readBody(p)
+}
+
+// readBody reads once, within stallTimeout.
+func (d *download) readBody(p []byte) (int, error) {
+	timer := time.AfterFunc(stallTimeout, d.cancel)
 	defer timer.Stop()
 	return d.body.Read(p)
 }
 
 // disconnect ends the connection that body comes from.
-func (d *download) disconnect(cause error) error {
+func (d *download) disconnect() error {
 	if d.body == nil {
 		return nil
 	}
-	d.cancel(cause)
+	d.cancel()
 	err := d.body.Close()
 	d.body = nil
 	return err
 }
 
 // Close ends the download.
-func (d *download) Close() error { return d.disconnect(nil) }
+func (d *download) Close() error { return d.disconnect() }

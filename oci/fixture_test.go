@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -48,13 +49,10 @@ func tarOf(t testing.TB, files ...file) []byte {
 }
 
 // noise gives n bytes that compress by about half and are the same each time.
-func noise(seed uint64, n int) string {
-	r := rand.New(rand.NewPCG(seed, 7))
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = "0123456789abcdef"[r.IntN(16)]
-	}
-	return string(b)
+func noise(seed byte, n int) string {
+	b := make([]byte, n/2+1)
+	rand.NewChaCha8([32]byte{seed}).Read(b)
+	return hex.EncodeToString(b)[:n]
 }
 
 func gzipOf(t testing.TB, b []byte) []byte {

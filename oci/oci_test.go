@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"log"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -60,7 +61,7 @@ func ggcrImage(t *testing.T, f *fixture) v1.Image {
 func sources(t *testing.T, f *fixture) map[string]string {
 	t.Helper()
 	img := ggcrImage(t, f)
-	server := httptest.NewServer(registry.New())
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
 	ref := strings.TrimPrefix(server.URL, "http://") + "/lib/debian"
 	tag, err := name.NewTag(ref + ":12")
@@ -134,8 +135,10 @@ func conformLayer(t *testing.T, img *Image, i int, want fixLayer, exact bool) {
 	}
 	r, err := img.OpenLayer(t.Context(), i, nil)
 	check(t, err)
-	if err := iotest.TestReader(r, want.tar); err != nil {
-		t.Errorf("layer %d: %v", i, err)
+	if len(want.tar) <= 1<<17 { // it reads byte by byte
+		if err := iotest.TestReader(r, want.tar); err != nil {
+			t.Errorf("layer %d: %v", i, err)
+		}
 	}
 	check(t, r.Close())
 	check(t, r.Close())

@@ -194,7 +194,7 @@ func (g *repository) Close() error {
 }
 
 // get asks for a manifest or blob of the repository. The caller closes the
-// body. The answer is 200, or 206 where header asks for a range.
+// body, of status 200 or, where header asks for a range, maybe 206.
 func (g *repository) get(ctx context.Context, path string, header http.Header) (*http.Response, error) {
 	u := url.URL{Scheme: g.scheme, Host: g.repo.RegistryStr(), Path: "/v2/" + g.repo.RepositoryStr() + "/" + path}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
@@ -211,11 +211,7 @@ func (g *repository) get(ctx context.Context, path string, header http.Header) (
 	if err != nil {
 		return nil, g.explain(ctx, err)
 	}
-	wanted := http.StatusOK
-	if header.Get("Range") != "" {
-		wanted = http.StatusPartialContent
-	}
-	if err := transport.CheckError(resp, wanted); err != nil {
+	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
 		resp.Body.Close()
 		return nil, fmt.Errorf("%s: %w", path, g.explain(ctx, err))
 	}

@@ -34,6 +34,9 @@ func parseSource(s string) (source, error) {
 	if ref, ok := strings.CutPrefix(s, "docker://"); ok {
 		return source{via: viaRegistry, path: ref}, nil
 	}
+	if strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../") {
+		return source{}, fmt.Errorf("oci: %s is a path: say what it is by oci:, oci-archive: or docker-archive: before it", oneLine(s))
+	}
 	head, rest, colon := strings.Cut(s, ":")
 	switch t := via(head); {
 	case !colon: // an image may be called like a transport
