@@ -1,0 +1,95 @@
+package tidy
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// module is the path in front of our packages.
+const module = "thaw/"
+
+// all stands for every package.
+const all = "*"
+
+// allowed is the architecture: each package with those of ours it may import, space-separated. Arrows point one way. Tests may import
+// more. It lists rooms that are not built yet, so that each is built in its place.
+func allowed() map[string]string {
+	return map[string]string{
+		// create
+		"oci":             "",
+		"ext4":            "",
+		"flatten":         "ext4",
+		"chunk":           "",
+		"chunk/chunktest": "chunk",
+		"manifest":        "chunk",
+		"keys":            "",
+		"origin":          "chunk manifest",
+		"catalog":         "origin",
+		"convert":         "oci flatten chunk manifest keys origin catalog",
+		"verify":          "oci chunk manifest origin", // a second opinion: shares nothing with ext4 and flatten
+		// read
+		"lru":            "",
+		"erasure":        "",
+		"zone":           "chunk erasure lru",
+		"cache":          "chunk lru",
+		"device":         "chunk manifest",
+		"mount":          "",
+		"agent":          "device mount cache manifest chunk", // jailed: no keys, origin or network code
+		"cmd/thaw-agent": "agent",
+		"snapshotter":    "agent origin manifest",
+		// invoke
+		"sandbox":       "",
+		"cgroups":       "",
+		"network":       "",
+		"runtimeapi":    "",
+		"invokewire":    "",
+		"cmd/thaw-init": "runtimeapi invokewire",
+		"worker":        "agent sandbox cgroups network invokewire cache cluster",
+		"cluster":       "",
+		"functions":     "cluster",
+		"events":        "cluster",
+		"manager":       "functions cluster events",
+		"lambdaapi":     "",
+		"sigv4":         "",
+		"frontend":      "lambdaapi sigv4 functions cluster invokewire",
+		"builder":       "convert functions cluster",
+		"console":       "",
+		// around
+		"cmd/thaw":        all,
+		"bench":           all,
+		"corpus":          "",
+		"corpus/settle":   "",
+		"internal/faults": "",
+		"internal/tidy":   "",
+	}
+}
+
+// importTable holds production files to the table. A package that is not in it has no place yet.
+func importTable(r *repo) {
+	table := allowed()
+	for _, p := range r.packages {
+		may, listed := table[p.dir]
+		if !listed {
+			r.report(p.files[0].path, 0, "package %s is not in the import table (internal/tidy/imports_test.go): give it a place and a reason", p.name())
+			continue
+		}
+		for _, f := range p.production() {
+			for _, i := range f.syntax.Imports {
+				name, _ := strconv.Unquote(i.Path.Value)
+				ours, ok := strings.CutPrefix(name, module)
+				if !ok || may == all || slices.Contains(strings.Fields(may), ours) {
+					continue
+				}
+				r.reportAt(f, i.Pos(), "%s must not import %s; it may import: %s", p.name(), ours, orNone(may))
+			}
+		}
+	}
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none of ours"
+	}
+	return s
+}
