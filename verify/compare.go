@@ -26,8 +26,8 @@ func (c *comparison) file(n int, got *inode, block uint64) error {
 		if err != nil {
 			return err
 		}
-		if target != want.target {
-			c.differ(&p.path, "target", fmt.Sprintf("%q", want.target), fmt.Sprintf("%q", target))
+		if target != want.target() {
+			c.differ(&p.path, "target", fmt.Sprintf("%q", want.target()), fmt.Sprintf("%q", target))
 		}
 	case typeChar, typeBlock:
 		if major, minor := got.device(); int64(major)<<20|int64(minor) != want.size {
@@ -58,7 +58,7 @@ func (c *comparison) attributes(p *path, want *node, got *inode) error {
 	if err != nil {
 		return err
 	}
-	c.xattrs(p, want.xattrs, set)
+	c.xattrs(p, want.xattrs(), set)
 	return nil
 }
 

@@ -250,7 +250,9 @@ func reference(t testing.TB, items []item, options ...string) string {
 			continue
 		}
 		name := "/" + strings.TrimPrefix(i.Name, ".")
-		set := func(field string, value any) { fix = append(fix, fmt.Sprintf("set_inode_field %s %s %v", name, field, value)) }
+		set := func(field string, value any) {
+			fix = append(fix, fmt.Sprintf("set_inode_field %s %s %v", name, field, value))
+		}
 		if i.Uid != os.Getuid() || i.Name == "." {
 			set("uid", i.Uid)
 		}

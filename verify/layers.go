@@ -245,8 +245,6 @@ func (a *applier) node(h *tar.Header) (*node, error) {
 		n.names = map[string]entry{}
 	case tar.TypeSymlink:
 		n.mode |= typeSymlink
-		n.target = h.Linkname
-		n.size = int64(len(h.Linkname))
 	case tar.TypeChar:
 		n.mode |= typeChar
 	case tar.TypeBlock:
@@ -260,11 +258,17 @@ func (a *applier) node(h *tar.Header) (*node, error) {
 }
 
 // fill adds what only some types have, and xattrs.
-func (a *applier) fill(n *node, h *tar.Header) (err error) {
-	if n.xattrs, err = tarXattrs(h.PAXRecords); err != nil {
+func (a *applier) fill(n *node, h *tar.Header) error {
+	set, err := tarXattrs(h.PAXRecords)
+	if err != nil {
 		return err
 	}
+	if set != nil || h.Typeflag == tar.TypeSymlink {
+		n.extra = &extra{xattrs: set}
+	}
 	switch n.mode & typeMask {
+	case typeSymlink:
+		n.extra.target, n.size = h.Linkname, int64(len(h.Linkname))
 	case typeChar, typeBlock:
 		if h.Devmajor < 0 || h.Devmajor > maxMajor || h.Devminor < 0 || h.Devminor > maxMinor {
 			return refuse("device number %d:%d does not fit", h.Devmajor, h.Devminor)

@@ -11,20 +11,41 @@ const (
 )
 
 // node is what one inode should be. Several names may lead to one that is no
-// directory.
+// directory. It is laid out to be small: there is one for each entry.
 type node struct {
-	sec    int64    // modification time
-	size   int64    // bytes of a file; major<<20 | minor of a device
-	sum    [32]byte // SHA-256 of a file's content
-	nsec   uint32
-	uid    uint32
-	gid    uint32
-	links  uint32 // names in the tree
-	pair   int32  // 1 + the index of the first name found on the device, 0 for none
-	mode   uint16
-	target string           // of a symlink
-	xattrs xattrs           // nil for none
-	names  map[string]entry // of a directory, nil for anything else
+	names map[string]entry // of a directory, nil for anything else
+	extra *extra           // nil for nothing of it
+	sec   int64            // modification time
+	size  int64            // bytes of a file; major<<20 | minor of a device
+	sum   [32]byte         // SHA-256 of a file's content
+	nsec  uint32
+	uid   uint32
+	gid   uint32
+	links uint32 // names in the tree
+	pair  int32  // 1 + the index of the first name found on the device, 0 for none
+	mode  uint16
+}
+
+// extra is what few inodes have.
+type extra struct {
+	target string // of a symlink
+	xattrs xattrs
+}
+
+// target gives where a symlink leads.
+func (n *node) target() string {
+	if n.extra == nil {
+		return ""
+	}
+	return n.extra.target
+}
+
+// xattrs gives the extended attributes.
+func (n *node) xattrs() xattrs {
+	if n.extra == nil {
+		return nil
+	}
+	return n.extra.xattrs
 }
 
 // entry is a name of a directory: where it leads, and which layer put it there.
@@ -73,7 +94,7 @@ func (t *tree) resolve(components []string, make bool) (*node, error) {
 				return nil, refuse("a name of %d bytes", len(name))
 			}
 			next = newDir()
-			at.names[name] = entry{next, t.layer}
+			at.names[strings.Clone(name)] = entry{next, t.layer}
 		}
 		switch next.mode & typeMask {
 		case typeDir:
@@ -82,10 +103,10 @@ func (t *tree) resolve(components []string, make bool) (*node, error) {
 			if links++; links > maxSymlinks {
 				return nil, refuse("more than %d symlinks on the way", maxSymlinks)
 			}
-			if strings.HasPrefix(next.target, "/") {
+			if strings.HasPrefix(next.target(), "/") {
 				dirs = dirs[:1]
 			}
-			todo = reversed(todo, strings.Split(next.target, "/"))
+			todo = reversed(todo, strings.Split(next.target(), "/"))
 		default:
 			return nil, refuse("%q on the way is no directory", name)
 		}
@@ -114,12 +135,25 @@ func (t *tree) put(dir *node, name string, n *node) {
 		}
 		n.links++
 	}
-	dir.names[name] = entry{n, t.layer}
+	dir.names[strings.Clone(name)] = entry{n, t.layer} // name is a part of a longer string
 }
 
 // become takes over the metadata of another directory.
 func (n *node) become(m *node) {
-	n.mode, n.uid, n.gid, n.sec, n.nsec, n.xattrs = m.mode, m.uid, m.gid, m.sec, m.nsec, m.xattrs
+	n.mode, n.uid, n.gid, n.sec, n.nsec, n.extra = m.mode, m.uid, m.gid, m.sec, m.nsec, m.extra
+}
+
+// count gives the number of names of all but directories below a directory.
+func (n *node) count() int {
+	sum := 0
+	for _, e := range n.names {
+		if e.node.isDir() {
+			sum += e.node.count()
+		} else {
+			sum++
+		}
+	}
+	return sum
 }
 
 // drop takes one name away from a node, and from all below a directory.

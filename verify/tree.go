@@ -21,6 +21,12 @@ func Tree(ctx context.Context, dev io.ReaderAt, size int64, layers Layers) (Tree
 	if err != nil {
 		return TreeReport{}, fmt.Errorf("apply layers: %w", err)
 	}
+	return compareTree(ctx, dev, size, t)
+}
+
+// compareTree compares a file system with a tree, which it marks and so can be
+// used once.
+func compareTree(ctx context.Context, dev io.ReaderAt, size int64, t *tree) (TreeReport, error) {
 	f, err := openFS(ctx, dev, size)
 	if err != nil {
 		return TreeReport{}, err
@@ -102,6 +108,7 @@ func (c *comparison) differ(p *path, what string, want, got any) {
 // the other names.
 func (c *comparison) directories(root *node) error {
 	c.report.Entries++
+	c.pairs = make([]pair, 0, root.count())
 	level := []directory{{path: &path{}, want: root, inode: rootInode, parent: rootInode}}
 	seen := map[uint32]struct{}{}
 	for len(level) > 0 {
@@ -158,6 +165,9 @@ func (c *comparison) directory(d directory) ([]directory, error) {
 		return nil, fmt.Errorf("%q: %w", d.path, err)
 	}
 	c.report.LookupReads = max(c.report.LookupReads, l.lookup)
+	if d.want != nil {
+		c.missing(d, l)
+	}
 	var below []directory
 	for _, e := range l.entries {
 		want := c.match(d, e)
@@ -177,7 +187,6 @@ func (c *comparison) directory(d directory) ([]directory, error) {
 	if d.want == nil {
 		return below, nil
 	}
-	c.missing(d, l)
 	return below, c.attributes(d.path, d.want, d.got)
 }
 
@@ -200,12 +209,15 @@ func (c *comparison) match(d directory, e dirent) *node {
 	return want
 }
 
-// missing reports the names that a directory lacks.
+// missing reports the names that a directory lacks. Those it has become the
+// strings that the tree holds anyway.
 func (c *comparison) missing(d directory, l *listing) {
 	var names []string
 	for name := range d.want.names {
-		_, ok := slices.BinarySearchFunc(l.entries, name, func(e dirent, n string) int { return strings.Compare(e.name, n) })
-		if !ok {
+		n, ok := slices.BinarySearchFunc(l.entries, name, func(e dirent, n string) int { return strings.Compare(e.name, n) })
+		if ok {
+			l.entries[n].name = name
+		} else {
 			names = append(names, name)
 		}
 	}
