@@ -242,45 +242,60 @@ func (r *run) publish(ctx context.Context, m *manifest.Manifest, res *Result) (s
 	if r.opt.repair != nil {
 		return id.String(), nil
 	}
-	if err := r.count(ctx, m, id, res); err != nil {
+	if err := r.count(ctx, m, res); err != nil {
 		return "", err
 	}
-	if err := r.c.Origin.PutManifest(ctx, r.root.Name, r.c.Tenant, id.String(), data); err != nil {
-		return "", fmt.Errorf("storing the manifest: %w", err)
+	return id.String(), r.storeManifest(ctx, id, data)
+}
+
+// storeManifest stores the manifest. One that is there is the same image's,
+// sealed with another data key, and stays, unless it is damaged.
+func (r *run) storeManifest(ctx context.Context, id manifest.ID, data []byte) error {
+	added, err := r.manifests().Put(ctx, id.String(), data)
+	if err != nil {
+		return fmt.Errorf("storing the manifest: %w", err)
 	}
-	return id.String(), nil
+	if added {
+		return nil
+	}
+	old, err := r.manifests().Get(ctx, id.String())
+	if err != nil && !errors.Is(err, origin.ErrCorrupt) {
+		return err
+	}
+	s, err := manifest.Parse(old)
+	if err == nil && s.ID() == id {
+		if _, err = s.DataKey(ctx, r.c.Keeper); err == nil {
+			return nil
+		}
+	}
+	if err != nil && !errors.Is(err, manifest.ErrCorrupt) {
+		return err
+	}
+	r.c.warn("manifest %s was damaged and is replaced", id)
+	return r.manifests().Replace(ctx, id.String(), data)
+}
+
+func (r *run) manifests() *origin.Objects {
+	return r.c.Origin.Manifests(r.root.Name, r.c.Tenant)
 }
 
 // count fills in the chunk counts, by reading the chunk lists of the tenant's
 // images of this root one after the other: memory is the image's own list.
-func (r *run) count(ctx context.Context, m *manifest.Manifest, id manifest.ID, res *Result) error {
+func (r *run) count(ctx context.Context, m *manifest.Manifest, res *Result) error {
 	missing := make(map[chunk.Name]struct{}, len(m.Chunks))
 	for _, e := range m.Chunks {
 		missing[e.Name] = struct{}{}
 	}
-	err := r.c.Origin.Manifests(ctx, r.root.Name, r.c.Tenant, func(o origin.Object) error {
-		if len(missing) == 0 {
-			return nil
-		}
-		data, err := r.c.Origin.Manifest(ctx, r.root.Name, r.c.Tenant, o.Name)
-		if errors.Is(err, origin.ErrNotFound) {
-			return nil // removed meanwhile
-		}
+	for o, err := range r.manifests().List(ctx, "") {
 		if err != nil {
 			return err
 		}
-		s, err := manifest.Parse(data)
-		if err != nil || s.ID().String() != o.Name {
-			r.c.warn("manifest %s is damaged and was not counted", o.Name)
-			return nil
+		if len(missing) == 0 {
+			break
 		}
-		for _, e := range s.Readable().Chunks {
-			delete(missing, e.Name)
+		if err := r.tick(ctx, o.Name, missing); err != nil {
+			return err
 		}
-		return nil
-	})
-	if err != nil {
-		return err
 	}
 	res.Chunks.Total = (m.Size + int64(m.ChunkSize) - 1) / int64(m.ChunkSize)
 	res.Chunks.Zero = res.Chunks.Total - int64(len(m.Chunks))
@@ -293,6 +308,26 @@ func (r *run) count(ctx context.Context, m *manifest.Manifest, id manifest.ID, r
 			res.Chunks.Stored++
 			res.Bytes.Stored += int64(e.Size)
 		}
+	}
+	return nil
+}
+
+// tick takes the chunks of another image off the missing ones.
+func (r *run) tick(ctx context.Context, image string, missing map[chunk.Name]struct{}) error {
+	data, err := r.manifests().Get(ctx, image)
+	if errors.Is(err, origin.ErrNotFound) {
+		return nil // removed meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	s, err := manifest.Parse(data)
+	if err != nil || s.ID().String() != image {
+		r.c.warn("manifest %s is damaged and was not counted", image)
+		return nil
+	}
+	for _, e := range s.Readable().Chunks {
+		delete(missing, e.Name)
 	}
 	return nil
 }

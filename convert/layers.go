@@ -200,7 +200,7 @@ var errDamaged = errors.New("recipe damaged")
 // stored in full length.
 func (r *run) recipe(ctx context.Context, diffID string) (*packed, error) {
 	name := r.recipeName(diffID)
-	data, err := r.c.Origin.Recipe(ctx, r.root.Name, r.c.Tenant, name)
+	data, err := r.recipes().Get(ctx, name)
 	if errors.Is(err, origin.ErrNotFound) {
 		return nil, nil
 	}
@@ -266,7 +266,7 @@ func (r *run) stored(ctx context.Context, chunks []manifest.Entry) (bool, error)
 	return !missing.Load(), err
 }
 
-// storeRecipe keeps what was packed; replace takes away a damaged one first.
+// storeRecipe keeps what was packed; replace puts it in the place of a damaged one.
 func (r *run) storeRecipe(ctx context.Context, diffID string, p *packed, replace bool) error {
 	name := r.recipeName(diffID)
 	data, _, err := manifest.Seal(ctx, &manifest.Manifest{
@@ -277,12 +277,16 @@ func (r *run) storeRecipe(ctx context.Context, diffID string, p *packed, replace
 		return fmt.Errorf("sealing its recipe: %w", err)
 	}
 	if replace {
-		if err := r.c.Origin.RemoveRecipe(ctx, r.root.Name, r.c.Tenant, name); err != nil {
-			return err
-		}
+		err = r.recipes().Replace(ctx, name, data)
+	} else {
+		_, err = r.recipes().Put(ctx, name, data)
 	}
-	if err := r.c.Origin.PutRecipe(ctx, r.root.Name, r.c.Tenant, name, data); err != nil {
+	if err != nil {
 		return fmt.Errorf("storing its recipe: %w", err)
 	}
 	return nil
+}
+
+func (r *run) recipes() *origin.Objects {
+	return r.c.Origin.Recipes(r.root.Name, r.c.Tenant)
 }

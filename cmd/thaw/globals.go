@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"thaw/catalog"
+	"thaw/keys"
+	"thaw/manifest"
+	"thaw/origin"
+)
+
+// Globals are the flags that every verb has.
+type Globals struct {
+	State     string `help:"Folder of keys and, by default, the origin (root: /var/lib/thaw, others: $$XDG_STATE_HOME/thaw)." env:"THAW_STATE" placeholder:"DIR"`
+	Origin    string `help:"Where images are stored: file:///DIR, s3://BUCKET?endpoint=…, gs://BUCKET, azblob://CONTAINER (file://STATE/origin)." env:"THAW_ORIGIN" placeholder:"URL"`
+	Tenant    string `help:"Whose images these are." default:"default" env:"THAW_TENANT" placeholder:"T"`
+	Key       string `help:"The tenant's key: file:///FILE, awskms://…, gcpkms://…, azurekeyvault://…, hashivault://… (file://STATE/keys/TENANT, made when first used)." env:"THAW_KEY" placeholder:"URL"`
+	Secret    string `help:"File with the deployment's secret, mixed into every chunk's key. Without it chunks can be confirmed by whoever can guess them and list the origin." env:"THAW_SECRET" placeholder:"FILE" type:"path"`
+	LogFormat string `help:"Form of warnings: text or json." enum:"text,json" default:"text" env:"THAW_LOG_FORMAT"`
+
+	stdout, stderr io.Writer
+}
+
+// complete fills in what depends on other flags.
+func (g *Globals) complete() error {
+	if g.State == "" {
+		dir, err := defaultState()
+		if err != nil {
+			return err
+		}
+		g.State = dir
+	}
+	dir, err := filepath.Abs(g.State)
+	if err != nil {
+		return err
+	}
+	g.State = dir
+	if g.Origin == "" {
+		g.Origin = "file://" + filepath.Join(dir, "origin")
+	}
+	if g.Key == "" {
+		g.Key = "file://" + filepath.Join(dir, "keys", g.Tenant)
+	}
+	return origin.CheckTenant(g.Tenant)
+}
+
+func defaultState() (string, error) {
+	if os.Geteuid() == 0 {
+		return "/var/lib/thaw", nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" {
+		return filepath.Join(dir, "thaw"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", errors.New("no --state, no XDG_STATE_HOME and no HOME: where is the state to be kept?")
+	}
+	return filepath.Join(home, ".local", "state", "thaw"), nil
+}
+
+// secret reads the deployment's secret.
+func (g *Globals) secret() ([]byte, error) {
+	if g.Secret == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(g.Secret)
+	if err != nil {
+		return nil, fmt.Errorf("deployment secret: %w", err)
+	}
+	if len(b) < 16 || len(b) > 4096 {
+		return nil, fmt.Errorf("deployment secret: %s has %d bytes; want 16 to 4096, such as: head -c 32 /dev/urandom > %s", g.Secret, len(b), g.Secret)
+	}
+	return b, nil
+}
+
+// store is the origin, opened, with the tenant's key and references.
+type store struct {
+	*origin.Origin
+	key   *keys.Tenant
+	names *catalog.Catalog
+}
+
+// open opens the origin and the tenant's key. The caller closes it.
+func (g *Globals) open(ctx context.Context) (*store, error) {
+	o, err := origin.Open(ctx, g.Origin)
+	if err != nil {
+		return nil, err
+	}
+	key, err := keys.Open(ctx, g.Key)
+	if err != nil {
+		return nil, errors.Join(err, o.Close())
+	}
+	return &store{o, key, catalog.New(o, g.Tenant, key)}, nil
+}
+
+// Close closes origin and key.
+func (s *store) Close() error { return errors.Join(s.key.Close(), s.Origin.Close()) }
+
+// image is an image that was asked for.
+type image struct {
+	catalog.Reference
+	*manifest.Manifest
+	id   manifest.ID
+	root origin.Root
+}
+
+// load finds IMAGE and opens its manifest.
+func (g *Globals) load(ctx context.Context, s *store, name string) (*image, error) {
+	ref, err := s.names.Resolve(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*image, error) { return nil, fmt.Errorf("image %s: %w", name, err) }
+	id, err := manifest.ParseID(ref.Image)
+	if err != nil {
+		return fail(err)
+	}
+	data, err := s.Manifests(ref.Root, g.Tenant).Get(ctx, ref.Image)
+	if err != nil {
+		return fail(err)
+	}
+	sealed, err := manifest.Parse(data)
+	if err != nil {
+		return fail(err)
+	}
+	if sealed.ID() != id {
+		return fail(fmt.Errorf("%w: its manifest has the id %s", manifest.ErrCorrupt, sealed.ID()))
+	}
+	m, err := sealed.Open(ctx, s.key)
+	if err != nil {
+		return fail(err)
+	}
+	if m.Kind != manifest.Image || m.Tenant != g.Tenant {
+		return fail(fmt.Errorf("%w: the manifest is of another tenant or no image's", manifest.ErrCorrupt))
+	}
+	roots, err := s.Roots(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	i := slices.IndexFunc(roots, func(r origin.Root) bool { return r.Name == ref.Root })
+	if i < 0 {
+		return fail(fmt.Errorf("%w: root %s", origin.ErrNotFound, ref.Root))
+	}
+	return &image{ref, m, id, roots[i]}, nil
+}
+
+// byteSize is a number of bytes on the command line: "512KiB", "2MiB", "4096".
+type byteSize int64
+
+// UnmarshalText reads a size.
+func (b *byteSize) UnmarshalText(text []byte) error {
+	s := strings.TrimSpace(string(text))
+	for i, unit := range []string{"", "KiB", "MiB", "GiB", "TiB"} {
+		digits, ok := strings.CutSuffix(s, unit)
+		if !ok || digits == "" || strings.Trim(digits, "0123456789") != "" {
+			continue
+		}
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || n > 1<<(62-10*i) {
+			break
+		}
+		*b = byteSize(n << (10 * i))
+		return nil
+	}
+	return fmt.Errorf("%q is not a size: want a whole number, alone or with KiB, MiB, GiB or TiB behind it", s)
+}
+
+// MarshalText writes a size for help.
+func (b byteSize) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// String gives a size as it would be typed.
+func (b byteSize) String() string {
+	for i, unit := range []string{"TiB", "GiB", "MiB", "KiB"} {
+		if n := int64(b) >> (10 * (4 - i)); n > 0 && n<<(10*(4-i)) == int64(b) {
+			return strconv.FormatInt(n, 10) + unit
+		}
+	}
+	return strconv.FormatInt(int64(b), 10)
+}
+
+// human gives bytes to three digits or so, for people.
+func human(n int64) string {
+	if n < 1024 {
+		return strconv.FormatInt(n, 10) + " B"
+	}
+	f, units := float64(n), "BKMGTP"
+	i := 0
+	for ; f >= 1000 && i < len(units)-1; i++ {
+		f /= 1024
+	}
+	return fmt.Sprintf("%.1f %ciB", f, units[i])
+}

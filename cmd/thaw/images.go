@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"thaw/catalog"
+	"thaw/manifest"
+	"thaw/origin"
+)
+
+type imagesCmd struct {
+	JSON bool `name:"json" help:"One JSON object a line."`
+}
+
+// Help teaches by example.
+func (imagesCmd) Help() string {
+	return `Images that have lost their name, or never got one because their conversion was killed, are
+listed with "-". STORED is what the image's chunks take in the origin, shared or not.
+
+  thaw images
+  thaw images --json | jq -r .image`
+}
+
+// listed is one row.
+type listed struct {
+	Name        string    `json:"name,omitempty"`
+	Image       string    `json:"image"`
+	Root        string    `json:"root"`
+	DeviceBytes int64     `json:"device_bytes"`
+	StoredBytes int64     `json:"stored_bytes"`
+	Chunks      int       `json:"chunks"`
+	Created     time.Time `json:"created"`
+	Error       string    `json:"error,omitempty"`
+}
+
+// Run lists.
+func (c *imagesCmd) Run(ctx context.Context, g *Globals) error {
+	s, err := g.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	rows, err := g.images(ctx, s)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		for _, r := range rows {
+			if err := json.NewEncoder(g.stdout).Encode(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(g.stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tIMAGE\tDEVICE\tSTORED\tCREATED")
+	for _, r := range rows {
+		name := r.Name
+		if name == "" {
+			name = "-"
+		}
+		if r.Error != "" {
+			fmt.Fprintf(w, "%s\t%.12s\t%s\n", name, r.Image, r.Error)
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%.12s\t%s\t%s\t%s\n", name, r.Image, human(r.DeviceBytes), human(r.StoredBytes), r.Created.Local().Format("2006-01-02 15:04"))
+	}
+	return w.Flush()
+}
+
+// images gives a row for each name, and one for each image that has none.
+func (g *Globals) images(ctx context.Context, s *store) ([]listed, error) {
+	refs, err := s.names.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := s.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var rows []listed
+	seen := map[string]bool{}
+	for _, root := range roots {
+		for info, err := range s.Manifests(root.Name, g.Tenant).List(ctx, "") {
+			if err != nil {
+				return nil, err
+			}
+			row := g.describe(ctx, s, root.Name, info)
+			named := false
+			for _, r := range refs {
+				if r.Image == info.Name && r.Root == root.Name {
+					row.Name, named = r.Name, true
+					rows = append(rows, row)
+				}
+			}
+			if !named {
+				rows = append(rows, row)
+			}
+			seen[root.Name+"/"+info.Name] = true
+		}
+	}
+	for _, r := range refs {
+		if !seen[r.Root+"/"+r.Image] {
+			rows = append(rows, listed{Name: r.Name, Image: r.Image, Root: r.Root, Error: "its manifest is missing"})
+		}
+	}
+	slices.SortStableFunc(rows, func(a, b listed) int { return cmpNames(a.Name, b.Name) })
+	return rows, nil
+}
+
+// cmpNames sorts names, with those that are missing last.
+func cmpNames(a, b string) int {
+	switch {
+	case a == b:
+		return 0
+	case a == "", b != "" && a > b:
+		return 1
+	}
+	return -1
+}
+
+// describe reads what a manifest says without a key.
+func (g *Globals) describe(ctx context.Context, s *store, root string, info origin.Info) listed {
+	row := listed{Image: info.Name, Root: root, Created: info.Time.UTC()}
+	m, err := readable(ctx, s.Origin, root, g.Tenant, info.Name)
+	if err != nil {
+		row.Error = oneLine(err.Error())
+		return row
+	}
+	row.DeviceBytes, row.Chunks = m.Size, len(m.Chunks)
+	for _, e := range m.Chunks {
+		row.StoredBytes += int64(e.Size)
+	}
+	return row
+}
+
+// readable gives the part of a manifest that needs no key.
+func readable(ctx context.Context, o *origin.Origin, root, tenant, image string) (*manifest.Manifest, error) {
+	data, err := o.Manifests(root, tenant).Get(ctx, image)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := manifest.Parse(data)
+	if err != nil {
+		return nil, err
+	}
+	if sealed.ID().String() != image {
+		return nil, fmt.Errorf("%w: it has the id %s", manifest.ErrCorrupt, sealed.ID())
+	}
+	m := sealed.Readable()
+	return &m, nil
+}
+
+type inspectCmd struct {
+	Image string `arg:"" help:"Name, id or the start of an id."`
+}
+
+// Help teaches by example.
+func (inspectCmd) Help() string {
+	return `The config may hold secrets in its environment: it is shown to whoever has the tenant's key.
+
+  thaw inspect app
+  thaw inspect 3f2a91 | jq .config.config.Env`
+}
+
+// inspected is what inspect prints.
+type inspected struct {
+	Image       string          `json:"image"`
+	Name        string          `json:"name,omitempty"`
+	Tenant      string          `json:"tenant"`
+	Root        string          `json:"root"`
+	Layout      uint16          `json:"layout"`
+	DeviceBytes int64           `json:"device_bytes"`
+	ChunkBytes  int             `json:"chunk_bytes"`
+	Chunks      int             `json:"chunks"`
+	StoredBytes int64           `json:"stored_bytes"`
+	Source      string          `json:"source"` // digest of the config
+	Config      json.RawMessage `json:"config"`
+}
+
+// Run shows one image.
+func (c *inspectCmd) Run(ctx context.Context, g *Globals) error {
+	s, err := g.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	img, err := g.load(ctx, s, c.Image)
+	if err != nil {
+		return err
+	}
+	out := inspected{
+		Image: img.id.String(), Name: img.Name, Tenant: img.Tenant, Root: img.Root, Layout: img.Layout,
+		DeviceBytes: img.Size, ChunkBytes: img.ChunkSize, Chunks: len(img.Chunks), Source: img.Source, Config: img.Config,
+	}
+	for _, e := range img.Chunks {
+		out.StoredBytes += int64(e.Size)
+	}
+	enc := json.NewEncoder(g.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(out)
+}
+
+type rmCmd struct {
+	Image string `arg:"" help:"Name, id or the start of an id."`
+	JSON  bool   `name:"json" help:"End with one JSON object on one line."`
+}
+
+// Help teaches by example.
+func (rmCmd) Help() string {
+	return `A name is removed; the image goes with its last name. An image given by its id goes if it has
+one name at most. Chunks stay in the origin until they are collected: others may share them.
+
+  thaw rm app
+  thaw rm 3f2a91`
+}
+
+// Run removes. The name goes first: killed in between, the image is left
+// without a name, and the next rm of its id takes it away.
+func (c *rmCmd) Run(ctx context.Context, g *Globals) error {
+	s, err := g.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	ref, err := s.names.Resolve(ctx, c.Image)
+	if err != nil {
+		return err
+	}
+	all, err := s.names.List(ctx)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(r catalog.Reference) bool { return r.Image != ref.Image || r.Root != ref.Root })
+	byName := slices.ContainsFunc(all, func(r catalog.Reference) bool { return r.Name == c.Image })
+	if !byName && len(all) > 1 {
+		return fmt.Errorf("image %.12s has %d names: remove them one by one, %q and %q first", ref.Image, len(all), all[0].Name, all[1].Name)
+	}
+	var removed struct {
+		Name  string `json:"name,omitempty"`
+		Image string `json:"image,omitempty"`
+	}
+	for _, r := range all {
+		if byName && r.Name != c.Image {
+			continue
+		}
+		if err := s.names.Remove(ctx, r.Name); err != nil {
+			return err
+		}
+		removed.Name = r.Name
+	}
+	if len(all) <= 1 {
+		if err := s.Manifests(ref.Root, g.Tenant).Remove(ctx, ref.Image); err != nil && !isNotFound(err) {
+			return err
+		}
+		removed.Image = ref.Image
+	}
+	if c.JSON {
+		return json.NewEncoder(g.stdout).Encode(removed)
+	}
+	if removed.Image == "" {
+		_, err = fmt.Fprintf(g.stdout, "removed the name %s; the image has others\n", removed.Name)
+	} else {
+		_, err = fmt.Fprintf(g.stdout, "removed %s\n", removed.Image)
+	}
+	return err
+}

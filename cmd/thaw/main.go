@@ -1,0 +1,126 @@
+// Thaw starts containers without downloading their images first. This program
+// is all of it; each verb has a file of its name.
+//
+// Exit status: 0 done; 1 failed, with one line on stderr; 2 the command line is
+// wrong; 3 verify found damage or a difference; 130 interrupted.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// Exit statuses besides 0 and 1.
+const (
+	exitUsage       = 2
+	exitDamaged     = 3
+	exitInterrupted = 130 // 128 + SIGINT, as a shell has it
+)
+
+// errDamaged makes verify end with exitDamaged.
+var errDamaged = errors.New("damaged")
+
+// cli is the command line.
+type cli struct {
+	Globals
+
+	Convert convertCmd `cmd:"" help:"Turn an OCI image into a device of sealed, deduplicated chunks."`
+	Images  imagesCmd  `cmd:"" help:"List images."`
+	Inspect inspectCmd `cmd:"" help:"Show what an image's manifest and config say, as JSON."`
+	Rm      rmCmd      `cmd:"" help:"Remove an image's name, and with its last name the image."`
+	Df      dfCmd      `cmd:"" help:"Show what tenants and images take in the origin, shared and alone."`
+	Verify  verifyCmd  `cmd:"" help:"Read and check every chunk of an image; compare it with its source; repair it."`
+	Export  exportCmd  `cmd:"" help:"Write an image's device to a sparse file, for e2fsck, debugfs or mount."`
+}
+
+const description = `Thaw turns container images into devices that start before they have arrived.
+
+First steps:
+
+  thaw convert debian:12                      from a registry
+  thaw convert oci:./layout:v1 --name app     from a folder
+  thaw images
+  thaw verify app --against oci:./layout:v1
+  thaw export app app.ext4
+
+IMAGE is a name, an image id, or the first digits of one (at least 4).
+
+Exit status: 0 done, 1 failed, 2 wrong command line, 3 verify found damage.`
+
+func main() {
+	// The second signal kills at once: nothing that matters is left behind.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the program with its end as a number.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var c cli
+	exited := -1
+	parser, err := kong.New(&c, kong.Name("thaw"), kong.Description(description),
+		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exited = code }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}))
+	if err != nil {
+		panic("thaw: " + err.Error()) // the command line's description is wrong
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	k, err := parser.Parse(args)
+	if exited >= 0 { // --help
+		return exited
+	}
+	if err == nil {
+		c.Globals.stdout, c.Globals.stderr = stdout, stderr
+		err = c.Globals.complete()
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "thaw: %v (thaw --help)\n", err)
+		return exitUsage
+	}
+	k.BindTo(ctx, (*context.Context)(nil))
+	return status(ctx, stderr, k.Run(&c.Globals))
+}
+
+// status tells the error, in one line, and gives the exit status.
+func status(ctx context.Context, stderr io.Writer, err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errDamaged): // the report has said it
+		return exitDamaged
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "thaw: interrupted; what is stored stays for the next try")
+		return exitInterrupted
+	}
+	fmt.Fprintf(stderr, "thaw: %s\n", oneLine(err.Error()))
+	return 1
+}
+
+// oneLine keeps an error from other people's code to a line.
+func oneLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}
+
+// logger writes what the user should know beside results.
+func (g *Globals) logger() *slog.Logger {
+	if g.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(g.stderr, nil))
+	}
+	return slog.New(slog.NewTextHandler(g.stderr, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
