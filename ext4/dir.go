@@ -25,10 +25,15 @@ const (
 
 	rootEntries = (BlockSize - 32) / 8 // index entries in a directory's first block
 	nodeEntries = (BlockSize - 8) / 8  // index entries in an interior block
+
+	// maxDirBlocks is what an inode maps without blocks of its own. Two levels
+	// of index could name twice as many leaves.
+	maxDirBlocks = rootExtents * MaxExtent
 )
 
-// ErrDirTooLarge says that a directory needs more index than two levels hold.
-var ErrDirTooLarge = errors.New("ext4: directory too large for its index")
+// ErrDirTooLarge says that a directory would be larger than 512 MiB, 1.3
+// million of the longest names.
+var ErrDirTooLarge = errors.New("ext4: directory larger than 512 MiB")
 
 // Dirent is one name of a directory.
 type Dirent struct {
@@ -110,8 +115,8 @@ func appendIndexed(dst []byte, self, parent uint32, entries []Dirent) ([]byte, e
 	if len(leaves) > rootEntries {
 		nodes = (len(leaves) + nodeEntries - 1) / nodeEntries
 	}
-	if nodes > rootEntries {
-		return nil, fmt.Errorf("%w: %d leaves", ErrDirTooLarge, len(leaves))
+	if blocks := 1 + nodes + len(leaves); blocks > maxDirBlocks {
+		return nil, fmt.Errorf("%w: %d blocks", ErrDirTooLarge, blocks)
 	}
 	dst = appendIndex(dst, self, parent, leaves, nodes)
 	block := make([]Dirent, 0, BlockSize/12)

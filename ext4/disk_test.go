@@ -22,6 +22,7 @@ type disk struct {
 	inodes map[uint32]*Inode
 	names  []Dirent
 	next   uint32 // first block that has no use
+	free   int64  // blocks to leave
 	groups int    // after finish
 }
 
@@ -31,7 +32,7 @@ func newDisk(t testing.TB) *disk {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	return &disk{t: t, f: f, v: NewVolume(), inodes: map[uint32]*Inode{}, next: DataGroup * BlocksPerGroup}
+	return &disk{t: t, f: f, v: NewVolume(), inodes: map[uint32]*Inode{}, next: DataGroup * BlocksPerGroup, free: 1000}
 }
 
 // place puts b on blocks of its own and gives the first.
@@ -125,7 +126,7 @@ func (d *disk) finish() string {
 	}
 	d.inodes[RootInode] = root
 	var err error
-	if d.groups, err = d.v.Groups(1000, 1000); err != nil {
+	if d.groups, err = d.v.Groups(d.free, 1000); err != nil {
 		d.t.Fatal(err)
 	}
 	err = d.v.WriteFront(d.f, d.groups, func(n uint32, b []byte) { d.inodes[n].Encode(b) })

@@ -57,6 +57,9 @@ const (
 	// MaxLinks is how many names an inode that is no directory can have
 	// (EXT4_LINK_MAX).
 	MaxLinks = 65000
+	// MaxExtent is the longest extent in blocks. 32,768 is legal, but some
+	// readers take it for an unwritten one.
+	MaxExtent = 32767
 	// MinTime and MaxTime bound an inode's times in seconds since 1970: 32
 	// signed bits, and two epoch bits above them.
 	MinTime = -1 << 31
@@ -69,7 +72,6 @@ const (
 	nearBitmaps = 1 + descBlocks          // first bitmap block in the first 512 KiB
 	nearGroups  = (128 - nearBitmaps) / 2 // groups whose bitmaps fit there
 	farBitmaps  = 128                     // first bitmap block of the others
-	maxExtent   = 32767                   // blocks of one extent; 32,768 is legal, and some readers take it for an unwritten extent
 )
 
 // ErrTooLarge says that a file system would pass 256 GiB, or its inodes

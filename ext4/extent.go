@@ -20,12 +20,12 @@ type Extent struct {
 // argument if there is nothing to cut.
 func SplitExtents(in []Extent) []Extent {
 	for i, e := range in {
-		if e.Count > maxExtent {
+		if e.Count > MaxExtent {
 			out := append([]Extent(nil), in[:i]...)
 			for _, e := range in[i:] {
-				for e.Count > maxExtent {
-					out = append(out, Extent{e.Logical, e.Physical, maxExtent})
-					e = Extent{e.Logical + maxExtent, e.Physical + maxExtent, e.Count - maxExtent}
+				for e.Count > MaxExtent {
+					out = append(out, Extent{e.Logical, e.Physical, MaxExtent})
+					e = Extent{e.Logical + MaxExtent, e.Physical + MaxExtent, e.Count - MaxExtent}
 				}
 				out = append(out, e)
 			}

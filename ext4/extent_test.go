@@ -10,12 +10,12 @@ import (
 )
 
 func TestSplitExtents(t *testing.T) {
-	whole := []Extent{{0, 9, maxExtent}, {maxExtent, 70000, 1}}
+	whole := []Extent{{0, 9, MaxExtent}, {MaxExtent, 70000, 1}}
 	if got := SplitExtents(whole); &got[0] != &whole[0] {
 		t.Error("nothing to cut, and a copy")
 	}
-	got := SplitExtents([]Extent{{0, 9, 1}, {1, 1000, 2*maxExtent + 5}, {80000, 90000, 3}})
-	want := []Extent{{0, 9, 1}, {1, 1000, maxExtent}, {1 + maxExtent, 1000 + maxExtent, maxExtent}, {1 + 2*maxExtent, 1000 + 2*maxExtent, 5}, {80000, 90000, 3}}
+	got := SplitExtents([]Extent{{0, 9, 1}, {1, 1000, 2*MaxExtent + 5}, {80000, 90000, 3}})
+	want := []Extent{{0, 9, 1}, {1, 1000, MaxExtent}, {1 + MaxExtent, 1000 + MaxExtent, MaxExtent}, {1 + 2*MaxExtent, 1000 + 2*MaxExtent, 5}, {80000, 90000, 3}}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

@@ -92,7 +92,8 @@ func (v *Volume) UseInode(n uint32, dir bool) {
 func (v *Volume) UseEAInodes() { v.eaInode = true }
 
 // Groups tells how many groups a file system needs that holds what is in use
-// and has that many blocks and inodes free.
+// and has that many blocks and inodes free, so that statfs(2) says so too: the
+// kernel sets blocks aside that no one can use (ext4_set_resv_clusters).
 func (v *Volume) Groups(freeBlocks, freeInodes int64) (int, error) {
 	var usedBlocks, usedInodes int64
 	for i := range v.groups {
@@ -101,7 +102,8 @@ func (v *Volume) Groups(freeBlocks, freeInodes int64) (int, error) {
 	}
 	for n := max(DataGroup, len(v.groups)); n <= MaxGroups; n++ {
 		front := int64(1 + descriptorBlocks(n) + n*(2+tableBlocks))
-		if int64(n)*BlocksPerGroup-usedBlocks-front >= freeBlocks && int64(n)*InodesPerGroup-usedInodes >= freeInodes {
+		setAside := min(int64(n)*BlocksPerGroup/50, 4096)
+		if int64(n)*BlocksPerGroup-usedBlocks-front-setAside >= freeBlocks && int64(n)*InodesPerGroup-usedInodes >= freeInodes {
 			return n, nil
 		}
 	}

@@ -145,20 +145,23 @@ func pad4(n int) int { return (n + 3) &^ 3 }
 
 func entrySize(x *Xattr) int { return xattrEntry + pad4(len(x.Name)) + pad4(len(x.Value)) }
 
-// EncodeXattrs gives Inode.XattrBody if the attributes fit there, else the
-// contents of one attribute block. Values that PlanXattrs named are external:
+// EncodeXattrs gives Inode.XattrBody if the attributes fit there and none is
+// external, else the contents of one attribute block. Values that PlanXattrs named are external:
 // their Value is nil and Inode and Hash are set.
 func EncodeXattrs(xs []Xattr) (body, block []byte, err error) {
 	if len(xs) == 0 {
 		return nil, nil, nil
 	}
 	sortXattrs(xs)
-	size := 4
+	size, external := 4, false
 	for i := range xs {
 		size += entrySize(&xs[i])
+		external = external || xs[i].Inode != 0
 	}
 	le := binary.LittleEndian
-	if size <= xattrBody {
+	// e2fsck takes a symlink with blocks but no attribute block for one whose
+	// target is in a block (ext2fs_inode_has_valid_blocks2).
+	if size <= xattrBody && !external {
 		body = make([]byte, 4+xattrBody)
 		le.PutUint32(body, xattrMagic)
 		putXattrs(body[4:], 0, xs, false)

@@ -104,9 +104,9 @@ func TestPlanXattrs(t *testing.T) {
 		{"all of the inode", sized(68), 0, false},
 		{"one byte too many for the inode", sized(69), 0, true},
 		{"all of a block", sized(4096 - 32 - 4 - 16 - 4), 0, true},
-		{"one byte too many for a block", sized(4096 - 32 - 4 - 16 - 4 + 1), 1, false},
+		{"one byte too many for a block", sized(4096 - 32 - 4 - 16 - 4 + 1), 1, true},
 		{"the largest goes first", sized(10, 3000, 2000, 20), 1, true},
-		{"64 KiB", sized(MaxXattrValue), 1, false},
+		{"64 KiB", sized(MaxXattrValue), 1, true},
 		{"many", sized(1000, 1000, 1000, 1000, 1000, 1000), 3, true},
 	} {
 		external, err := PlanXattrs(c.xs)
@@ -167,6 +167,12 @@ func xattrDisk(t *testing.T) (path string, want map[string]map[string][]byte) {
 		n := d.data(&Inode{Mode: ModeRegular | 0o674}, pattern(9, 100))
 		d.attributes(n, xs)
 		d.add(name, n)
+	}
+	x, _ := NewXattr("trusted.big", pattern(1, 5000))
+	for _, target := range []string{"f", "fast", "fast!", strings.Repeat("t", FastSymlink)} {
+		link := &Inode{Mode: ModeSymlink | 0o777, Size: int64(len(target)), Map: SymlinkMap(target)}
+		d.attributes(link, []Xattr{x})
+		d.add("link to "+target, link)
 	}
 	return d.finish(), want
 }
