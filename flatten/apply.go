@@ -3,6 +3,7 @@ package flatten
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 
 	"thaw/ext4"
@@ -13,6 +14,9 @@ import (
 // layer that cannot be applied gives ErrLayer, a damaged one ErrRecipe; the
 // tree is of no use then.
 func (t *Tree) Apply(l *Layer) (region int64, err error) {
+	if t.layer == maxLayers {
+		return 0, fmt.Errorf("%w: more than %d layers", ErrLayer, maxLayers)
+	}
 	t.layer++
 	slots := int(l.slots+ext4.InodesPerGroup-1) / ext4.InodesPerGroup
 	if t.first, err = t.addInodeGroups(slots); err != nil {
@@ -25,6 +29,7 @@ func (t *Tree) Apply(l *Layer) (region int64, err error) {
 		return 0, ext4.ErrTooLarge
 	}
 	t.meta = newRuns(boundedWriter{t.w}, metaStart)
+	t.claimed = make([]uint64, (l.data/blockSize+63)/64)
 	if err := l.each(t.apply); err != nil {
 		return 0, err
 	}
@@ -109,9 +114,6 @@ func (t *Tree) addFile(e *entry) error {
 		t.remove(parent, base)
 	}
 	n := &node{ino: t.first + e.slot, links: 1, size: e.size}
-	if t.inodes[(n.ino-1)/ext4.InodesPerGroup][(n.ino-1)%ext4.InodesPerGroup] != nil {
-		return ErrRecipe // an inode given twice
-	}
 	switch e.kind {
 	case kindSymlink:
 		n.size = int64(len(e.target))
@@ -125,9 +127,8 @@ func (t *Tree) addFile(e *entry) error {
 	if err := t.setAttributes(n, e, e.kind.mode()); err != nil {
 		return err
 	}
-	t.index(n)
 	t.put(parent, base, n)
-	return nil
+	return t.index(n)
 }
 
 // more gives the node's extra, made if need be.
@@ -142,6 +143,9 @@ func (n *node) more() *extra {
 // that the inode cannot hold.
 func (t *Tree) setExtents(n *node, extents []ext4.Extent) error {
 	for i := range extents {
+		if err := t.claim(extents[i].Physical, extents[i].Count); err != nil {
+			return err
+		}
 		extents[i].Physical += t.region
 	}
 	whole := uint32((n.size + blockSize - 1) / blockSize)
@@ -165,6 +169,18 @@ func (t *Tree) setExtents(n *node, extents []ext4.Extent) error {
 	x.tree = uint32(off / blockSize)
 	_, b := ext4.ExtentTree(extents, x.tree)
 	return place(b)
+}
+
+// claim notes that blocks of the layer's data have an owner. Pack gives none
+// two of them.
+func (t *Tree) claim(start, count uint32) error {
+	for b := start; b < start+count; b++ {
+		if t.claimed[b/64]&(1<<(b%64)) != 0 {
+			return fmt.Errorf("%w: block %d given twice", ErrRecipe, b)
+		}
+		t.claimed[b/64] |= 1 << (b % 64)
+	}
+	return nil
 }
 
 // placeMeta finds room for n bytes of metadata and gives the function that
@@ -193,12 +209,15 @@ func (t *Tree) setAttributes(n *node, e *entry, mode uint16) error {
 		if a.Inode == 0 {
 			continue
 		}
+		blocks := (a.Size + blockSize - 1) / blockSize
 		ea := &node{ino: t.first + a.Inode - 1, links: 1, mode: ext4.ModeRegular | 0o600, size: int64(a.Size), start: t.region + a.start}
 		ea.extra = &extra{isEA: true, eaHash: a.Hash}
-		t.index(ea)
+		if err := errors.Join(t.claim(a.start, blocks), t.index(ea)); err != nil {
+			return err
+		}
 		list[i].Inode = ea.ino
 		x.eaInodes = append(x.eaInodes, ea.ino)
-		x.eaBlocks += (a.Size + blockSize - 1) / blockSize
+		x.eaBlocks += blocks
 	}
 	body, block, err := ext4.EncodeXattrs(list)
 	if err != nil {
@@ -291,7 +310,7 @@ func (t *Tree) writeDirs() error {
 		}
 		var err error
 		if block, err = ext4.AppendDirectory(block[:0], n.ino, n.dir.parent.ino, list); err != nil {
-			return err
+			return fail(t.path(n), "a directory of %d names: %w", len(list), err)
 		}
 		off, place, err := t.placeMeta(len(block))
 		if err != nil {
@@ -305,7 +324,7 @@ func (t *Tree) writeDirs() error {
 			return err
 		}
 	}
-	t.dirty = nil
+	t.dirty, t.claimed = nil, nil
 	return t.meta.flush()
 }
 

@@ -3,6 +3,7 @@ package flatten
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"thaw/ext4"
 )
@@ -254,26 +255,47 @@ func (d *decoder) time(e *entry) {
 	e.mtime = ext4.Time{Sec: sec, Nsec: uint32(d.max(1e9 - 1))}
 }
 
-// sane reports whether an entry stays within its layer's inodes and data, so
-// that a damaged recipe cannot reach into another's.
+// sane reports whether Pack can have made an entry: a damaged recipe must not
+// reach into another layer or bring in what an inode cannot hold.
 func (l *Layer) sane(e *entry) bool {
-	if e.kind >= kindEnd || len(e.path) > maxPath {
+	if e.kind >= kindEnd || !isClean(e.path) || e.path == "" && e.kind != kindDir && e.kind != kindOpaque {
 		return false
 	}
-	blocks := uint64(l.data / blockSize)
-	for _, x := range e.extents {
-		if uint64(x.Physical)+uint64(x.Count) > blocks || x.Count == 0 {
-			return false
-		}
-	}
-	for _, x := range e.xattrs {
-		if x.Inode > l.slots || x.Inode != 0 && uint64(x.start)+uint64(x.Size+blockSize-1)/blockSize > blocks {
-			return false
-		}
-	}
 	switch e.kind {
-	case kindDir, kindLink, kindWhiteout, kindOpaque:
+	case kindWhiteout, kindOpaque:
 		return true
+	case kindLink:
+		return isClean(e.target)
+	case kindSymlink:
+		if e.target == "" || strings.IndexByte(e.target, 0) >= 0 || (len(e.target) > ext4.FastSymlink) != (len(e.extents) == 1) {
+			return false
+		}
+		e.size = int64(len(e.target)) // bounds the extent
 	}
-	return e.slot < l.slots
+	return l.saneExtents(e) && l.saneXattrs(e.xattrs) && (e.kind == kindDir || e.slot < l.slots) &&
+		e.uid <= maxID && e.gid <= maxID && e.dev[0] <= maxMajor && e.dev[1] <= maxMinor
+}
+
+// saneExtents wants them in order, within the file and within the layer's data.
+func (l *Layer) saneExtents(e *entry) bool {
+	next, end := uint64(0), uint64(e.size+blockSize-1)/blockSize
+	for _, x := range e.extents {
+		if uint64(x.Logical) < next || x.Count == 0 || x.Count > ext4.MaxExtent || uint64(x.Physical)+uint64(x.Count) > uint64(l.data/blockSize) {
+			return false
+		}
+		next = uint64(x.Logical) + uint64(x.Count)
+	}
+	return next <= end
+}
+
+// saneXattrs wants the values here or within the layer's data.
+func (l *Layer) saneXattrs(xs []xattr) bool {
+	for _, x := range xs {
+		blocks := uint64(x.Size+blockSize-1) / blockSize
+		if x.Inode == 0 && int(x.Size) != len(x.Value) ||
+			x.Inode != 0 && (len(x.Value) != 0 || x.Size == 0 || x.Size > ext4.MaxXattrValue || x.Inode > l.slots || uint64(x.start)+blocks > uint64(l.data/blockSize)) {
+			return false
+		}
+	}
+	return true
 }

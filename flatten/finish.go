@@ -147,7 +147,7 @@ func dirLinks(d *dir) uint32 {
 			links++
 		}
 	}
-	if links >= ext4.MaxLinks {
+	if links > ext4.MaxLinks {
 		return 1
 	}
 	return links

@@ -84,7 +84,11 @@ const (
 	maxSymlinks  = 40        // links followed for one path (MAXSYMLINKS)
 	maxFile      = 256 << 30 // logical bytes of one file: the largest file system
 	maxLayer     = 1 << 40   // logical bytes of a layer's files
-	implicitMode = 0o755     // of a parent that no layer names
+	maxLayers    = 1<<16 - 1 // layers of an image
+	maxID        = 1<<32 - 2 // of a user or group; -1 means "leave as it is" to chown(2)
+	maxMajor     = 1<<12 - 1 // device numbers: 12 and 20 bits (linux/kdev_t.h)
+	maxMinor     = 1<<20 - 1
+	implicitMode = 0o755 // of a parent that no layer names
 )
 
 // ErrLayer says that a layer's content is malformed, hostile or more than ext4

@@ -23,6 +23,9 @@ func newEntry(hdr *tar.Header) (*entry, error) {
 	if err != nil {
 		return refuse("%v", err)
 	}
+	if path == "" && hdr.Typeflag != tar.TypeDir {
+		return refuse("the root can be nothing but a directory")
+	}
 	e := &entry{path: path}
 	if dir, base := splitPath(path); strings.HasPrefix(base, whiteoutPrefix) {
 		return whiteout(e, dir, base)
@@ -48,17 +51,14 @@ func newEntry(hdr *tar.Header) (*entry, error) {
 		if hdr.Typeflag == tar.TypeBlock {
 			e.kind = kindBlock
 		}
-		if hdr.Devmajor < 0 || hdr.Devmajor > 4095 || hdr.Devminor < 0 || hdr.Devminor > 1<<20-1 {
-			return refuse("device numbers %d:%d; the kernel has up to 4095:1048575", hdr.Devmajor, hdr.Devminor)
+		if hdr.Devmajor < 0 || hdr.Devmajor > maxMajor || hdr.Devminor < 0 || hdr.Devminor > maxMinor {
+			return refuse("device numbers %d:%d; the kernel has up to %d:%d", hdr.Devmajor, hdr.Devminor, maxMajor, maxMinor)
 		}
 		e.dev = [2]uint32{uint32(hdr.Devmajor), uint32(hdr.Devminor)}
 	case tar.TypeFifo:
 		e.kind = kindFIFO
 	default:
 		return refuse("tar entries of type %q are not known", hdr.Typeflag)
-	}
-	if path == "" && e.kind != kindDir {
-		return refuse("the root can be nothing but a directory")
 	}
 	return e, e.attributes(hdr)
 }
@@ -78,15 +78,11 @@ func whiteout(e *entry, dir, base string) (*entry, error) {
 
 // attributes reads owner, mode and time.
 func (e *entry) attributes(hdr *tar.Header) error {
-	const maxID = 1<<32 - 2 // -1 means "leave as it is" to chown(2)
 	if hdr.Uid < 0 || hdr.Uid > maxID || hdr.Gid < 0 || hdr.Gid > maxID {
-		return fmt.Errorf("%w: %.200q: owner %d:%d; ids go from 0 to %d", ErrLayer, hdr.Name, hdr.Uid, hdr.Gid, maxID)
+		return fmt.Errorf("%w: %.200q: owner %d:%d; ids go from 0 to %d", ErrLayer, hdr.Name, hdr.Uid, hdr.Gid, uint32(maxID))
 	}
 	e.mode, e.uid, e.gid = uint16(hdr.Mode&0o7777), uint32(hdr.Uid), uint32(hdr.Gid)
 	e.mtime = ext4.Time{Sec: hdr.ModTime.Unix(), Nsec: uint32(hdr.ModTime.Nanosecond())}
-	if hdr.ModTime.IsZero() {
-		e.mtime = ext4.Time{}
-	}
 	// What the disk cannot hold is clamped, as the kernel does (timestamp_truncate).
 	if e.mtime.Sec < ext4.MinTime {
 		e.mtime = ext4.Time{Sec: ext4.MinTime}
@@ -119,6 +115,19 @@ func cleanPath(name string) (string, error) {
 		return "", fmt.Errorf("a path of %d bytes; %d are the limit", len(path), maxPath)
 	}
 	return path, nil
+}
+
+// isClean reports whether cleanPath gives path and has nothing to say.
+func isClean(path string) bool {
+	if path == "" {
+		return true
+	}
+	for part := range strings.SplitSeq(path, "/") {
+		if part == "" || part == "." || part == ".." || len(part) > ext4.MaxName {
+			return false
+		}
+	}
+	return len(path) <= maxPath && strings.IndexByte(path, 0) < 0
 }
 
 func splitPath(path string) (dir, base string) {

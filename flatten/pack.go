@@ -18,18 +18,15 @@ import (
 // names the entry; an error of r or w is passed on. Memory grows with the
 // number of entries and not with their bytes.
 func Pack(r io.Reader, w io.WriterAt) (*Layer, error) {
-	p := &packer{runs: newRuns(w, 0), layer: &Layer{}}
-	tr := tar.NewReader(r)
+	p := &packer{runs: newRuns(w, 0), layer: &Layer{}, source: &source{r: r}}
+	tr := tar.NewReader(p.source)
 	for {
 		hdr, err := tr.Next()
 		if err == io.EOF {
 			break
 		}
-		if errors.Is(err, tar.ErrHeader) {
-			return nil, fmt.Errorf("%w: malformed tar header behind %q", ErrLayer, p.before)
-		}
 		if err != nil {
-			return nil, fmt.Errorf("reading the tar behind %q: %w", p.before, err)
+			return nil, p.unreadable(fmt.Sprintf("the tar header behind %.200q", p.before), err)
 		}
 		if err := p.add(hdr, tr); err != nil {
 			return nil, err
@@ -49,6 +46,7 @@ func Pack(r io.Reader, w io.WriterAt) (*Layer, error) {
 }
 
 type packer struct {
+	source *source
 	runs   *runs
 	layer  *Layer
 	before string // path of the entry before
@@ -129,7 +127,7 @@ func (p *packer) small(e *entry, body io.Reader, size int) error {
 		e.slot = p.takeSlot()
 	}
 	if _, err := io.ReadFull(body, b); err != nil {
-		return fmt.Errorf("reading %q: %w", e.path, noEOF(err))
+		return p.unreadable(fmt.Sprintf("%.200q", e.path), err)
 	}
 	blocks := (size + blockSize - 1) / blockSize
 	e.extents = []ext4.Extent{{Physical: uint32(off / blockSize), Count: uint32(blocks)}}
@@ -140,12 +138,30 @@ func (p *packer) small(e *entry, body io.Reader, size int) error {
 	return err
 }
 
-// noEOF keeps an end that came too early from looking like a proper one.
-func noEOF(err error) error {
-	if err == io.EOF {
-		return io.ErrUnexpectedEOF
+// source remembers how reading went, to tell a bad tar from a failing reader.
+type source struct {
+	r   io.Reader
+	err error // other than io.EOF
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	if err != nil && err != io.EOF {
+		s.err = err
 	}
-	return err
+	return n, err
+}
+
+// unreadable makes the error for a part of the tar: that of the reader, if it
+// has one, or else one that says that the layer is bad.
+func (p *packer) unreadable(what string, err error) error {
+	switch {
+	case p.source.err != nil:
+		return fmt.Errorf("reading %s: %w", what, p.source.err)
+	case err == io.EOF: // an end too early must not look like a proper one
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("%w: reading %s: %w", ErrLayer, what, err)
 }
 
 // large streams a file into a run of its own; long runs of zero blocks become
@@ -158,7 +174,7 @@ func (p *packer) large(e *entry, body io.Reader) ([]ext4.Extent, error) {
 	for left := e.size; left > 0; {
 		b := p.block[:min(int64(len(p.block)), left)]
 		if _, err := io.ReadFull(body, b); err != nil {
-			return nil, fmt.Errorf("reading %q: %w", e.path, noEOF(err))
+			return nil, p.unreadable(fmt.Sprintf("%.200q", e.path), err)
 		}
 		left -= int64(len(b))
 		full := p.block[:(len(b)+blockSize-1)/blockSize*blockSize]

@@ -25,6 +25,7 @@ type Tree struct {
 
 	// What the layer being applied needs until its end.
 	meta     *runs
+	claimed  []uint64 // a bit for each block of its data that has an owner
 	region   uint32   // its first block
 	first    uint32   // its first file inode
 	dirty    []*node  // directories whose names changed
@@ -82,14 +83,19 @@ func NewTree(w io.WriterAt) *Tree {
 	t.inodes = append(t.inodes, new([ext4.InodesPerGroup]*node))
 	t.root = &node{ino: ext4.RootInode, mode: ext4.ModeDir | implicitMode}
 	t.root.dir = &dir{parent: t.root, children: map[string]child{}, hash: hashPath(0, "")}
-	t.index(t.root)
+	_ = t.index(t.root) // the first
 	t.touch(t.root)
 	return t
 }
 
-// index makes a node findable by its inode number.
-func (t *Tree) index(n *node) {
-	t.inodes[(n.ino-1)/ext4.InodesPerGroup][(n.ino-1)%ext4.InodesPerGroup] = n
+// index makes a node findable by its inode number, which must be free.
+func (t *Tree) index(n *node) error {
+	at := &t.inodes[(n.ino-1)/ext4.InodesPerGroup][(n.ino-1)%ext4.InodesPerGroup]
+	if *at != nil {
+		return fmt.Errorf("%w: inode %d given twice", ErrRecipe, n.ino)
+	}
+	*at = n
+	return nil
 }
 
 func (t *Tree) forget(ino uint32) {
@@ -136,7 +142,19 @@ func (t *Tree) touch(n *node) {
 
 // fail makes an error about one entry.
 func fail(path, format string, args ...any) error {
-	return fmt.Errorf("%w: %.200q: %s", ErrLayer, path, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: %.200q: %w", ErrLayer, path, fmt.Errorf(format, args...))
+}
+
+// path gives the way to a directory, for an error.
+func (t *Tree) path(n *node) (path string) {
+	for ; n != t.root; n = n.dir.parent {
+		for name, c := range n.dir.parent.dir.children {
+			if c.node == n {
+				path = "/" + name + path
+			}
+		}
+	}
+	return path
 }
 
 // walk gives the directory at path, following symlinks within the tree. A
@@ -196,10 +214,9 @@ func (t *Tree) makeDir(parent *node, name string) (*node, error) {
 	}
 	n := &node{ino: ino, mode: ext4.ModeDir | implicitMode}
 	n.dir = &dir{parent: parent, children: map[string]child{}, hash: hashPath(parent.dir.hash, name), depth: parent.dir.depth + 1}
-	t.index(n)
 	t.touch(n)
 	t.put(parent, name, n)
-	return n, nil
+	return n, t.index(n)
 }
 
 // put gives n a name, as the layer being applied.

@@ -1,0 +1,294 @@
+package flatten
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"thaw/ext4"
+)
+
+const chunkSize = 512 << 10
+
+// image is a sparse space of bytes in memory, by chunk.
+type image map[int64][]byte
+
+func (m image) WriteAt(p []byte, off int64) (int, error) {
+	total := len(p)
+	for len(p) > 0 {
+		c := m[off/chunkSize]
+		if c == nil {
+			c = make([]byte, chunkSize)
+			m[off/chunkSize] = c
+		}
+		n := copy(c[off%chunkSize:], p)
+		p, off = p[n:], off+int64(n)
+	}
+	return total, nil
+}
+
+func (m image) ReadAt(p []byte, off int64) (int, error) {
+	for n := 0; n < len(p); {
+		at := off + int64(n)
+		part := p[n:min(len(p), n+int(chunkSize-at%chunkSize))]
+		clear(part)
+		if c := m[at/chunkSize]; c != nil {
+			copy(part, c[at%chunkSize:])
+		}
+		n += len(part)
+	}
+	return len(p), nil
+}
+
+// add puts another image's chunks at an offset of this one, without a copy.
+func (m image) add(other image, off int64) {
+	for i, c := range other {
+		m[i+off/chunkSize] = c
+	}
+}
+
+// chunks gives the contents that are not all zero.
+func (m image) chunks() map[[32]byte]bool {
+	set, zero := map[[32]byte]bool{}, make([]byte, chunkSize)
+	for _, c := range m {
+		if !bytes.Equal(c, zero) {
+			set[sha256.Sum256(c)] = true
+		}
+	}
+	return set
+}
+
+// newChunks counts the chunks of after that before does not have.
+func newChunks(before, after image) (n int) {
+	had := before.chunks()
+	for c := range after.chunks() {
+		if !had[c] {
+			n++
+		}
+	}
+	return n
+}
+
+// file writes the image to a sparse file of size bytes.
+func (m image) file(t testing.TB, size int64) string {
+	f, err := os.Create(filepath.Join(t.TempDir(), "device"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, i := range slices.Sorted(maps.Keys(m)) {
+		if _, err := f.WriteAt(m[i], i*chunkSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// packed is a layer with its data.
+type packed struct {
+	*Layer
+	data image
+}
+
+func pack(tarball []byte) (packed, error) {
+	p := packed{data: image{}}
+	var err error
+	p.Layer, err = Pack(bytes.NewReader(tarball), p.data)
+	return p, err
+}
+
+func mustPack(t testing.TB, tarball []byte) packed {
+	t.Helper()
+	p, err := pack(tarball)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+var defaultFree = Free{Bytes: 512 << 20, Inodes: 16_384}
+
+// build joins layers into a device.
+func build(layers ...packed) (image, *Tree, Summary, error) {
+	m := image{}
+	tree := NewTree(m)
+	for _, l := range layers {
+		at, err := tree.Apply(l.Layer)
+		if err != nil {
+			return nil, nil, Summary{}, err
+		}
+		m.add(l.data, at)
+	}
+	s, err := tree.Finish(defaultFree)
+	return m, tree, s, err
+}
+
+func mustBuild(t testing.TB, layers ...packed) (image, *Tree, Summary) {
+	t.Helper()
+	m, tree, s, err := build(layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, tree, s
+}
+
+// item is a tar entry.
+type item struct {
+	tar.Header
+	content string
+}
+
+// epoch is the time of all entries that do not care.
+var epoch = time.Unix(1_700_000_000, 0)
+
+// tarball writes items as a tar. A zero mode becomes 0755 and a zero time epoch.
+func tarball(t testing.TB, items ...item) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, it := range items {
+		it.Mode = cmp.Or(it.Mode, 0o755)
+		it.Size = int64(len(it.content))
+		if it.ModTime.IsZero() {
+			it.ModTime = epoch
+		}
+		if it.Format == tar.FormatUnknown {
+			it.Format = tar.FormatPAX
+		}
+		if err := w.WriteHeader(&it.Header); err != nil {
+			t.Fatalf("%.100q: %v", it.Name, err)
+		}
+		if _, err := io.WriteString(w, it.content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// parse reads the small language of the tables: entries separated by spaces,
+//
+//	d/   f=content   symlink->target   link=>target   fifo|   char%   .wh.name
+func parse(text string) (items []item) {
+	for _, s := range strings.Fields(text) {
+		var it item
+		name, rest, _ := strings.Cut(s, "=")
+		switch {
+		case strings.HasPrefix(rest, ">"):
+			it.Typeflag, it.Name, it.Linkname = tar.TypeLink, name, rest[1:]
+		case strings.Contains(s, "->"):
+			it.Typeflag = tar.TypeSymlink
+			it.Name, it.Linkname, _ = strings.Cut(s, "->")
+		case strings.HasSuffix(s, "/"):
+			it.Typeflag, it.Name = tar.TypeDir, s
+		case strings.HasSuffix(s, "|"):
+			it.Typeflag, it.Name = tar.TypeFifo, s[:len(s)-1]
+		case strings.HasSuffix(s, "%"):
+			it.Typeflag, it.Name, it.Devmajor, it.Devminor = tar.TypeChar, s[:len(s)-1], 1, 3
+		default:
+			it.Typeflag, it.Name, it.content = tar.TypeReg, name, rest
+		}
+		items = append(items, it)
+	}
+	return items
+}
+
+// list writes the tree in the language that parse reads, sorted; of several
+// names of one file all but the first are links.
+func list(m image, t *Tree) string {
+	var lines []string
+	seen := map[*node]string{}
+	var walk func(n *node, path string)
+	walk = func(n *node, path string) {
+		for _, name := range slices.Sorted(maps.Keys(n.dir.children)) {
+			c, at := n.dir.children[name], path+name
+			if c.dir != nil {
+				lines = append(lines, at+"/")
+				walk(c.node, at+"/")
+				continue
+			}
+			if first, ok := seen[c.node]; ok {
+				lines = append(lines, at+"=>"+first)
+				continue
+			}
+			seen[c.node] = at
+			switch c.mode & ext4.ModeType {
+			case ext4.ModeSymlink:
+				lines = append(lines, at+"->"+c.extra.target)
+			case ext4.ModeFIFO:
+				lines = append(lines, at+"|")
+			case ext4.ModeChar:
+				lines = append(lines, at+"%")
+			default:
+				lines = append(lines, at+"="+string(content(m, c.node)))
+			}
+		}
+	}
+	walk(t.root, "")
+	return strings.Join(lines, " ")
+}
+
+// content reads a file by its extents.
+func content(m image, n *node) []byte {
+	b := make([]byte, n.size)
+	for _, e := range n.extents() {
+		at := int64(e.Logical) * blockSize
+		m.ReadAt(b[at:min(n.size, at+int64(e.Count)*blockSize)], int64(e.Physical)*blockSize)
+	}
+	return b
+}
+
+// fsck fails the test unless e2fsck finds nothing at all to change.
+func fsck(t testing.TB, path string) {
+	t.Helper()
+	if _, err := exec.LookPath("e2fsck"); err != nil {
+		t.Fatalf("%v: install e2fsprogs", err)
+	}
+	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
+		t.Fatalf("e2fsck: %v\n%.4000s", err, out)
+	}
+}
+
+func isRoot() bool { return os.Geteuid() == 0 }
+
+// mount has the kernel mount a device. unmount may be called before the test's end.
+func mount(t testing.TB, path, options string) (dir string, unmount func()) {
+	t.Helper()
+	if !isRoot() {
+		t.Skip("NOT TESTED: the kernel's view needs root to mount; run the tests as root too")
+	}
+	dir = filepath.Join(t.TempDir(), "mnt")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop,nosuid,"+options, path, dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
+	}
+	mounted := true
+	unmount = func() {
+		if !mounted {
+			return
+		}
+		mounted = false
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	}
+	t.Cleanup(unmount)
+	return dir, unmount
+}
