@@ -81,63 +81,61 @@ func goldenManifests() map[string]*Manifest {
 	}
 }
 
-// goldenBad are the files of testdata/bad: each is the one-chunk manifest with
-// one thing changed by a forger who knows the format.
-func goldenBad() map[string]struct {
+// badFile is a file of testdata/bad: the one-chunk manifest with one thing
+// changed by a forger who knows the format.
+type badFile struct {
 	stage, err string
 	change     func(b []byte) []byte
-} {
+}
+
+// put changes a number of width bytes, set one byte, flip one bit.
+func put(at, width int, v uint64) func([]byte) []byte {
+	return func(b []byte) []byte {
+		copy(b[at:at+width], binary.BigEndian.AppendUint64(nil, v)[8-width:])
+		return b
+	}
+}
+
+func set(at int, v byte) func([]byte) []byte { return put(at, 1, uint64(v)) }
+
+func flip(at int) func([]byte) []byte {
+	return func(b []byte) []byte { b[at] ^= 1; return b }
+}
+
+func goldenBad() map[string]badFile {
 	r, s := sample(1).readableSize(), sample(1).sealedSize()
 	entry := r - entrySize
-	put16 := func(at int, v uint16) func([]byte) []byte {
-		return func(b []byte) []byte { binary.BigEndian.PutUint16(b[at:], v); return b }
-	}
-	put32 := func(at int, v uint32) func([]byte) []byte {
-		return func(b []byte) []byte { binary.BigEndian.PutUint32(b[at:], v); return b }
-	}
-	put64 := func(at int, v uint64) func([]byte) []byte {
-		return func(b []byte) []byte { binary.BigEndian.PutUint64(b[at:], v); return b }
-	}
-	set := func(at int, v byte) func([]byte) []byte {
-		return func(b []byte) []byte { b[at] = v; return b }
-	}
-	flip := func(at int) func([]byte) []byte {
-		return func(b []byte) []byte { b[at] ^= 1; return b }
-	}
-	return map[string]struct {
-		stage, err string
-		change     func(b []byte) []byte
-	}{
+	return map[string]badFile{
 		"empty":                {"parse", "corrupt", func([]byte) []byte { return nil }},
 		"magic":                {"parse", "corrupt", flip(0)},
-		"version-newer":        {"parse", "version", put16(8, 2)},
-		"version-zero":         {"parse", "corrupt", put16(8, 0)},
+		"version-newer":        {"parse", "version", put(8, 2, 2)},
+		"version-zero":         {"parse", "corrupt", put(8, 2, 0)},
 		"kind-zero":            {"parse", "corrupt", set(10, 0)},
 		"kind-unknown":         {"parse", "corrupt", set(10, 3)},
 		"chunk-size-15":        {"parse", "corrupt", set(11, 15)},
 		"chunk-size-22":        {"parse", "corrupt", set(11, 22)},
 		"chunk-size-255":       {"parse", "corrupt", set(11, 255)},
-		"tenant-length-zero":   {"parse", "corrupt", put16(14, 0)},
-		"tenant-length-huge":   {"parse", "corrupt", put16(14, 0xffff)},
+		"tenant-length-zero":   {"parse", "corrupt", put(14, 2, 0)},
+		"tenant-length-huge":   {"parse", "corrupt", put(14, 2, 0xffff)},
 		"tenant-upper-case":    {"parse", "corrupt", set(fixedSize, 'A')},
-		"size-zero":            {"parse", "corrupt", put64(16, 0)},
-		"size-negative":        {"parse", "corrupt", put64(16, 1<<63)},
-		"size-beyond-indices":  {"parse", "corrupt", put64(16, chunk.DefaultSize<<32+1)},
-		"sealed-length-zero":   {"parse", "corrupt", put64(24, 0)},
-		"sealed-length-short":  {"parse", "corrupt", put64(24, keySize+tagSize)},
-		"sealed-length-huge":   {"parse", "corrupt", put64(24, 1<<64-1)},
-		"count-less":           {"parse", "corrupt", put32(32, 0)},
-		"count-huge":           {"parse", "corrupt", put32(32, 1<<32-1)},
-		"index-behind-end":     {"parse", "corrupt", put32(entry, 3)},
-		"entry-empty":          {"parse", "corrupt", put32(entry+4, 0)},
-		"entry-no-grain":       {"parse", "corrupt", put32(entry+4, chunk.Grain+1)},
-		"entry-too-long":       {"parse", "corrupt", put32(entry+4, chunk.DefaultSize+chunk.Grain)},
+		"size-zero":            {"parse", "corrupt", put(16, 8, 0)},
+		"size-negative":        {"parse", "corrupt", put(16, 8, 1<<63)},
+		"size-beyond-indices":  {"parse", "corrupt", put(16, 8, chunk.DefaultSize<<32+1)},
+		"sealed-length-zero":   {"parse", "corrupt", put(24, 8, 0)},
+		"sealed-length-short":  {"parse", "corrupt", put(24, 8, keySize+tagSize)},
+		"sealed-length-huge":   {"parse", "corrupt", put(24, 8, 1<<64-1)},
+		"count-less":           {"parse", "corrupt", put(32, 4, 0)},
+		"count-huge":           {"parse", "corrupt", put(32, 4, 1<<32-1)},
+		"index-behind-end":     {"parse", "corrupt", put(entry, 4, 3)},
+		"entry-empty":          {"parse", "corrupt", put(entry+4, 4, 0)},
+		"entry-no-grain":       {"parse", "corrupt", put(entry+4, 4, chunk.Grain+1)},
+		"entry-too-long":       {"parse", "corrupt", put(entry+4, 4, chunk.DefaultSize+chunk.Grain)},
 		"entry-no-name":        {"parse", "corrupt", func(b []byte) []byte { clear(b[entry+8 : r]); return b }},
 		"url-empty":            {"parse", "corrupt", func(b []byte) []byte { return join(b[:r+s], []byte{0, 0}, b[r+s+2+len(testURL):]) }},
-		"url-length-long":      {"parse", "corrupt", put16(r+s, 0xffff)},
+		"url-length-long":      {"parse", "corrupt", put(r+s, 2, 0xffff)},
 		"url-newline":          {"parse", "corrupt", set(r+s+2, '\n')},
 		"wrapped-empty":        {"parse", "corrupt", func(b []byte) []byte { return append(b[:r+s+2+len(testURL)], 0, 0) }},
-		"wrapped-length-short": {"parse", "corrupt", put16(r+s+2+len(testURL), 1)},
+		"wrapped-length-short": {"parse", "corrupt", put(r+s+2+len(testURL), 2, 1)},
 		"cut":                  {"parse", "corrupt", func(b []byte) []byte { return b[:len(b)-1] }},
 		"trailing-byte":        {"parse", "corrupt", func(b []byte) []byte { return append(b, 0) }},
 		"layout-changed":       {"open", "corrupt", flip(13)},

@@ -17,6 +17,7 @@ type fullSource = func(t *testing.T) (chunk.Source, chunk.Sealed)
 // enough for a store on a disk.
 const readers = 8
 
+// sourceSuite holds for every Source, whether it takes chunks or not.
 func sourceSuite(t *testing.T, setup fullSource) {
 	t.Helper()
 	run(t, setup, []testCase[fullSource]{
@@ -28,12 +29,14 @@ func sourceSuite(t *testing.T, setup fullSource) {
 	})
 }
 
+// testGet reads twice, since reading must change nothing.
 func testGet(t *testing.T, setup fullSource) {
 	s, want := setup(t)
 	checkHolds(t, s, want)
-	checkHolds(t, s, want) // reading changes nothing
+	checkHolds(t, s, want)
 }
 
+// testNotFound asks for names that are close to the stored one, too.
 func testNotFound(t *testing.T, setup fullSource) {
 	s, want := setup(t)
 	near := want.Name // differs in the last bit only
@@ -69,6 +72,7 @@ func testOwnSlice(t *testing.T, setup fullSource) {
 	checkHolds(t, s, want)
 }
 
+// testConcurrentGet opens in place what each of several readers got.
 func testConcurrentGet(t *testing.T, setup fullSource) {
 	s, want := setup(t)
 	var wg sync.WaitGroup
@@ -102,6 +106,7 @@ func testEndedRead(t *testing.T, setup fullSource) {
 	checkHolds(t, s, want) // with a live context it still works
 }
 
+// checkEnded wants the context's error and none of the package's own.
 func checkEnded(t *testing.T, call string, err error) {
 	t.Helper()
 	if !errors.Is(err, context.Canceled) || errors.Is(err, chunk.ErrNotFound) || errors.Is(err, chunk.ErrCorrupt) {

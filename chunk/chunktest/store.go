@@ -17,6 +17,7 @@ type emptyStore = func(t *testing.T) chunk.Store
 // cores, few enough for a store on a disk.
 const putters = 32
 
+// storeSuite starts from an empty Store each time.
 func storeSuite(t *testing.T, setup emptyStore) {
 	t.Helper()
 	run(t, setup, []testCase[emptyStore]{
@@ -29,6 +30,7 @@ func storeSuite(t *testing.T, setup emptyStore) {
 	})
 }
 
+// plantSuite needs a Store that is a Planter.
 func plantSuite(t *testing.T, setup emptyStore) {
 	t.Helper()
 	run(t, setup, []testCase[emptyStore]{
@@ -38,6 +40,7 @@ func plantSuite(t *testing.T, setup emptyStore) {
 	})
 }
 
+// testPutTwice: the second Put of a name writes nothing.
 func testPutTwice(t *testing.T, setup emptyStore) {
 	s, one, two := setup(t), Sample(1, chunk.DefaultSize), Sample(2, chunk.DefaultSize)
 	put(t, s, one, true)
@@ -47,6 +50,7 @@ func testPutTwice(t *testing.T, setup emptyStore) {
 	checkHolds(t, s, two)
 }
 
+// testLengths goes through the lengths at which a trimmed chunk can end.
 func testLengths(t *testing.T, setup emptyStore) {
 	s := setup(t)
 	for i, size := range []int{1, chunk.Grain - 1, chunk.Grain, chunk.DefaultSize, chunk.MaxSize} {
@@ -56,6 +60,7 @@ func testLengths(t *testing.T, setup emptyStore) {
 	}
 }
 
+// testPutKeeps writes over the caller's slice after Put has returned.
 func testPutKeeps(t *testing.T, setup emptyStore) {
 	s, c := setup(t), Sample(1, chunk.Grain)
 	given := bytes.Clone(c.Data)
@@ -69,6 +74,7 @@ func testPutKeeps(t *testing.T, setup emptyStore) {
 	checkHolds(t, s, c)
 }
 
+// testConcurrentPut lets all putters go at the same moment.
 func testConcurrentPut(t *testing.T, setup emptyStore) {
 	s, c := setup(t), Sample(1, chunk.DefaultSize)
 	var wg sync.WaitGroup
@@ -124,6 +130,7 @@ func testReadWhilePut(t *testing.T, setup emptyStore) {
 	checkHolds(t, s, c)
 }
 
+// testEndedPut: a Put that failed leaves nothing in the way of the next.
 func testEndedPut(t *testing.T, setup emptyStore) {
 	s, c := setup(t), Sample(1, chunk.DefaultSize)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -168,6 +175,7 @@ func testLeave(t *testing.T, setup emptyStore) {
 	checkHolds(t, s, chunk.Sealed{Name: c.Name, Data: damaged})
 }
 
+// testOverLong: what cannot be a chunk is no reason to refuse the real one.
 func testOverLong(t *testing.T, setup emptyStore) {
 	s, c := setup(t), Sample(1, chunk.Grain)
 	plant(t, s, c.Name, make([]byte, chunk.MaxSize+1))
