@@ -14,7 +14,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// savedImage is an element of a docker archive's manifest.json.
+// savedImage is an element of a docker archive's manifest.json, which lists the
+// images of the archive. All three forms of the archive have that file:
+//
+//	<config hex>.json, <id>/layer.tar       docker save before 25; links for repeats
+//	<config hex>.json, <hex>.tar            podman and buildah
+//	blobs/sha256/<hex>, index.json          docker save since 25: also a layout
+//
+// Config and Layers are names in the archive, base layer first. RepoTags may be
+// null: an image saved by its id has none.
 type savedImage struct {
 	Config   string
 	RepoTags []string
@@ -121,7 +129,9 @@ func statedDigest(file string) string {
 	return ""
 }
 
-// savedLayers describes the layers by what their first bytes show.
+// savedLayers describes the layers by what their first bytes show: the archive
+// states no media types. It states a digest of the stored bytes only where a
+// layer lies as a layout's blob; for a plain tar the diff id is that digest.
 func savedLayers(files tree, names []string, c imageConfig) ([]Layer, error) {
 	if err := checkCount(len(names), c); err != nil {
 		return nil, err
@@ -149,7 +159,8 @@ func savedLayers(files tree, names []string, c imageConfig) ([]Layer, error) {
 	return layers, nil
 }
 
-// peek reads a file's first bytes.
+// peek reads the up to 4 first bytes of a file, enough for sniff, and tells its
+// length in bytes.
 func peek(files tree, file string) (head []byte, size int64, err error) {
 	rc, size, err := files.open(file)
 	if err != nil {
@@ -160,7 +171,8 @@ func peek(files tree, file string) (head []byte, size int64, err error) {
 	return head, size, err
 }
 
-// savedPieces is the pieces of a docker archive's image.
+// savedPieces is the pieces of a docker archive's image: the names of its layers
+// in the archive. It closes the archive.
 type savedPieces struct {
 	tree
 	layers []string

@@ -73,7 +73,8 @@ func (d folder) open(name string) (io.ReadCloser, int64, error) {
 func (d folder) Close() error { return nil }
 
 // archive is a tree in a tar file: its headers are read once, its files where
-// they lie.
+// they lie. It never changes once made, and reads by offset only, so it is safe
+// for concurrent use. A file that is rewritten meanwhile shows in the digests.
 type archive struct {
 	file    *os.File
 	entries map[string]entry

@@ -22,7 +22,11 @@ const (
 	containerdName = "io.containerd.image.name"
 )
 
-// openLayout opens an image of a layout folder or archive.
+// openLayout opens an image of a layout folder or archive:
+//
+//	oci-layout               the version of the form
+//	index.json               an index; its entries carry the tags
+//	blobs/sha256/<hex>       manifests, configs, layers
 func openLayout(ctx context.Context, src source, want platform) (*Image, error) {
 	files, err := openLayoutTree(ctx, src)
 	if err != nil {
@@ -56,7 +60,10 @@ func openLayoutTree(ctx context.Context, src source) (tree, error) {
 	return folder(src.path), nil
 }
 
-// imageOfLayout resolves a tag.
+// imageOfLayout resolves a tag. A lone entry is taken as what it is, image or
+// index, and its own config or index answers for the platform. Several entries
+// under one tag, or in a layout without tags, are chosen from as if they stood
+// in an index: library and builder tools write multi-platform images so.
 func imageOfLayout(ctx context.Context, l layoutStore, tag string, want platform) (*Image, error) {
 	if err := l.checkVersion(); err != nil {
 		return nil, err
@@ -140,7 +147,8 @@ func listNames(names []string) string {
 	return strings.Join(list, ", ")
 }
 
-// layoutStore is a store over an OCI image layout's files.
+// layoutStore is a store over an OCI image layout's files, in a folder or in an
+// archive. It is safe for concurrent use, as trees are.
 type layoutStore struct{ tree }
 
 // checkVersion refuses a layout of another version. Some tools leave the file

@@ -31,13 +31,17 @@ const (
 
 // acceptManifests is what we ask for. Schema 1 is in it, last, so that a
 // registry which has nothing else says so and it can be refused by name.
-var acceptManifests = strings.Join([]string{
-	string(types.OCIImageIndex), string(types.DockerManifestList),
-	string(types.OCIManifestSchema1), string(types.DockerManifestSchema2),
-	string(types.DockerManifestSchema1Signed), string(types.DockerManifestSchema1),
-}, ", ")
+const acceptManifests = types.OCIImageIndex + ", " + types.DockerManifestList + ", " +
+	types.OCIManifestSchema1 + ", " + types.DockerManifestSchema2 + ", " +
+	types.DockerManifestSchema1Signed + ", " + types.DockerManifestSchema1
 
-// repository is a store over one repository of a registry.
+// repository is a store over one repository of a registry. Requests pass, from
+// the outside in:
+//
+//	client (redirects) → the library's authentication → retrier → fixedScheme → base
+//
+// so that a repetition does not authenticate again, and a token server's hiccup
+// is repeated too. It is safe for concurrent use.
 type repository struct {
 	repo   name.Repository
 	scheme string
@@ -132,7 +136,8 @@ func (g *repository) checkRedirect(req *http.Request, via []*http.Request) error
 	return nil
 }
 
-// image reads the manifest of a reference and resolves it.
+// image reads the manifest of a reference and resolves it. A tag's digest is what
+// its bytes give: the header in which registries state it is often wrong.
 func (g *repository) image(ctx context.Context, ref name.Reference, want platform) (*Image, error) {
 	resp, err := g.get(ctx, "manifests/"+ref.Identifier(), nil)
 	if err != nil {
@@ -205,7 +210,7 @@ func (g *repository) get(ctx context.Context, path string, header http.Header) (
 		req.Header[k] = v
 	}
 	if strings.HasPrefix(path, "manifests/") {
-		req.Header.Set("Accept", acceptManifests)
+		req.Header.Set("Accept", string(acceptManifests))
 	}
 	resp, err := g.client.Do(req)
 	if err != nil {
@@ -240,7 +245,9 @@ func (g *repository) explain(ctx context.Context, err error) error {
 	return fmt.Errorf("%s: %s", host, text)
 }
 
-// explainStatus words a registry's refusal.
+// explainStatus words a registry's refusal. Of the answer's body only the first
+// error's code and message are quoted, if it has that form: a proxy's HTML page
+// helps nobody.
 func (g *repository) explainStatus(e *transport.Error) error {
 	host, repo := g.repo.RegistryStr(), g.repo.RepositoryStr()
 	code := fmt.Sprintf("%d %s", e.StatusCode, http.StatusText(e.StatusCode))

@@ -59,7 +59,7 @@ func (r *resolver) image(ctx context.Context, doc document, chosen bool) (*Image
 	return r.fromManifest(ctx, doc, chosen)
 }
 
-// load reads a manifest or index.
+// load reads a manifest or index that an entry describes, checked against it.
 func (r *resolver) load(ctx context.Context, d v1.Descriptor) (document, error) {
 	if err := checkDescriptor(d); err != nil {
 		return document{}, fmt.Errorf("manifest: %w", err)
@@ -71,7 +71,8 @@ func (r *resolver) load(ctx context.Context, d v1.Descriptor) (document, error) 
 	return newDocument(d, body)
 }
 
-// read reads one whole piece, checked.
+// read reads one whole piece, checked against its descriptor, by one of the
+// store's two methods.
 func (r *resolver) read(ctx context.Context, d v1.Descriptor, open func(context.Context, v1.Descriptor) (io.ReadCloser, error)) ([]byte, error) {
 	rc, err := open(ctx, d)
 	if err != nil {

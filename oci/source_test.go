@@ -88,9 +88,9 @@ func TestLayoutTags(t *testing.T) {
 		entries = append(entries, named(f.seal(t).manifestDesc, tag))
 	}
 	whole := entries[1]
-	whole.Annotations = map[string]string{refName: "v3", containerdName: "docker.io/library/app:v3"}
+	whole.Annotations = map[string]string{refName: "v3", containerdName: "registry.example/library/app:v3"}
 	dir := f.layoutOf(t, append(entries, whole)...)
-	for tag, want := range map[string]string{":v1": "v1", ":v2": "v2", ":@0": "v1", ":@1": "v2", ":docker.io/library/app:v3": "v2"} {
+	for tag, want := range map[string]string{":v1": "v1", ":v2": "v2", ":@0": "v1", ":@1": "v2", ":registry.example/library/app:v3": "v2"} {
 		if img := open(t, "oci:"+dir+tag, Options{}); !strings.Contains(string(img.Config()), `"author":"`+want+`"`) {
 			t.Errorf("%s: %s", tag, img.Config())
 		}
