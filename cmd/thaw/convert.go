@@ -48,7 +48,7 @@ func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	s, err := g.open(ctx)
+	s, err := g.open(ctx, true)
 	if err != nil {
 		return err
 	}

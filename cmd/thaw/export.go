@@ -38,7 +38,7 @@ func (c *exportCmd) Run(ctx context.Context, g *Globals) (err error) {
 	if _, err := os.Lstat(c.File); err == nil && !c.Force {
 		return fmt.Errorf("%s exists: give another name, or --force", c.File)
 	}
-	s, err := g.open(ctx)
+	s, err := g.open(ctx, false)
 	if err != nil {
 		return err
 	}

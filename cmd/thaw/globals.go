@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,21 +89,61 @@ type store struct {
 	names *catalog.Catalog
 }
 
-// open opens the origin and the tenant's key. The caller closes it.
-func (g *Globals) open(ctx context.Context) (*store, error) {
+// open opens the origin and the tenant's key. A key file is made only by a verb
+// that creates, and only for a tenant that has nothing yet: one that went
+// missing must not be replaced silently. The caller closes the store.
+func (g *Globals) open(ctx context.Context, create bool) (*store, error) {
 	o, err := origin.Open(ctx, g.Origin)
 	if err != nil {
 		return nil, err
 	}
-	key, err := keys.Open(ctx, g.Key)
+	key, err := keys.OpenExisting(ctx, g.Key)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = g.checkFresh(ctx, o, err)
+		if err == nil && create {
+			key, err = keys.Open(ctx, g.Key)
+		}
+	}
 	if err != nil {
 		return nil, errors.Join(err, o.Close())
+	}
+	if key == nil {
+		return &store{o, nil, catalog.New(o, g.Tenant, noKey{})}, nil
 	}
 	return &store{o, key, catalog.New(o, g.Tenant, key)}, nil
 }
 
+// checkFresh gives missing, the reason why there is no key, if the tenant has
+// images that it would open.
+func (g *Globals) checkFresh(ctx context.Context, o *origin.Origin, missing error) error {
+	roots, err := o.Roots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		for _, err := range o.Manifests(root.Name, g.Tenant).List(ctx, "") {
+			if err != nil {
+				return err
+			}
+			return fmt.Errorf("tenant %s has images, and its key is not here: %w; put the key back, or name it with --key", g.Tenant, missing)
+		}
+	}
+	return nil
+}
+
+// noKey is the key of a tenant that has nothing to open.
+type noKey struct{}
+
+func (noKey) Wrap(context.Context, []byte) ([]byte, error)   { return nil, keys.ErrRefused }
+func (noKey) Unwrap(context.Context, []byte) ([]byte, error) { return nil, keys.ErrRefused }
+
 // Close closes origin and key.
-func (s *store) Close() error { return errors.Join(s.key.Close(), s.Origin.Close()) }
+func (s *store) Close() error {
+	if s.key == nil {
+		return s.Origin.Close()
+	}
+	return errors.Join(s.key.Close(), s.Origin.Close())
+}
 
 // image is an image that was asked for.
 type image struct {

@@ -40,7 +40,7 @@ type listed struct {
 
 // Run lists.
 func (c *imagesCmd) Run(ctx context.Context, g *Globals) error {
-	s, err := g.open(ctx)
+	s, err := g.open(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ type inspected struct {
 
 // Run shows one image.
 func (c *inspectCmd) Run(ctx context.Context, g *Globals) error {
-	s, err := g.open(ctx)
+	s, err := g.open(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -223,7 +223,7 @@ one name at most. Chunks stay in the origin until they are collected: others may
 // Run removes. The name goes first: killed in between, the image is left
 // without a name, and the next rm of its id takes it away.
 func (c *rmCmd) Run(ctx context.Context, g *Globals) error {
-	s, err := g.open(ctx)
+	s, err := g.open(ctx, false)
 	if err != nil {
 		return err
 	}

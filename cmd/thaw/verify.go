@@ -59,7 +59,7 @@ type verified struct {
 
 // Run verifies.
 func (c *verifyCmd) Run(ctx context.Context, g *Globals) error {
-	s, err := g.open(ctx)
+	s, err := g.open(ctx, false)
 	if err != nil {
 		return err
 	}
