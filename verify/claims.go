@@ -72,7 +72,9 @@ func (f *fsys) checkBitmaps() error {
 	return nil
 }
 
-// checkBitmap checks numbers against the bitmaps that load gives.
+// checkBitmap checks numbers against the bitmaps that load gives. The other way
+// round nothing is wrong: what is marked and not found may be hidden data, the
+// journal or a reserved inode.
 func (f *fsys) checkBitmap(used *claims, perGroup uint32, load func(group int, b []byte) error) error {
 	last, b := -1, make([]byte, blockSize)
 	for n := range used.all {
@@ -91,7 +93,9 @@ func (f *fsys) checkBitmap(used *claims, perGroup uint32, load func(group int, b
 }
 
 // ownMetadata makes the block bitmap of a group that has none: only what the
-// kernel knows of without it is in use.
+// kernel knows of without it is in use, and that is the group's own metadata
+// where it lies inside of the group. Backups of the superblock are left out, as
+// nothing claims them.
 func (f *fsys) ownMetadata(g int, b []byte) {
 	clear(b)
 	start := uint64(g) * maxPerGroup
@@ -101,7 +105,7 @@ func (f *fsys) ownMetadata(g int, b []byte) {
 		}
 	}
 	if g == 0 {
-		mark(0, blocksOfDescriptor+f.descriptorBlocks())
+		mark(0, firstDescriptor+f.descriptorBlocks())
 	}
 	mark(f.groups[g].blockBitmap, 1)
 	mark(f.groups[g].inodeBitmap, 1)

@@ -3,7 +3,8 @@ package verify
 import "fmt"
 
 // file compares what pair n should be with an inode, and leaves its content for
-// later.
+// later. A file of another size has another content: that is one difference,
+// and the device cannot make this read more than the layers have.
 func (c *comparison) file(n int, got *inode, block uint64) error {
 	p := &c.pairs[n]
 	want := p.want
@@ -37,7 +38,8 @@ func (c *comparison) file(n int, got *inode, block uint64) error {
 	return c.attributes(&p.path, want, got)
 }
 
-// attributes compares what every inode has.
+// attributes compares what every inode has. Access and change times are not
+// compared: reading and mounting change them.
 func (c *comparison) attributes(p *path, want *node, got *inode) error {
 	if want.mode&^typeMask != got.mode&^typeMask {
 		c.differ(p, "mode", fmt.Sprintf("%#o", want.mode&^typeMask), fmt.Sprintf("%#o", got.mode&^typeMask))
@@ -62,7 +64,7 @@ func (c *comparison) attributes(p *path, want *node, got *inode) error {
 	return nil
 }
 
-// xattrs compares two sorted sets.
+// xattrs compares two sorted sets, one difference for each name.
 func (c *comparison) xattrs(p *path, want, got xattrs) {
 	for len(want) > 0 || len(got) > 0 {
 		switch {

@@ -66,7 +66,11 @@ func (f *fsys) readDir(i *inode, parent uint32) (*listing, error) {
 	return l, nil
 }
 
-// add decodes the entries of one block. The first two of block 0 are "." and
+// add decodes the entries of one block, which fill it up:
+//
+//	inode u32, 0 for unused | bytes up to the next u16 | name's length u8 | type u8 | name
+//
+// The first two of block 0 are "." and
 // "..", of the inodes in dots. Inner blocks of an htree read as one unused
 // entry, which is how ext4 keeps them readable for those who know no htree.
 func (l *listing) add(b []byte, block uint32, dots [2]uint32) error {
@@ -109,7 +113,8 @@ func (l *listing) sort() error {
 	return nil
 }
 
-// direntKind turns an entry's file type into a mode's.
+// direntKind turns an entry's file type into a mode's. One beyond the known ones
+// gives 0, which then differs from the inode's.
 func direntKind(t byte) uint16 {
 	kinds := [...]uint16{0, typeRegular, typeDir, typeChar, typeBlock, typeFIFO, typeSocket, typeSymlink}
 	if int(t) >= len(kinds) {

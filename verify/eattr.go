@@ -30,7 +30,10 @@ func (f *fsys) readXattrs(i *inode) (xattrs, error) {
 	return set, nil
 }
 
-// readXattrBlock adds what an xattr block holds. Several inodes may name it.
+// readXattrBlock adds what an xattr block holds. Several inodes may name it. Its
+// head is of 32 bytes:
+//
+//	magic u32 | inodes that name it u32 | blocks, 1 u32 | hash u32 | …
 func (f *fsys) readXattrBlock(set *xattrs, n uint64) error {
 	if _, ok := f.shared[n]; !ok {
 		if err := f.claim(n, 1); err != nil {

@@ -38,8 +38,15 @@ type extentWalk struct {
 
 // walkExtents calls visit for each extent in ascending order. Order, bounds and
 // depth are checked; with claim every block of data or tree is marked as in use
-// and may be so once. Time and memory are bounded by the blocks of the device,
-// as no node can be met twice on one path and logical blocks only go up.
+// and may be so once. Time is bounded by the blocks of the device, as each leaf
+// has to take the logical blocks on, which only go up; memory by the depth. A
+// tree's root is the inode's block area, other nodes are a block:
+//
+//	head:   magic u16 | entries u16 | room for entries u16 | depth u16 | u32
+//	inner:  first logical block u32 | node's block u32 | upper half u16 | u16
+//	leaf:   first logical block u32 | blocks u16 | block, upper half u16 | block u32
+//
+// An empty file may go without a tree, as files of debugfs do.
 func (f *fsys) walkExtents(i *inode, claim bool, visit func(extent) error) error {
 	if i.flags&flagExtents == 0 {
 		if i.size == 0 && i.area == [blockArea]byte{} {
@@ -175,8 +182,8 @@ func (f *fsys) readInodeBlock(i *inode, buf []byte, n uint64) error {
 
 // readContent gives an inode's content in order, as pieces of at most len(buf)
 // bytes, a whole number of blocks; the last is cut at the inode's size. Holes
-// and unwritten extents read as zeros. The pieces are valid until the next
-// call.
+// and unwritten extents read as zeros, and cost as much: callers look at the
+// size first. A piece is valid until emit returns.
 func (f *fsys) readContent(i *inode, buf []byte, emit func([]byte) error) error {
 	at := int64(0) // bytes given so far
 	zeros := func(until int64) error {

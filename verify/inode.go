@@ -72,7 +72,20 @@ func (f *fsys) readInode(n uint32) (*inode, error) {
 	return i, nil
 }
 
-// parseInode decodes one inode's bytes, 128 or more.
+// parseInode decodes one inode's bytes, 128 or more:
+//
+//	0x00  mode u16                0x68  xattr block u32
+//	0x02  uid u16                 0x6C  size, upper half u32
+//	0x04  size u32                0x76  xattr block, upper half u16
+//	0x08  access time i32         0x78  uid, upper half u16
+//	0x10  modification time i32   0x7A  gid, upper half u16
+//	0x18  gid u16                 0x80  bytes in use behind 128 u16
+//	0x1A  links u16               0x88  modification time, upper part u32
+//	0x20  flags u32               128 + those bytes: xattrs
+//	0x28  block area, 60 bytes
+//
+// The upper part of a time is 30 bits of nanoseconds over two bits that count
+// 2^32 seconds, so times end in 2446.
 func parseInode(b []byte) (*inode, error) {
 	i := &inode{
 		mode: u16(b, 0), links: u16(b, 0x1A),
@@ -104,6 +117,7 @@ func parseInode(b []byte) (*inode, error) {
 		i.sec += int64(u32(b, 0x88)&3) << 32
 		i.nsec = u32(b, 0x88) >> 2
 	}
+	// an inode that says it has no extra bytes has never had room for xattrs
 	if rest := b[128+extra:]; extra != 0 && len(rest) >= 8 && u32(rest, 0) == xattrMagic {
 		i.inline = rest[4:]
 	}

@@ -24,9 +24,21 @@ const (
 	checkContext = 16                // deferred links tried between two looks at the context
 )
 
-// applyLayers gives the tree that the layers make, by the rules of flattening:
-// each entry in the order of its tar, whiteouts hiding what lower layers left
-// and nothing of their own layer.
+// applyLayers gives the tree that the layers make, base first, by the rules of
+// flattening. Entries count in the order of their tar.
+//
+//   - Parents are found inside the tree, through symlinks; those that are
+//     missing are made. The last component is never followed.
+//   - A directory over a directory keeps what is in it. Anything else takes the
+//     place of what was there, with all below it.
+//   - A whiteout hides what lower layers left under a name, an opaque one what
+//     they left in its directory. What the same layer added stays, before or
+//     after, and so do the directories that lead there.
+//   - A hard link leads to the inode that its target has by then. One whose
+//     target is not there yet waits for the end of its layer.
+//
+// What no device can hold is refused with the path, and so is all that would
+// leave the tree.
 func applyLayers(ctx context.Context, layers Layers) (*tree, error) {
 	t := &tree{root: newDir()}
 	for i := range layers.Len() {
@@ -38,7 +50,8 @@ func applyLayers(ctx context.Context, layers Layers) (*tree, error) {
 	return t, t.checkLinks(t.root, "")
 }
 
-// applyLayer reads layer t.layer and puts it over the tree.
+// applyLayer reads layer t.layer and puts it over the tree. What follows the
+// tar's end is read too: the reader tells there whether the digest was right.
 func applyLayer(ctx context.Context, t *tree, layers Layers) (err error) {
 	r, err := layers.Open(ctx, int(t.layer))
 	if err != nil {
@@ -133,7 +146,9 @@ func (a *applier) place(path []string, n *node) error {
 	return nil
 }
 
-// components splits a path as a tar has it.
+// components splits a path as a tar has it, "." and empty ones left out; none
+// are left of the root. A ".." is refused wherever it stands: what it means
+// would depend on symlinks that other programs follow otherwise.
 func components(path string) ([]string, error) {
 	var list []string
 	for c := range strings.SplitSeq(path, "/") {
@@ -152,7 +167,8 @@ func components(path string) ([]string, error) {
 	return list, nil
 }
 
-// whiteout applies an entry whose name starts with ".wh.".
+// whiteout applies an entry whose name starts with ".wh.", of any type. Where
+// its directory is missing there is nothing to hide.
 func (a *applier) whiteout(parent []string, base string) error {
 	name := base[len(whiteout):]
 	if name == "" || name == "." || name == ".." {
@@ -173,7 +189,9 @@ func (a *applier) whiteout(parent []string, base string) error {
 	return nil
 }
 
-// link makes a hard link, or gives false if its target is not there.
+// link makes a hard link, or gives false if its target is not there; nothing
+// is changed then, parents of the name included. The entry's own metadata does
+// not count, and a link to itself changes nothing.
 func (a *applier) link(l link) (bool, error) {
 	if len(l.target) == 0 {
 		return false, refuse("link to a directory")
@@ -201,7 +219,8 @@ func (a *applier) link(l link) (bool, error) {
 }
 
 // retryLinks tries the links whose targets were not there, in order, until
-// none of them moves.
+// none of them moves. A chain written backwards takes as many rounds as it has
+// links, so the context is looked at meanwhile.
 func (a *applier) retryLinks() error {
 	for moved, tries := true, 0; moved && len(a.deferred) > 0; {
 		left := a.deferred[:0]
@@ -227,7 +246,8 @@ func (a *applier) retryLinks() error {
 	return fmt.Errorf("%q: %w", strings.Join(l.name, "/"), refuse("link to %q, which does not exist", strings.Join(l.target, "/")))
 }
 
-// node makes what an entry says, content hashed.
+// node makes what an entry says, content hashed. A time that ext4's 34 bits do
+// not hold becomes the nearest one that they do, as in the kernel.
 func (a *applier) node(h *tar.Header) (*node, error) {
 	if h.Uid < 0 || h.Uid > maxID || h.Gid < 0 || h.Gid > maxID {
 		return nil, refuse("owner %d:%d is none", h.Uid, h.Gid)
@@ -292,7 +312,8 @@ func (a *applier) fill(n *node, h *tar.Header) error {
 	return nil
 }
 
-// checkLinks refuses a tree with an inode of more names than ext4 can count.
+// checkLinks refuses a tree with an inode of more names than ext4 can count. It
+// is for the end, since names come and go with each layer.
 func (t *tree) checkLinks(dir *node, path string) error {
 	for name, e := range dir.names {
 		if !e.node.isDir() && e.node.links > maxLinks {

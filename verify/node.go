@@ -68,9 +68,10 @@ type tree struct {
 	layer int32 // the one being applied
 }
 
-// resolve walks the parent directories of a path inside the tree, following
-// symlinks, and gives the last one. Directories that are missing are made, or
-// with make unset give nil.
+// resolve walks the parent directories of a path, following symlinks, and gives
+// the last one. It never leaves the tree: an absolute symlink starts at the root
+// again, and ".." at the root stays there. Directories that are missing are
+// made, or with make unset give nil.
 func (t *tree) resolve(components []string, make bool) (*node, error) {
 	dirs := []*node{t.root} // from the root to where the walk is
 	todo := reversed(nil, components)
@@ -165,7 +166,8 @@ func (n *node) drop() {
 }
 
 // hide takes away what lower layers left under a name: the name itself if
-// nothing of this layer is there or below.
+// nothing of this layer is there or below, else what is below. A directory of
+// a lower layer stays as it was while something of this layer is in it.
 func (t *tree) hide(dir *node, name string) {
 	e, ok := dir.names[name]
 	if !ok {

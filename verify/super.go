@@ -21,24 +21,30 @@ const (
 	maxPerGroup = 8 * 4096 // inodes of a group at most, and its blocks: the bits of its bitmap block
 )
 
-// Feature bits that change how bytes are to be read.
+// Feature bits: those that say how bytes are to be read, and the sets that are
+// needed and known. Compatible features are only asked for, never refused.
 const (
-	compatDirIndex     = 0x20
-	incompatFiletype   = 0x2
-	incompatExtents    = 0x40
-	incompat64bit      = 0x80
-	incompatFlexBG     = 0x200
-	incompatEAInode    = 0x400
-	incompatCsumSeed   = 0x2000
-	roCompatGDTCsum    = 0x10
-	roCompatMetaCsum   = 0x400
-	incompatNeeded     = incompatFiletype | incompatExtents
-	incompatKnown      = incompatNeeded | incompat64bit | incompatFlexBG | incompatEAInode | incompatCsumSeed
-	roCompatKnown      = 0x1 | 0x2 | 0x8 | roCompatGDTCsum | 0x20 | 0x40 | roCompatMetaCsum // sparse_super, large_file, huge_file, gdt_csum, dir_nlink, extra_isize, metadata_csum
-	unsignedHash       = 0x2                                                                // of s_flags: names are hashed as unsigned chars
-	groupInodeUninit   = 0x1                                                                // no inode of the group is in use
-	groupBlockUninit   = 0x2                                                                // only the group's own metadata is in use
-	blocksOfDescriptor = 1                                                                  // the descriptors start in the block after the superblock's
+	compatDirIndex   = 0x20
+	incompatFiletype = 0x2
+	incompatExtents  = 0x40
+	incompat64bit    = 0x80
+	incompatFlexBG   = 0x200
+	incompatEAInode  = 0x400
+	incompatCsumSeed = 0x2000
+	incompatNeeded   = incompatFiletype | incompatExtents
+	incompatKnown    = incompatNeeded | incompat64bit | incompatFlexBG | incompatEAInode | incompatCsumSeed
+
+	roCompatGDTCsum  = 0x10
+	roCompatMetaCsum = 0x400
+	// sparse_super, large_file, huge_file, dir_nlink and extra_isize
+	roCompatKnown = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | roCompatGDTCsum | roCompatMetaCsum
+)
+
+const (
+	unsignedHash     = 0x2 // of the superblock's flags: names are hashed as unsigned chars
+	groupInodeUninit = 0x1 // of a group's flags: no inode is in use
+	groupBlockUninit = 0x2 // of a group's flags: only its own metadata is in use
+	firstDescriptor  = 1   // block of the first descriptor, the one after the superblock's
 )
 
 // fsys is an ext4 file system opened for reading. It trusts nothing on the
@@ -96,7 +102,20 @@ func openFS(ctx context.Context, dev io.ReaderAt, size int64) (*fsys, error) {
 }
 
 // parseSuper takes what is needed of the superblock and refuses what this
-// reader doesn't know.
+// reader doesn't know. Offsets into the superblock, in bytes:
+//
+//	0x00  inodes u32            0x58  bytes of an inode u16
+//	0x04  blocks u32            0x5C  compatible features u32
+//	0x14  first block u32       0x60  incompatible features u32
+//	0x18  log2(block) - 10 u32  0x64  read-only compatible features u32
+//	0x20  blocks a group u32    0x68  UUID, 16 bytes
+//	0x28  inodes a group u32    0xEC  hash seed, 4 × u32
+//	0x38  magic u16             0xFE  bytes of a descriptor u16, with 64bit
+//	0x4C  revision u32          0x150 blocks, upper half u32, with 64bit
+//	0x54  first inode u32       0x160 flags u32; 0x270 checksum seed u32
+//
+// Features that only e2fsck or a writer cares for are read over; one that may
+// hide or move data is refused by its bit.
 func (f *fsys) parseSuper(sb []byte, size int64) error {
 	if m := u16(sb, 0x38); m != superMagic {
 		return corrupt("superblock: magic %#x, not ext4's", m)
@@ -180,7 +199,7 @@ func (f *fsys) readGroups(sb []byte) error {
 	n, size := int(f.groupCount()), f.descriptorSize
 	buf := make([]byte, blockSize)
 	for at := 0; at < n*size; at += blockSize {
-		if err := f.readBlock(buf, blocksOfDescriptor+uint64(at/blockSize)); err != nil {
+		if err := f.readBlock(buf, firstDescriptor+uint64(at/blockSize)); err != nil {
 			return fmt.Errorf("group descriptors: %w", err)
 		}
 		for d := 0; d < min(blockSize, n*size-at); d += size {
@@ -192,7 +211,15 @@ func (f *fsys) readGroups(sb []byte) error {
 	return nil
 }
 
-// parseGroup appends one descriptor and checks its sum.
+// parseGroup appends one descriptor and checks its sum. Of 64 bytes the second
+// 32 hold the upper halves, in the same order:
+//
+//	0x00  block bitmap's block u32   0x12  flags u16
+//	0x04  inode bitmap's block u32   0x1C  inodes never used, at the end u16
+//	0x08  inode table's block u32    0x1E  checksum u16
+//
+// The sum is a CRC-16 of UUID, group number as u32 and descriptor without it.
+// Without it flags and unused count mean nothing, as for the kernel.
 func (f *fsys) parseGroup(b, uuid []byte) error {
 	n := len(f.groups)
 	g := group{
@@ -221,9 +248,9 @@ func (f *fsys) parseGroup(b, uuid []byte) error {
 }
 
 // claimMetadata marks the blocks of superblock, descriptors, bitmaps and inode
-// tables as in use.
+// tables as in use, so that a file over one of them is found.
 func (f *fsys) claimMetadata() error {
-	if err := f.claim(0, blocksOfDescriptor+f.descriptorBlocks()); err != nil {
+	if err := f.claim(0, firstDescriptor+f.descriptorBlocks()); err != nil {
 		return fmt.Errorf("superblock: %w", err)
 	}
 	for i, g := range f.groups {

@@ -129,7 +129,9 @@ func (c *comparison) directories(root *node) error {
 }
 
 // openDirectories reads the inodes of one level's directories in order of their
-// numbers, and gives those that are directories in the order of their blocks.
+// numbers, and gives those that are directories in the order of their blocks. A
+// directory that has been seen is refused: with a second name it could be its
+// own child, and the walk would not end.
 func (c *comparison) openDirectories(level []directory, seen map[uint32]struct{}) ([]directory, error) {
 	slices.SortStableFunc(level, func(a, b directory) int { return cmp.Compare(a.inode, b.inode) })
 	kept := level[:0]
@@ -158,7 +160,8 @@ func (c *comparison) openDirectories(level []directory, seen map[uint32]struct{}
 }
 
 // directory compares one directory and the names in it, and gives the
-// directories below.
+// directories below. Links are counted by what is found, not by what should be
+// there: a name too many is then one difference and not two.
 func (c *comparison) directory(d directory) ([]directory, error) {
 	l, err := c.fs.readDir(d.got, d.parent)
 	if err != nil {
@@ -245,7 +248,10 @@ func (c *comparison) inodes() error {
 	return nil
 }
 
-// inode compares the inode of pairs from to to-1, which are all its names.
+// inode compares the inode of pairs from to to-1, which are all its names. Names
+// have to share an inode just where the layers' do: the first name found marks
+// the node of the layers, and each further one has to lead to the same inode.
+// An inode and a node are compared once.
 func (c *comparison) inode(from, to int) error {
 	first := &c.pairs[from]
 	got, err := c.fs.readInode(first.inode)

@@ -131,6 +131,10 @@ func tarXattrs(records map[string]string) (xattrs, error) {
 // parseACL turns an ACL of either version into version 2, where entries that
 // name nobody have the id 2^32-1. It gives nil for one without entries and
 // false for one that does not parse.
+//
+//	version u32 | entries of tag u16, permissions u16, id u32
+//
+// On disk, in version 1, only the entries of a named user or group have an id.
 func parseACL(b []byte, version uint32) ([]byte, bool) {
 	if len(b) < 4 || u32(b, 0) != version {
 		return nil, false
