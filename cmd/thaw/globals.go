@@ -125,7 +125,7 @@ func (g *Globals) checkFresh(ctx context.Context, o *origin.Origin, missing erro
 			if err != nil {
 				return err
 			}
-			return fmt.Errorf("tenant %s has images, and its key is not here: %w; put the key back, or name it with --key", g.Tenant, missing)
+			return fmt.Errorf("tenant %s has images, and its key is not here: %w", g.Tenant, missing)
 		}
 	}
 	return nil
