@@ -1,0 +1,44 @@
+# `make` lists what there is to make.
+
+GO       ?= go
+FUZZTIME ?= 60s
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build corpus setup fuzz bench lint
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: setup build ## convert two images that share a base, verify one, print what is shared
+	@demo/run
+
+test: setup ## go vet and every test; as root, also those that mount
+	@$(GO) vet ./...
+	@$(GO) test -timeout 20m ./...
+
+build: ## bin/thaw
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/thaw ./cmd/thaw
+
+corpus: ## the images of corpus/, into out/corpus or $THAW_CORPUS
+	@./setup.sh
+
+setup: ## what tests and demo need: packages, tools, corpus
+	@./setup.sh
+
+fuzz: ## every fuzz target for FUZZTIME (60s)
+	@set -e; for p in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; \
+		done; \
+	done
+
+bench: setup build ## every published number, with the 9,000 MiB image
+	@corpus/build big
+	@$(GO) test -run '^$$' -bench . -timeout 3h ./...
+
+lint: ## gofmt, go vet, the rules of internal/tidy
+	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)"
+	@$(GO) vet ./...
+	@$(GO) test ./internal/tidy

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Makes a Debian 12 with Go ready for demo, tests and benchmarks: installs missing packages, builds the tools in bin/ and the corpus.
+#
+#   ./setup.sh [--no-corpus]
+#
+# Says nothing and takes a second when there is nothing to do. Only root can install and build images; anybody else is told what is missing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+export PATH=$PATH:/usr/sbin:/sbin
+
+# A program that is used here, and the package that has it. Who uses it:
+programs() {
+    cat <<-END
+	make        make            # this repository's commands
+	mmdebstrap  mmdebstrap      # corpus: the base image
+	buildah     buildah         # corpus: all others
+	mount       mount           # corpus, tests
+	e2fsck      e2fsprogs       # tests: e2fsck, debugfs, mkfs.ext4 as judges
+	umoci       umoci           # tests: a reference unpacking
+	setfattr    attr            # tests: extended attributes
+	setfacl     acl             # tests: access control lists
+	python3     python3         # tests: a reader by the format's page alone
+	zstd        zstd            # tests: archives
+	casync      casync          # benchmarks: content-defined chunking
+	END
+}
+
+say() { echo "setup: $*" >&2; }
+
+missing() {
+    local program package rest
+    programs | while read -r program package rest; do
+        command -v "$program" >/dev/null || echo "$package"
+    done
+    [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+}
+
+install_packages() {
+    local packages
+    packages=$(missing | xargs)
+    [ -n "$packages" ] || return 0
+    if [ "$(id -u)" != 0 ]; then
+        say "MISSING PACKAGES: $packages"
+        say "what needs them will be skipped or fail; install them with: sudo ./setup.sh"
+        return 0
+    fi
+    say "installing $packages"
+    export DEBIAN_FRONTEND=noninteractive
+    # Package lists may be stale: fetch them, and do not fail on a source that is of no use here.
+    apt-get update -qq </dev/null >/dev/null || true
+    # shellcheck disable=SC2086 # one word each
+    apt-get install -y -qq --no-install-recommends $packages </dev/null >/dev/null
+    packages=$(missing | xargs)
+    [ -z "$packages" ] || { say "still missing after installation: $packages"; exit 1; }
+}
+
+# build_tools makes the programs that tests run against, from the tools module.
+build_tools() {
+    local sum
+    sum=$({ cat tools/go.mod tools/go.sum && go version; } | sha256sum | cut -d' ' -f1)
+    [ -x bin/versitygw ] && [ "$(cat bin/.tools 2>/dev/null)" = "$sum" ] && return
+    if ! mkdir -p bin 2>/dev/null || [ ! -w bin ]; then
+        say "CANNOT WRITE bin/: build the tools with: sudo ./setup.sh"
+        return
+    fi
+    say "building bin/versitygw"
+    (cd tools && CGO_ENABLED=0 go build -trimpath -ldflags=-s -o ../bin/versitygw.tmp github.com/versity/versitygw/cmd/versitygw)
+    mv bin/versitygw.tmp bin/versitygw
+    echo "$sum" >bin/.tools
+}
+
+corpus=1
+case ${1:-} in
+"") ;;
+--no-corpus) corpus="" ;;
+*) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 2 ;;
+esac
+command -v go >/dev/null || { say "Go is missing: install the version that go.mod names, or newer"; exit 1; }
+install_packages
+build_tools
+[ -z "$corpus" ] || corpus/build || [ "$(id -u)" != 0 ]
