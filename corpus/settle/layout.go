@@ -96,13 +96,14 @@ func (s settler) image(from, to string) error {
 	return writeJSON(filepath.Join(to, "oci-layout"), map[string]string{"imageLayoutVersion": "1.0.0"})
 }
 
-// settleConfig puts the settled times and diff ids into an image's config.
+// settleConfig puts the settled times and diff ids into an image's config. Comments in the history go: they name the builder's own records.
 func (s settler) settleConfig(config map[string]any, diffs []string) {
 	s.settleCreated(config)
 	if history, ok := config["history"].([]any); ok {
 		for _, h := range history {
 			if h, ok := h.(map[string]any); ok {
 				s.settleCreated(h)
+				delete(h, "comment")
 			}
 		}
 	}

@@ -76,7 +76,7 @@ func rawLayout(t *testing.T, dir string, built time.Time, layers ...[]byte) {
 	created := built.Format(time.RFC3339Nano)
 	config := map[string]any{
 		"created": created, "architecture": "amd64", "os": "linux", "config": map[string]any{"Cmd": []string{"sh"}},
-		"history": []any{map[string]any{"created": "2020-01-01T00:00:00Z"}, map[string]any{"created": created}},
+		"history": []any{map[string]any{"created": "2020-01-01T00:00:00Z"}, map[string]any{"created": created, "comment": "FROM " + created}},
 	}
 	var err error
 	if m.Config, err = writeBlob(dir, "application/vnd.oci.image.config.v1+json", config); err != nil {
