@@ -4,7 +4,10 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
+	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -16,6 +19,7 @@ import (
 	"time"
 
 	"thaw/ext4"
+	"thaw/verify"
 )
 
 const chunkSize = 512 << 10
@@ -262,6 +266,29 @@ func fsck(t testing.TB, path string) {
 	if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
 		t.Fatalf("e2fsck: %v\n%.4000s", err, out)
 	}
+}
+
+// tars are layers for verify, base first.
+type tars [][]byte
+
+func (l tars) Len() int { return len(l) }
+
+func (l tars) Open(_ context.Context, i int) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(l[i])), nil
+}
+
+// verified has package verify, which shares no code with this one, apply the
+// layers and compare its tree with the device. It gives what differs.
+func verified(m image, size int64, layers tars) error {
+	report, err := verify.Tree(context.Background(), m, size, layers)
+	if err != nil {
+		return err
+	}
+	var all []error
+	for _, d := range report.Differences {
+		all = append(all, fmt.Errorf("%+v", d))
+	}
+	return errors.Join(all...)
 }
 
 func isRoot() bool { return os.Geteuid() == 0 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,11 +27,9 @@ const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00
 
 // patterned gives n bytes that no other seed has.
 func patterned(seed, n int) string {
-	var b strings.Builder
-	for i := 0; b.Len() < n; i++ {
-		fmt.Fprintf(&b, "%d/%d,", seed, i)
-	}
-	return b.String()[:n]
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)}).Read(b)
+	return string(b)
 }
 
 func attrs(pairs ...string) map[string]string {
@@ -81,10 +80,15 @@ func richLayers() [][]item {
 
 func richDevice(t *testing.T) (path string, m image, size int64) {
 	var all []packed
+	var sources tars
 	for _, items := range richLayers() {
-		all = append(all, mustPack(t, tarball(t, items...)))
+		sources = append(sources, tarball(t, items...))
+		all = append(all, mustPack(t, sources[len(sources)-1]))
 	}
 	m, _, s := mustBuild(t, all...)
+	if err := verified(m, s.Size, sources); err != nil {
+		t.Errorf("package verify: %v", err)
+	}
 	path = m.file(t, s.Size)
 	fsck(t, path)
 	return path, m, s.Size

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"thaw/verify"
 )
 
 // semantics are layers and the tree that they make, in the language of parse;
@@ -110,11 +112,15 @@ func TestSemantics(t *testing.T) {
 	}
 }
 
+// checkSemantics applies layers; package verify must agree with what comes of
+// them, also if that is a refusal.
 func checkSemantics(t *testing.T, layers []string, want string) {
 	t.Helper()
+	var sources tars
 	var all []packed
 	for _, text := range layers {
-		l, err := pack(tarball(t, parse(text)...))
+		sources = append(sources, tarball(t, parse(text)...))
+		l, err := pack(sources[len(sources)-1])
 		if err != nil {
 			checkRefusal(t, err, want)
 			return
@@ -124,10 +130,16 @@ func checkSemantics(t *testing.T, layers []string, want string) {
 	m, tree, s, err := build(all...)
 	if err != nil || strings.HasPrefix(want, "!") {
 		checkRefusal(t, err, want)
+		if _, err := verify.Tree(t.Context(), m, s.Size, sources); err == nil {
+			t.Error("package verify takes the layers")
+		}
 		return
 	}
 	if got := list(m, tree); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if err := verified(m, s.Size, sources); err != nil {
+		t.Errorf("package verify: %v", err)
 	}
 	fsck(t, m.file(t, s.Size))
 }
@@ -151,10 +163,9 @@ func TestReplacement(t *testing.T) {
 	for _, old := range kinds {
 		for _, kind := range kinds {
 			want := "a=1 " + kind.listed
-			layers := []string{"a=1 " + old.text, kind.text}
 			t.Run(fmt.Sprintf("%s over %s", kind.text, old.text), func(t *testing.T) {
-				checkSemantics(t, layers, want)
-				checkSemantics(t, []string{strings.Join(layers, " ")}, want)
+				checkSemantics(t, []string{"a=1 " + old.text, kind.text}, want)
+				checkSemantics(t, []string{"a=1 " + old.text + " " + kind.text}, want)
 			})
 		}
 	}
