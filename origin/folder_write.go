@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,7 +68,7 @@ func (f *folder) create(_ context.Context, key string, data []byte) (bool, error
 var errNoTmpfile = errors.New("no files without a name here")
 
 func createUnnamed(path string, data []byte) error {
-	file, err := os.OpenFile(filepath.Dir(path), unix.O_TMPFILE|os.O_WRONLY, filePerm)
+	file, err := openUnnamed(filepath.Dir(path), data)
 	// A file system without it says EOPNOTSUPP; a kernel without it sees the
 	// opening of a folder for writing.
 	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EISDIR) || errors.Is(err, syscall.EINVAL) {
@@ -92,10 +93,38 @@ func createUnnamed(path string, data []byte) error {
 	return nil
 }
 
+// directAlign is what direct I/O needs of addresses and lengths, in bytes: the
+// largest sector that disks have.
+const directAlign = 4096
+
+// openUnnamed opens a file without a name, for direct I/O if the data allows
+// it. An image's chunks are written once and not read soon: past the page cache
+// they cost a fifth of the CPU, and 32 writers are 4 to 8 times as fast (ext4,
+// 512 KiB each: 616–670 MB/s against 79–146 in one alternating run).
+func openUnnamed(dir string, data []byte) (*os.File, error) {
+	const flags = unix.O_TMPFILE | os.O_WRONLY
+	aligned := len(data) > 0 && len(data)%directAlign == 0 && uintptr(unsafe.Pointer(&data[0]))%directAlign == 0
+	if aligned {
+		file, err := os.OpenFile(dir, flags|unix.O_DIRECT, filePerm)
+		if !errors.Is(err, syscall.EINVAL) { // which says: no direct I/O here
+			return file, err
+		}
+	}
+	return os.OpenFile(dir, flags, filePerm)
+}
+
 // writeSynced makes the bytes durable. fdatasync leaves out the times, and not
 // the length.
 func writeSynced(file *os.File, data []byte) error {
-	if _, err := file.Write(data); err != nil {
+	if _, err := file.Write(data); errors.Is(err, syscall.EINVAL) {
+		// Direct I/O with wishes of its own: through the page cache then.
+		if _, err := unix.FcntlInt(file.Fd(), unix.F_SETFL, 0); err != nil {
+			return &os.PathError{Op: "fcntl", Path: file.Name(), Err: err}
+		}
+		if _, err := file.WriteAt(data, 0); err != nil {
+			return err
+		}
+	} else if err != nil {
 		return err
 	}
 	if err := unix.Fdatasync(int(file.Fd())); err != nil {
