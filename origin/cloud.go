@@ -2,6 +2,7 @@ package origin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"gocloud.dev/blob/azureblob"
 	"gocloud.dev/blob/gcsblob"
 	"gocloud.dev/blob/memblob"
+	"gocloud.dev/blob/s3blob"
 	"gocloud.dev/gcerrors"
 )
 
@@ -26,40 +28,54 @@ const (
 	// backoff is the wait before the second attempt; it doubles.
 	backoff = 100 * time.Millisecond
 	// partSize bounds the bytes an upload buffers; a longer object goes in
-	// parts. 8 MiB is the default of S3's and above its minimum of 5.
+	// parts. Only recipes of 100,000 files are longer.
 	partSize = 8 << 20
 	// minBuffer is the smallest buffer that Cloud Storage takes.
 	minBuffer = 256 << 10
+
+	contentType = "application/octet-stream"
 )
 
 // cloud keeps objects in a bucket, or in memory.
 type cloud struct {
 	b *blob.Bucket
+	// put sends one object. The error of a taken key is told by isTaken.
+	put func(ctx context.Context, key string, data []byte, ifAbsent bool) error
 }
 
 // openCloud opens the bucket of a URL for so many operations at once.
 func openCloud(ctx context.Context, u *url.URL, parallel int) (bucket, error) {
-	var b *blob.Bucket
+	c := &cloud{}
+	c.put = c.upload
+	prefix := strings.Trim(u.Path, "/")
+	if prefix != "" {
+		prefix += "/"
+	}
 	var err error
 	switch u.Scheme {
-	case "mem":
-		b = memblob.OpenBucket(nil)
-	case "s3":
-		b, err = openS3(ctx, u, parallel)
+	case memblob.Scheme:
+		c.b = memblob.OpenBucket(nil)
+	case s3blob.Scheme:
+		var s *s3Put
+		c.b, s, err = openS3(ctx, u, parallel)
+		if err == nil {
+			s.prefix = prefix
+			c.put = s.put
+		}
 	case gcsblob.Scheme, azureblob.Scheme:
-		plain := *u
-		plain.Path = ""
-		b, err = blob.OpenBucket(ctx, plain.String())
+		bare := *u
+		bare.Path = ""
+		c.b, err = blob.OpenBucket(ctx, bare.String())
 	default:
 		return nil, fmt.Errorf("origin: a URL of %q is not supported: use file, s3, gs or azblob", u.Scheme)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("origin: open %s://%s: %w", u.Scheme, u.Host, explainCloud(ctx, err))
 	}
-	if prefix := strings.Trim(u.Path, "/"); prefix != "" {
-		b = blob.PrefixedBucket(b, prefix+"/")
+	if prefix != "" {
+		c.b = blob.PrefixedBucket(c.b, prefix)
 	}
-	return &cloud{b}, nil
+	return c, nil
 }
 
 // Close is io.Closer's.
@@ -140,6 +156,7 @@ func (c *cloud) list(ctx context.Context, prefix string, shallow bool) iter.Seq2
 			if errors.Is(err, io.EOF) {
 				return
 			}
+			err = cmp.Or(ctx.Err(), err) // memory does not look at ctx
 			if err != nil {
 				yield(entry{}, explainCloud(ctx, err))
 				return
@@ -155,26 +172,30 @@ func (c *cloud) list(ctx context.Context, prefix string, shallow bool) iter.Seq2
 // outcome is open, and the put is to be sent again.
 func isConflict(err error) bool { return httpStatus(err) == http.StatusConflict }
 
-func (c *cloud) create(ctx context.Context, key string, data []byte) (bool, error) {
-	exists := false
-	err := again(ctx, isConflict, func() error {
-		err := c.write(ctx, key, data, true)
-		exists = gcerrors.Code(err) == gcerrors.FailedPrecondition
-		if exists {
+// isTaken finds the answer to a conditional put of a key that has an object.
+func isTaken(err error) bool {
+	return gcerrors.Code(err) == gcerrors.FailedPrecondition || httpStatus(err) == http.StatusPreconditionFailed
+}
+
+func (c *cloud) create(ctx context.Context, key string, data []byte) (added bool, err error) {
+	err = again(ctx, isConflict, func() error {
+		err := c.put(ctx, key, data, true)
+		if added = err == nil; isTaken(err) {
 			return nil
 		}
 		return err
 	})
-	return err == nil && !exists, err
+	return added, err
 }
 
 func (c *cloud) replace(ctx context.Context, key string, data []byte) error {
-	return again(ctx, isConflict, func() error { return c.write(ctx, key, data, false) })
+	return again(ctx, isConflict, func() error { return c.put(ctx, key, data, false) })
 }
 
-func (c *cloud) write(ctx context.Context, key string, data []byte, ifAbsent bool) error {
+// upload is the put of all services but S3.
+func (c *cloud) upload(ctx context.Context, key string, data []byte, ifAbsent bool) error {
 	return c.b.Upload(ctx, key, bytes.NewReader(data), &blob.WriterOptions{
-		ContentType:    "application/octet-stream",
+		ContentType:    contentType,
 		IfNotExist:     ifAbsent,
 		BufferSize:     max(min(len(data), partSize), minBuffer),
 		MaxConcurrency: 2, // parts at once: what is in flight stays small

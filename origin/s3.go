@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,14 +31,14 @@ var errNoCredentials = errors.New(
 // query parameters are gocloud's; with an endpoint, path style is the default,
 // since few servers have a host name for each bucket, and so is a region,
 // which they do not check but signing needs.
-func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, error) {
+func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, *s3Put, error) {
 	q := u.Query()
 	endpoint := q.Get("endpoint")
 	pathStyle := endpoint != ""
 	if s := q.Get("use_path_style"); s != "" {
 		var err error
 		if pathStyle, err = strconv.ParseBool(s); err != nil {
-			return nil, fmt.Errorf("use_path_style=%q is neither true nor false", s)
+			return nil, nil, fmt.Errorf("use_path_style=%q is neither true nor false", s)
 		}
 		q.Del("use_path_style")
 	}
@@ -51,10 +52,10 @@ func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, error)
 	}
 	cfg, err := gcaws.V2ConfigFromURLParams(ctx, q)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if cfg.Region == "" {
-		return nil, errors.New("no region: set AWS_REGION, or region= in the URL")
+		return nil, nil, errors.New("no region: set AWS_REGION, or region= in the URL")
 	}
 	cfg.Credentials = credentials{cfg.Credentials}.unlessAnonymous()
 	cfg.HTTPClient = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
@@ -63,7 +64,28 @@ func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, error)
 		t.ResponseHeaderTimeout = replyTimeout
 	})
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) { o.UsePathStyle = pathStyle })
-	return s3blob.OpenBucket(ctx, client, u.Host, &s3blob.Options{RequestChecksumCalculation: cfg.RequestChecksumCalculation})
+	b, err := s3blob.OpenBucket(ctx, client, u.Host, nil)
+	return b, &s3Put{client: client, bucket: u.Host}, err
+}
+
+// s3Put sends an object in one request, up to S3's 5 GiB. gocloud's writer
+// would copy it, send more than 16 MiB in parts, which stay in the bucket
+// unseen when the process is killed, and print what goes wrong.
+type s3Put struct {
+	client         *s3.Client
+	bucket, prefix string
+}
+
+func (p *s3Put) put(ctx context.Context, key string, data []byte, ifAbsent bool) error {
+	in := &s3.PutObjectInput{
+		Bucket: &p.bucket, Key: aws.String(p.prefix + key), ContentType: aws.String(contentType),
+		Body: bytes.NewReader(data), ContentLength: aws.Int64(int64(len(data))),
+	}
+	if ifAbsent {
+		in.IfNoneMatch = aws.String("*")
+	}
+	_, err := p.client.PutObject(ctx, in)
+	return err
 }
 
 // credentials marks the failure to find any.

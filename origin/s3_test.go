@@ -1,0 +1,304 @@
+package origin
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"net"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"thaw/chunk"
+	"thaw/chunk/chunktest"
+	"thaw/internal/faults"
+)
+
+const buildServer = "build it: cd tools && go build -o ../bin/ github.com/versity/versitygw/cmd/versitygw"
+
+// s3Server is a real S3 server over a folder.
+type s3Server struct {
+	dir, url       string
+	access, secret string
+}
+
+// startS3 starts a server for the time of the test, with credentials of its
+// own in the environment. A machine without the server fails the test.
+func startS3(t *testing.T) *s3Server {
+	t.Helper()
+	bin := os.Getenv("THAW_VERSITYGW")
+	if bin == "" {
+		bin = filepath.Join("..", "bin", "versitygw")
+	}
+	if _, err := os.Stat(bin); err != nil {
+		t.Fatalf("no S3 server to test with (%v): %s, or set THAW_VERSITYGW", err, buildServer)
+	}
+	s := &s3Server{dir: t.TempDir(), access: rand.Text(), secret: rand.Text()}
+	addr := freeAddr(t)
+	s.url = "http://" + addr
+	cmd := exec.Command(bin, "--port", addr, "--quiet", "--keep-alive", "posix", s.dir)
+	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY_ID="+s.access, "ROOT_SECRET_ACCESS_KEY="+s.secret)
+	out := &strings.Builder{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+	})
+	if err := await(addr, ended); err != nil {
+		t.Fatalf("the S3 server did not start: %v\n%s", err, out)
+	}
+	s.login(t)
+	return s
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// await polls until the address answers.
+func await(addr string, ended <-chan error) error {
+	deadline, tick := time.NewTimer(time.Minute), time.NewTicker(20*time.Millisecond)
+	defer deadline.Stop()
+	defer tick.Stop()
+	for {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return err
+		case err := <-ended:
+			return errors.Join(errors.New("it ended"), err)
+		}
+	}
+}
+
+// noLogin clears what an AWS SDK would find of the machine's.
+func noLogin(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{
+		"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION",
+		"AWS_ENDPOINT_URL", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+	} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", os.DevNull)
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", os.DevNull)
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+}
+
+func (s *s3Server) login(t *testing.T) {
+	t.Helper()
+	noLogin(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", s.access)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", s.secret)
+}
+
+// bucket makes a bucket and gives its URL.
+func (s *s3Server) bucket(t *testing.T) string { return s.bucketAt(t, s.url) }
+
+func (s *s3Server) bucketAt(t *testing.T, endpoint string) string {
+	t.Helper()
+	name := strings.ToLower(rand.Text())
+	if err := os.Mkdir(filepath.Join(s.dir, name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return "s3://" + name + "?endpoint=" + url.QueryEscape(endpoint)
+}
+
+// failures of a bucket: each must be one line that says what to do, and must
+// not look like a missing object.
+func TestS3Failures(t *testing.T) {
+	server := startS3(t)
+	good := server.bucket(t)
+	cases := []struct {
+		name  string
+		url   string
+		setup func(t *testing.T)
+		want  []string
+		is    error
+	}{
+		{"no credentials", good, noLogin, []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"}, ErrRefused},
+		{"wrong secret", good, func(t *testing.T) { t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-hidden") },
+			[]string{"(403 ", "check the credentials"}, ErrRefused},
+		{"unknown user", good, func(t *testing.T) { t.Setenv("AWS_ACCESS_KEY_ID", "nobody") },
+			[]string{"No user exists"}, nil}, // S3 itself would say 403
+		{"nobody listens", "s3://b?endpoint=http://127.0.0.1:1", nil, []string{"cannot reach 127.0.0.1:1", "refused"}, nil},
+		{"no such bucket", "s3://missing?endpoint=" + server.url, nil, []string{"no such bucket", "s3://missing"}, errNoBucket},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			if c.setup != nil {
+				c.setup(t)
+			}
+			o := open(t, c.url)
+			sample := chunktest.Sample(1, chunk.MinSize)
+			_, getErr := o.Manifests("r1", "t").Get(t.Context(), "x")
+			_, putErr := o.Chunks("r1").Put(t.Context(), sample.Name, sample.Data)
+			_, rootErr := o.Active(t.Context())
+			for verb, err := range map[string]error{"get": getErr, "put": putErr, "active": rootErr} {
+				checkFailure(t, verb, err, c.is, c.want)
+				for _, secret := range []string{server.secret, "wrong-and-hidden"} {
+					if err != nil && strings.Contains(err.Error(), secret) {
+						t.Errorf("%s: the error holds the secret: %v", verb, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+func checkFailure(t *testing.T, verb string, err, is error, want []string) {
+	t.Helper()
+	if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, chunk.ErrNotFound) {
+		t.Fatalf("%s: %v", verb, err)
+	}
+	if is != nil && !errors.Is(err, is) {
+		t.Errorf("%s: %v is not %v", verb, err, is)
+	}
+	for _, w := range append(want, "origin: ") {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%s: %q does not say %q", verb, err, w)
+		}
+	}
+	if strings.ContainsAny(err.Error(), "\n\t") {
+		t.Errorf("%s: more than one line: %q", verb, err)
+	}
+}
+
+func TestS3NeedsARegion(t *testing.T) {
+	noLogin(t)
+	for raw, want := range map[string]string{
+		"s3://b": "region",
+		"s3://b?endpoint=http://h&use_path_style=maybe": "use_path_style",
+		"s3://b?region=x&typo=1":                        "typo",
+	} {
+		if _, err := Open(t.Context(), raw); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q in it", raw, err, want)
+		}
+	}
+}
+
+// broken gives a bucket of the server behind a proxy that breaks exchanges.
+func broken(t *testing.T, s *s3Server, rule faults.Rule) *Origin {
+	t.Helper()
+	target, err := url.Parse(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
+		r.Out.Host = r.In.Host // it is signed
+	}}
+	front := httptest.NewServer(faults.Handler(proxy, rule))
+	t.Cleanup(front.Close)
+	return open(t, s.bucketAt(t, front.URL))
+}
+
+// TestS3Faults puts and gets through single faults, which must not show.
+func TestS3Faults(t *testing.T) {
+	server := startS3(t)
+	put, get := "PUT", "GET"
+	cases := []struct {
+		name   string
+		method string
+		times  int64
+		fault  faults.Fault
+		added  bool // what Put must say
+	}{
+		{"busy", put, 2, faults.Fault{Kind: faults.Status, Status: 503}, true},
+		{"conflict", put, 2, faults.Fault{Kind: faults.Status, Status: 409}, true},
+		{"reset put", put, 1, faults.Fault{Kind: faults.Reset}, true},
+		{"lost reply of a put", put, 1, faults.Fault{Kind: faults.Lose}, false},
+		{"lost reply of a get", get, 1, faults.Fault{Kind: faults.Lose}, true},
+		{"body breaks off", get, 2, faults.Fault{Kind: faults.Truncate, At: 1000}, true},
+		{"slow", get, 1, faults.Fault{Kind: faults.Delay, Delay: time.Millisecond}, true},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			chunks := broken(t, server, faults.OnMethod(c.fault, c.method, c.times)).Chunks("r1")
+			want := chunktest.Sample(1, chunk.DefaultSize)
+			added, err := chunks.Put(t.Context(), want.Name, want.Data)
+			if err != nil || added != c.added {
+				t.Fatalf("Put: added %v, %v", added, err)
+			}
+			got, err := chunks.Get(t.Context(), want.Name)
+			if err == nil {
+				err = chunk.Check(got, want.Name)
+			}
+			if err != nil {
+				t.Fatalf("Get: %v", err)
+			}
+		})
+	}
+}
+
+// TestS3FaultsThatStay must end in an error, in bounded time.
+func TestS3FaultsThatStay(t *testing.T) {
+	server := startS3(t)
+	cases := map[string]struct {
+		method string
+		fault  faults.Fault
+	}{
+		"busy":            {"PUT", faults.Fault{Kind: faults.Status, Status: 503}},
+		"conflict":        {"PUT", faults.Fault{Kind: faults.Status, Status: 409}},
+		"body breaks off": {"GET", faults.Fault{Kind: faults.Truncate, At: 1000}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			chunks := broken(t, server, faults.OnMethod(c.fault, c.method, 1000)).Chunks("r1")
+			want := chunktest.Sample(1, chunk.DefaultSize)
+			_, err := chunks.Put(t.Context(), want.Name, want.Data)
+			if err == nil {
+				_, err = chunks.Get(t.Context(), want.Name)
+			}
+			checkFailure(t, c.method, err, nil, nil)
+		})
+	}
+	t.Run("a server that hangs", func(t *testing.T) {
+		hang := faults.Fault{Kind: faults.Delay, Delay: time.Hour}
+		o := broken(t, server, faults.OnMethod(hang, "GET", 1000))
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := o.Manifests("r1", "t").Get(ctx, "x"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// TestS3FlippedByte shows who notices: the name's check, not the origin.
+func TestS3FlippedByte(t *testing.T) {
+	server := startS3(t)
+	flip := faults.Fault{Kind: faults.Flip, At: 1000}
+	chunks := broken(t, server, faults.OnMethod(flip, "GET", 1)).Chunks("r1")
+	want := chunktest.Sample(1, chunk.DefaultSize)
+	if _, err := chunks.Put(t.Context(), want.Name, want.Data); err != nil {
+		t.Fatal(err)
+	}
+	got, err := chunks.Get(t.Context(), want.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := chunk.Check(got, want.Name); !errors.Is(err, chunk.ErrCorrupt) {
+		t.Errorf("%v", err)
+	}
+}
