@@ -26,7 +26,6 @@ import (
 	"slices"
 	"time"
 
-	"thaw/catalog"
 	"thaw/chunk"
 	"thaw/flatten"
 	"thaw/manifest"
@@ -64,7 +63,9 @@ type Options struct {
 	ChunkSize int   // bytes; 0 for chunk.DefaultSize
 	Free      int64 // bytes for writes; 0 for DefaultFree
 	Private   bool  // share no chunk with other tenants
-	Progress  Progress
+	// IgnoreSpace tries even where the disk seems too small.
+	IgnoreSpace bool
+	Progress    Progress
 
 	repair *manifest.Manifest // the image to write again
 }
@@ -114,13 +115,11 @@ type LayerCounts struct {
 }
 
 // Convert reads an image and stores it. On any error no reference is made or
-// changed and no manifest stored; chunks that were stored stay for the next try.
+// changed and no manifest stored; chunks that were stored stay for the next
+// try. What can be known beforehand is checked first: the name, that the key
+// opens what it meant before, and the disk's space (origin.ErrFull).
 func (c *Converter) Convert(ctx context.Context, opt Options) (*Result, error) {
 	begin := time.Now()
-	root, err := c.Origin.Active(ctx)
-	if err != nil {
-		return nil, err
-	}
 	if opt.ChunkSize == 0 {
 		opt.ChunkSize = chunk.DefaultSize
 	}
@@ -132,40 +131,32 @@ func (c *Converter) Convert(ctx context.Context, opt Options) (*Result, error) {
 		return nil, err
 	}
 	defer img.Close()
+	res := &Result{Name: opt.Name}
+	if res.Name == "" {
+		res.Name = img.DefaultName()
+	}
+	if err := c.checkName(ctx, res.Name); err != nil {
+		return nil, err
+	}
+	root, err := c.Origin.Active(ctx)
+	if err != nil {
+		return nil, err
+	}
 	r := c.newRun(img, root, opt)
+	if err := r.checkSpace(ctx); err != nil {
+		return nil, err
+	}
 	m, err := r.device(ctx)
 	if err != nil {
 		return nil, err
 	}
-	res := &Result{DeviceBytes: m.Size, Layers: LayerCounts{Total: len(img.Layers()), Reused: int(r.reused.Load())}}
-	res.Bytes.Read = r.read.Load()
-	if res.Image, err = r.publish(ctx, m, res); err != nil {
-		return nil, err
-	}
-	if res.Name, err = c.refer(ctx, res.Image, root.Name, opt, img); err != nil {
+	res.DeviceBytes, res.Bytes.Read = m.Size, r.read.Load()
+	res.Layers = LayerCounts{Total: len(img.Layers()), Reused: int(r.reused.Load())}
+	if err := r.publish(ctx, m, res); err != nil {
 		return nil, err
 	}
 	res.Seconds = math.Round(time.Since(begin).Seconds()*1000) / 1000
 	return res, nil
-}
-
-// refer makes the reference, unless it says so already.
-func (c *Converter) refer(ctx context.Context, image, root string, opt Options, img *oci.Image) (string, error) {
-	name := opt.Name
-	if name == "" {
-		name = img.DefaultName()
-	}
-	if opt.repair != nil {
-		return name, nil
-	}
-	names := catalog.New(c.Origin, c.Tenant, c.Keeper)
-	if old, err := names.Get(ctx, name); err == nil && old.Image == image && old.Root == root {
-		return name, nil
-	}
-	if _, err := names.Set(ctx, name, image, root); err != nil {
-		return "", fmt.Errorf("image %s is stored, but not named %q: %w", image, name, err)
-	}
-	return name, nil
 }
 
 // device packs what has no recipe, and writes the metadata of all layers.
@@ -231,105 +222,6 @@ func (r *run) free() flatten.Free {
 		f.Bytes = DefaultFree
 	}
 	return f
-}
-
-// publish stores the manifest and counts what is new.
-func (r *run) publish(ctx context.Context, m *manifest.Manifest, res *Result) (string, error) {
-	data, id, err := manifest.Seal(ctx, m, r.salt, r.c.KeyURL, r.c.Keeper)
-	if err != nil {
-		return "", err
-	}
-	if r.opt.repair != nil {
-		return id.String(), nil
-	}
-	if err := r.count(ctx, m, res); err != nil {
-		return "", err
-	}
-	return id.String(), r.storeManifest(ctx, id, data)
-}
-
-// storeManifest stores the manifest. One that is there is the same image's,
-// sealed with another data key, and stays, unless it is damaged.
-func (r *run) storeManifest(ctx context.Context, id manifest.ID, data []byte) error {
-	added, err := r.manifests().Put(ctx, id.String(), data)
-	if err != nil {
-		return fmt.Errorf("storing the manifest: %w", err)
-	}
-	if added {
-		return nil
-	}
-	old, err := r.manifests().Get(ctx, id.String())
-	if err != nil && !errors.Is(err, origin.ErrCorrupt) {
-		return err
-	}
-	s, err := manifest.Parse(old)
-	if err == nil && s.ID() == id {
-		if _, err = s.DataKey(ctx, r.c.Keeper); err == nil {
-			return nil
-		}
-	}
-	if err != nil && !errors.Is(err, manifest.ErrCorrupt) {
-		return err
-	}
-	r.c.warn("manifest %s was damaged and is replaced", id)
-	return r.manifests().Replace(ctx, id.String(), data)
-}
-
-func (r *run) manifests() *origin.Objects {
-	return r.c.Origin.Manifests(r.root.Name, r.c.Tenant)
-}
-
-// count fills in the chunk counts, by reading the chunk lists of the tenant's
-// images of this root one after the other: memory is the image's own list.
-func (r *run) count(ctx context.Context, m *manifest.Manifest, res *Result) error {
-	missing := make(map[chunk.Name]struct{}, len(m.Chunks))
-	for _, e := range m.Chunks {
-		missing[e.Name] = struct{}{}
-	}
-	for o, err := range r.manifests().List(ctx, "") {
-		if err != nil {
-			return err
-		}
-		if len(missing) == 0 {
-			break
-		}
-		if err := r.tick(ctx, o.Name, missing); err != nil {
-			return err
-		}
-	}
-	res.Chunks.Total = (m.Size + int64(m.ChunkSize) - 1) / int64(m.ChunkSize)
-	res.Chunks.Zero = res.Chunks.Total - int64(len(m.Chunks))
-	for _, e := range m.Chunks {
-		if _, ok := missing[e.Name]; ok {
-			res.Chunks.New++
-			res.Bytes.New += int64(e.Size)
-			delete(missing, e.Name) // a second one in the same image shares the first
-		} else {
-			res.Chunks.Stored++
-			res.Bytes.Stored += int64(e.Size)
-		}
-	}
-	return nil
-}
-
-// tick takes the chunks of another image off the missing ones.
-func (r *run) tick(ctx context.Context, image string, missing map[chunk.Name]struct{}) error {
-	data, err := r.manifests().Get(ctx, image)
-	if errors.Is(err, origin.ErrNotFound) {
-		return nil // removed meanwhile
-	}
-	if err != nil {
-		return err
-	}
-	s, err := manifest.Parse(data)
-	if err != nil || s.ID().String() != image {
-		r.c.warn("manifest %s is damaged and was not counted", image)
-		return nil
-	}
-	for _, e := range s.Readable().Chunks {
-		delete(missing, e.Name)
-	}
-	return nil
 }
 
 func (c *Converter) warn(format string, args ...any) {

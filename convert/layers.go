@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -213,7 +214,7 @@ func (r *run) recipe(ctx context.Context, diffID string) (*packed, error) {
 		return nil, errDamaged
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening its recipe: %w", err)
+		return nil, fmt.Errorf("opening its recipe %s: %w", name, err)
 	}
 	whole, err := r.stored(ctx, p.chunks)
 	if err != nil || !whole {
@@ -247,14 +248,14 @@ func (r *run) openRecipe(ctx context.Context, data []byte, diffID string) (*pack
 // stored reports whether every chunk is there in full length.
 func (r *run) stored(ctx context.Context, chunks []manifest.Entry) (bool, error) {
 	var missing atomic.Bool
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(statWorkers)
 	for _, e := range chunks {
-		if missing.Load() || ctx.Err() != nil {
+		if missing.Load() || gctx.Err() != nil {
 			break
 		}
 		g.Go(func() error {
-			size, err := r.store.Stat(ctx, e.Name)
+			size, err := r.store.Stat(gctx, e.Name)
 			if errors.Is(err, chunk.ErrNotFound) || err == nil && size != int64(e.Size) {
 				missing.Store(true)
 				return nil
@@ -262,8 +263,8 @@ func (r *run) stored(ctx context.Context, chunks []manifest.Entry) (bool, error)
 			return err
 		})
 	}
-	err := g.Wait()
-	return !missing.Load(), err
+	err := cmp.Or(g.Wait(), ctx.Err()) // cancelled, the loop has left chunks out
+	return err == nil && !missing.Load(), err
 }
 
 // storeRecipe keeps what was packed; replace puts it in the place of a damaged one.

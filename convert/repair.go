@@ -38,12 +38,11 @@ func (c *Converter) Repair(ctx context.Context, m *manifest.Manifest, id manifes
 	if err != nil {
 		return 0, err
 	}
-	res := &Result{}
-	again, err := r.publish(ctx, made, res)
+	_, again, err := r.seal(ctx, made)
 	if err != nil {
 		return 0, err
 	}
-	if again != id.String() {
+	if again != id {
 		return int(mender.mended.Load()), fmt.Errorf("%w: it gives image %s", ErrDiffers, again)
 	}
 	return int(mender.mended.Load()), nil
