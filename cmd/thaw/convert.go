@@ -23,7 +23,9 @@ type convertCmd struct {
 	ChunkSize byteSize `help:"Size of a chunk: a power of two from 64KiB to 2MiB." default:"512KiB" placeholder:"SIZE"`
 	Free      byteSize `help:"Room for writes, at no cost until used." default:"512MiB" placeholder:"SIZE"`
 	Private   bool     `help:"Share no chunk with other tenants."`
-	JSON      bool     `name:"json" help:"End with one JSON object on one line."`
+
+	IgnoreSpace bool `help:"Try even if the origin's disk seems too small for what is new."`
+	JSON        bool `name:"json" help:"End with one JSON object on one line."`
 }
 
 // Help teaches by example.
@@ -60,7 +62,7 @@ func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	res, err := conv.Convert(ctx, convert.Options{
 		Source: c.Source, Name: c.Name, Image: oci.Options{Platform: c.Platform, PlainHTTP: c.PlainHTTP},
-		ChunkSize: int(c.ChunkSize), Free: int64(c.Free), Private: c.Private, Progress: p,
+		ChunkSize: int(c.ChunkSize), Free: int64(c.Free), Private: c.Private, IgnoreSpace: c.IgnoreSpace, Progress: p,
 	})
 	p.close()
 	if err != nil {

@@ -1,14 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"thaw/chunk"
 	"thaw/manifest"
@@ -33,10 +37,10 @@ func (exportCmd) Help() string {
   mount -o loop app.ext4 /mnt`
 }
 
-// Run exports. The file is written beside its place and moved there.
+// Run exports.
 func (c *exportCmd) Run(ctx context.Context, g *Globals) (err error) {
-	if _, err := os.Lstat(c.File); err == nil && !c.Force {
-		return fmt.Errorf("%s exists: give another name, or --force", c.File)
+	if err := c.check(); err != nil {
+		return err
 	}
 	s, err := g.open(ctx, false)
 	if err != nil {
@@ -47,47 +51,138 @@ func (c *exportCmd) Run(ctx context.Context, g *Globals) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(c.File), "."+filepath.Base(c.File)+".*.part")
+	f, err := newExportFile(c.File)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		err = errors.Join(err, f.Close())
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	if err := writeDevice(ctx, f, img.Manifest, s.Chunks(img.Root)); err != nil {
+	defer func() { err = errors.Join(err, f.close()) }()
+	if err := writeDevice(ctx, f.File, img.Manifest, s.Chunks(img.Root)); err != nil {
 		return err
 	}
-	if err := f.Chmod(0o644); err != nil {
+	if err := f.Sync(); err != nil {
 		return err
 	}
-	if c.Force {
-		return os.Rename(f.Name(), c.File)
-	}
-	if err := os.Link(f.Name(), c.File); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s exists: give another name, or --force", c.File)
-		}
+	err = f.link(c.File)
+	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return os.Remove(f.Name())
+	if !c.Force {
+		return c.exists()
+	}
+	if err := c.check(); err != nil {
+		return err
+	}
+	return f.replace(c.File)
 }
 
-// writeDevice writes every chunk to its place.
+// check refuses to replace what is there, and ever what is no file: a device or
+// a link was not meant to be replaced by a file.
+func (c *exportCmd) check() error {
+	st, err := os.Lstat(c.File)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("%s exists and is no regular file: give another name", c.File)
+	case !c.Force:
+		return c.exists()
+	}
+	return nil
+}
+
+func (c *exportCmd) exists() error {
+	return fmt.Errorf("%s exists: give another name, or --force", c.File)
+}
+
+// exportFile is a file without a name (O_TMPFILE), of which nothing stays if
+// the process is killed. Where the file system has none, it is a hidden one
+// beside its place.
+type exportFile struct {
+	*os.File
+	temp string // its name until it gets the final one, or ""
+}
+
+func newExportFile(path string) (*exportFile, error) {
+	dir := filepath.Dir(path)
+	f, err := os.OpenFile(dir, unix.O_TMPFILE|os.O_RDWR, 0o644)
+	if err == nil {
+		if _, err = os.Stat(procPath(f)); err == nil {
+			return &exportFile{File: f}, nil
+		}
+		_ = f.Close() // without /proc it could not be given a name
+	} else if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EINVAL) {
+		return nil, err // EISDIR is what a kernel without O_TMPFILE says
+	}
+	return newNamedFile(path)
+}
+
+func newNamedFile(path string) (*exportFile, error) {
+	f, err := os.OpenFile(hidden(path), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	return &exportFile{f, f.Name()}, nil
+}
+
+// hidden gives a name beside path that nobody has.
+func hidden(path string) string {
+	return filepath.Join(filepath.Dir(path), ".thaw-export-"+rand.Text()+".part")
+}
+
+func procPath(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
+
+// link gives the file a name that is free, or fs.ErrExist.
+func (f *exportFile) link(path string) error {
+	from := f.temp
+	if from == "" {
+		from = procPath(f.File) // as open(2) shows: AT_EMPTY_PATH needs a capability
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return &os.PathError{Op: "link", Path: path, Err: err}
+	}
+	return nil
+}
+
+// replace gives the file the name of another. Linking cannot replace, so for a
+// moment it has a name of its own.
+func (f *exportFile) replace(path string) error {
+	if f.temp == "" {
+		temp := hidden(path)
+		if err := f.link(temp); err != nil {
+			return err
+		}
+		f.temp = temp
+	}
+	return os.Rename(f.temp, path)
+}
+
+// close closes the file and leaves it no name but the final one.
+func (f *exportFile) close() error {
+	err := f.Close()
+	if f.temp == "" {
+		return err
+	}
+	if rerr := os.Remove(f.temp); !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr) // after a rename it is gone already
+	}
+	return err
+}
+
+// writeDevice writes every chunk to its place, or fails.
 func writeDevice(ctx context.Context, f *os.File, m *manifest.Manifest, src chunk.Source) error {
 	if err := f.Truncate(m.Size); err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(exportWorkers)
 	for _, e := range m.Chunks {
-		if ctx.Err() != nil {
+		if gctx.Err() != nil {
 			break
 		}
 		g.Go(func() error {
-			sealed, err := src.Get(ctx, e.Name)
+			sealed, err := src.Get(gctx, e.Name)
 			if err != nil {
 				return fmt.Errorf("chunk %d, %s: %w", e.Index, e.Name, err)
 			}
@@ -102,5 +197,5 @@ func writeDevice(ctx context.Context, f *os.File, m *manifest.Manifest, src chun
 			return err
 		})
 	}
-	return g.Wait()
+	return cmp.Or(g.Wait(), ctx.Err()) // cancelled, the loop has left chunks out
 }

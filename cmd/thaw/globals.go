@@ -114,8 +114,14 @@ func (g *Globals) open(ctx context.Context, create bool) (*store, error) {
 }
 
 // checkFresh gives missing, the reason why there is no key, if the tenant has
-// images that it would open.
+// images, or records of names, that it would open.
 func (g *Globals) checkFresh(ctx context.Context, o *origin.Origin, missing error) error {
+	for _, err := range o.Children(ctx, "names/"+g.Tenant) {
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("tenant %s has named images, and its key is not here: %w", g.Tenant, missing)
+	}
 	roots, err := o.Roots(ctx)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"text/tabwriter"
@@ -45,10 +46,21 @@ func (c *imagesCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer s.Close()
-	rows, err := g.images(ctx, s)
+	refs, damaged := s.names.List(ctx)
+	if damaged != nil && !errors.Is(damaged, catalog.ErrCorrupt) {
+		return damaged
+	}
+	rows, err := g.images(ctx, s, refs)
 	if err != nil {
 		return err
 	}
+	if err := c.print(g, rows); err != nil || damaged == nil {
+		return err
+	}
+	return fmt.Errorf("%w (thaw rm removes the name)", damaged)
+}
+
+func (c *imagesCmd) print(g *Globals, rows []listed) error {
 	if c.JSON {
 		for _, r := range rows {
 			if err := json.NewEncoder(g.stdout).Encode(r); err != nil {
@@ -74,11 +86,7 @@ func (c *imagesCmd) Run(ctx context.Context, g *Globals) error {
 }
 
 // images gives a row for each name, and one for each image that has none.
-func (g *Globals) images(ctx context.Context, s *store) ([]listed, error) {
-	refs, err := s.names.List(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (g *Globals) images(ctx context.Context, s *store, refs []catalog.Reference) ([]listed, error) {
 	roots, err := s.Roots(ctx)
 	if err != nil {
 		return nil, err
@@ -204,69 +212,4 @@ func (c *inspectCmd) Run(ctx context.Context, g *Globals) error {
 	enc := json.NewEncoder(g.stdout)
 	enc.SetIndent("", "  ")
 	return enc.Encode(out)
-}
-
-type rmCmd struct {
-	Image string `arg:"" help:"Name, id or the start of an id."`
-	JSON  bool   `name:"json" help:"End with one JSON object on one line."`
-}
-
-// Help teaches by example.
-func (rmCmd) Help() string {
-	return `A name is removed; the image goes with its last name. An image given by its id goes if it has
-one name at most. Chunks stay in the origin until they are collected: others may share them.
-
-  thaw rm app
-  thaw rm 3f2a91`
-}
-
-// Run removes. The name goes first: killed in between, the image is left
-// without a name, and the next rm of its id takes it away.
-func (c *rmCmd) Run(ctx context.Context, g *Globals) error {
-	s, err := g.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	ref, err := s.names.Resolve(ctx, c.Image)
-	if err != nil {
-		return err
-	}
-	all, err := s.names.List(ctx)
-	if err != nil {
-		return err
-	}
-	all = slices.DeleteFunc(all, func(r catalog.Reference) bool { return r.Image != ref.Image || r.Root != ref.Root })
-	byName := slices.ContainsFunc(all, func(r catalog.Reference) bool { return r.Name == c.Image })
-	if !byName && len(all) > 1 {
-		return fmt.Errorf("image %.12s has %d names: remove them one by one, %q and %q first", ref.Image, len(all), all[0].Name, all[1].Name)
-	}
-	var removed struct {
-		Name  string `json:"name,omitempty"`
-		Image string `json:"image,omitempty"`
-	}
-	for _, r := range all {
-		if byName && r.Name != c.Image {
-			continue
-		}
-		if err := s.names.Remove(ctx, r.Name); err != nil {
-			return err
-		}
-		removed.Name = r.Name
-	}
-	if len(all) <= 1 {
-		if err := s.Manifests(ref.Root, g.Tenant).Remove(ctx, ref.Image); err != nil && !isNotFound(err) {
-			return err
-		}
-		removed.Image = ref.Image
-	}
-	if c.JSON {
-		return json.NewEncoder(g.stdout).Encode(removed)
-	}
-	if removed.Image == "" {
-		_, err = fmt.Fprintf(g.stdout, "removed the name %s; the image has others\n", removed.Name)
-	} else {
-		_, err = fmt.Fprintf(g.stdout, "removed %s\n", removed.Image)
-	}
-	return err
 }

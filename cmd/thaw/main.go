@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"thaw/keys"
 )
 
 // Exit statuses besides 0 and 1.
@@ -66,6 +69,7 @@ func main() {
 // run is the program with its end as a number.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
+	out := &results{Writer: stdout}
 	exited := -1
 	parser, err := kong.New(&c, kong.Name("thaw"), kong.Description(description),
 		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exited = code }),
@@ -81,15 +85,35 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exited
 	}
 	if err == nil {
-		c.Globals.stdout, c.Globals.stderr = stdout, stderr
+		c.Globals.stdout, c.Globals.stderr = out, stderr
 		err = c.Globals.complete()
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "thaw: %v (thaw --help)\n", err)
+		fmt.Fprintf(stderr, "thaw: %s (thaw --help)\n", oneLine(err.Error()))
 		return exitUsage
 	}
 	k.BindTo(ctx, (*context.Context)(nil))
-	return status(ctx, stderr, k.Run(&c.Globals))
+	err = k.Run(&c.Globals)
+	if err == nil || errors.Is(err, errDamaged) {
+		err = cmp.Or(out.err, err)
+	}
+	return status(ctx, stderr, err)
+}
+
+// results is standard output. A report that could not be written is a failure,
+// whoever wrote it and looked away.
+type results struct {
+	io.Writer
+	err error
+}
+
+// Write writes p, and remembers the first failure.
+func (r *results) Write(p []byte) (int, error) {
+	n, err := r.Writer.Write(p)
+	if r.err == nil && err != nil {
+		r.err = fmt.Errorf("writing the result: %w", err)
+	}
+	return n, err
 }
 
 // status tells the error, in one line, and gives the exit status.
@@ -103,7 +127,11 @@ func status(ctx context.Context, stderr io.Writer, err error) int {
 		fmt.Fprintln(stderr, "thaw: interrupted; what is stored stays for the next try")
 		return exitInterrupted
 	}
-	fmt.Fprintf(stderr, "thaw: %s\n", oneLine(err.Error()))
+	hint := ""
+	if errors.Is(err, keys.ErrRefused) {
+		hint = " (do --key, --tenant and --origin belong together? if they do, what is named here was changed)"
+	}
+	fmt.Fprintf(stderr, "thaw: %s%s\n", oneLine(err.Error()), hint)
 	return 1
 }
 

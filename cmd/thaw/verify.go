@@ -9,6 +9,7 @@ import (
 
 	"thaw/chunk"
 	"thaw/convert"
+	"thaw/manifest"
 	"thaw/oci"
 	"thaw/origin"
 	"thaw/verify"
@@ -75,7 +76,26 @@ func (c *verifyCmd) Run(ctx context.Context, g *Globals) error {
 		}
 	}
 	chunks := s.Chunks(img.Root)
-	report, err := verify.Chunks(ctx, img.Manifest, chunks, nil)
+	if err := c.chunks(ctx, g, img.Manifest, chunks, &out); err != nil {
+		return err
+	}
+	if c.Against != "" && len(out.Chunks.Bad) == 0 {
+		if err := c.against(ctx, g, img, chunks, &out); err != nil {
+			return err
+		}
+	}
+	return c.print(g, &out)
+}
+
+// chunks reads and checks every chunk.
+func (c *verifyCmd) chunks(ctx context.Context, g *Globals, m *manifest.Manifest, src chunk.Source, out *verified) error {
+	p := &checking{w: g.stderr}
+	for _, e := range m.Chunks {
+		p.total += int64(e.Size)
+	}
+	stop := animate(g.stderr, p.draw)
+	report, err := verify.Chunks(ctx, m, src, p.add)
+	stop()
 	if err != nil {
 		return err
 	}
@@ -83,12 +103,7 @@ func (c *verifyCmd) Run(ctx context.Context, g *Globals) error {
 	for _, b := range report.Bad {
 		out.Chunks.Bad = append(out.Chunks.Bad, fmt.Sprintf("chunk %d: %v", b.Index, b.Err))
 	}
-	if c.Against != "" && len(report.Bad) == 0 {
-		if err := c.against(ctx, img, chunks, &out); err != nil {
-			return err
-		}
-	}
-	return c.print(g, &out)
+	return nil
 }
 
 func (c *verifyCmd) ociOptions() oci.Options {
@@ -107,23 +122,42 @@ func (c *verifyCmd) repair(ctx context.Context, g *Globals, s *store, img *image
 	return conv.Repair(ctx, img.Manifest, img.id, img.root, convert.Options{Source: c.Repair, Image: c.ociOptions(), Progress: p})
 }
 
-// layersOf gives a source's layers to verify.Tree.
-type layersOf struct{ *oci.Image }
+// layersOf gives a source's layers to verify.Tree, and tells of them.
+type layersOf struct {
+	*oci.Image
+	p *progress
+}
 
 func (l layersOf) Len() int { return len(l.Layers()) }
 
 func (l layersOf) Open(ctx context.Context, i int) (io.ReadCloser, error) {
-	return l.OpenLayer(ctx, i, nil)
+	r, err := l.OpenLayer(ctx, i, func(n int64) { l.p.Read(i, n) })
+	return layerReader{r, func() { l.p.Done(i, false) }}, err
+}
+
+// layerReader tells of its end.
+type layerReader struct {
+	io.ReadCloser
+	done func()
+}
+
+// Close closes the layer.
+func (r layerReader) Close() error {
+	r.done()
+	return r.ReadCloser.Close()
 }
 
 // against compares the tree.
-func (c *verifyCmd) against(ctx context.Context, img *image, chunks chunk.Source, out *verified) error {
+func (c *verifyCmd) against(ctx context.Context, g *Globals, img *image, chunks chunk.Source, out *verified) error {
 	src, err := oci.Open(ctx, c.Against, c.ociOptions())
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	tree, err := verify.Tree(ctx, verify.Device(img.Manifest, chunks), img.Size, layersOf{src})
+	p := newProgress(g.stderr)
+	p.Layers(src.Layers())
+	tree, err := verify.Tree(ctx, verify.Device(img.Manifest, chunks), img.Size, layersOf{src, p})
+	p.close()
 	if err != nil {
 		return err
 	}
