@@ -3,6 +3,7 @@ package tidy
 import (
 	"go/ast"
 	"go/token"
+	"path"
 	"slices"
 	"strings"
 )
@@ -157,8 +158,8 @@ func typesOf(f *file) []*ast.TypeSpec {
 	return types
 }
 
-// testShare wants lines of tests for a package's lines. All lines of a file count. A package whose name ends in "test" is test code:
-// its lines count for the folder it lies in. Below cmd, scripts in testdata (.txt, .txtar) count as tests. bench is exempt, being
+// testShare wants lines of tests for a package's lines. All lines of a file count. A package named for tests is test code: its lines
+// count for the folder it lies in. Below cmd, scripts in testdata (.txt, .txtar) count as tests. bench is exempt, being
 // experiments; so are folders without production code.
 func testShare(r *repo) {
 	tests, lines := map[string]int{}, map[string]int{}
@@ -167,8 +168,8 @@ func testShare(r *repo) {
 			tests[p.dir] += f.lines
 		}
 		for _, f := range p.production() {
-			if parent, _, ok := cutLast(p.dir); ok && strings.HasSuffix(p.dir, "test") {
-				tests[parent] += f.lines
+			if forTests(p.dir) {
+				tests[path.Dir(p.dir)] += f.lines
 			} else {
 				lines[p.dir] += f.lines
 			}
@@ -187,11 +188,8 @@ func testShare(r *repo) {
 	}
 }
 
-// cutLast splits a path before its last element.
-func cutLast(dir string) (parent, last string, ok bool) {
-	i := strings.LastIndexByte(dir, '/')
-	if i < 0 {
-		return "", dir, false
-	}
-	return dir[:i], dir[i+1:], true
+// forTests tells whether a package's name begins or ends with "test": it helps tests and is no part of the program.
+func forTests(dir string) bool {
+	name := path.Base(dir)
+	return strings.HasPrefix(name, "test") || strings.HasSuffix(name, "test")
 }

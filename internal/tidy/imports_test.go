@@ -56,12 +56,13 @@ func allowed() map[string]string {
 		"builder":       "convert functions cluster",
 		"console":       "",
 		// around
-		"cmd/thaw":        all,
-		"bench":           all,
-		"corpus":          "",
-		"corpus/settle":   "",
-		"internal/faults": "",
-		"internal/tidy":   "",
+		"cmd/thaw":         all,
+		"bench":            all,
+		"corpus":           "",
+		"corpus/settle":    "",
+		"internal/faults":  "",
+		"internal/testoci": "",
+		"internal/tidy":    "",
 	}
 }
 
@@ -78,10 +79,13 @@ func importTable(r *repo) {
 			for _, i := range f.syntax.Imports {
 				name, _ := strconv.Unquote(i.Path.Value)
 				ours, ok := strings.CutPrefix(name, module)
-				if !ok || may == all || slices.Contains(strings.Fields(may), ours) {
-					continue
+				switch {
+				case !ok:
+				case forTests(ours):
+					r.reportAt(f, i.Pos(), "%s must not import %s, which is for tests", p.name(), ours)
+				case may != all && !slices.Contains(strings.Fields(may), ours):
+					r.reportAt(f, i.Pos(), "%s must not import %s; it may import: %s", p.name(), ours, orNone(may))
 				}
-				r.reportAt(f, i.Pos(), "%s must not import %s; it may import: %s", p.name(), ours, orNone(may))
 			}
 		}
 	}

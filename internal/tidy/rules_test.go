@@ -45,11 +45,13 @@ func TestImportTable(t *testing.T) {
 		"flatten/a.go", flatten,
 		"flatten/a_test.go", flatten, // tests may import more
 		"cmd/thaw/main.go", "package main\nimport _ \"thaw/flatten\"\n",
+		"cmd/thaw/test.go", "package main\nimport _ \"thaw/internal/testoci\"\n",
 		"util/a.go", "package util\n",
 		"tools/a.go", "package tools\nimport _ \"thaw/chunk\"\n", // another module
 		"out/x/a.go", "package x\n", // ignored by git
 	)
-	breach(t, got, "flatten/a.go:5: flatten must not import chunk; it may import: ext4", "util is not in the import table")
+	breach(t, got, "cmd/thaw/test.go:2: cmd/thaw must not import internal/testoci, which is for tests",
+		"flatten/a.go:5: flatten must not import chunk; it may import: ext4", "util is not in the import table")
 }
 
 // The table points one way, and the second opinion shares nothing with the first.
