@@ -20,8 +20,8 @@ type convertCmd struct {
 	Name      string   `help:"Name of the image (by default the source's own)." placeholder:"N"`
 	Platform  string   `help:"Platform of a multi-platform image, such as linux/arm64 (by default this machine's)." placeholder:"P"`
 	PlainHTTP bool     `help:"Talk to the registry without TLS."`
-	ChunkSize byteSize `help:"Size of a chunk: a power of two from 64KiB to 2MiB." default:"512KiB" placeholder:"SIZE"`
-	Free      byteSize `help:"Room for writes, at no cost until used." default:"512MiB" placeholder:"SIZE"`
+	ChunkSize byteSize `help:"Size of a chunk: a power of two from 64KiB to 2MiB." default:"512KiB"`
+	Free      byteSize `help:"Room for writes, at no cost until used." default:"512MiB"`
 	Private   bool     `help:"Share no chunk with other tenants."`
 
 	IgnoreSpace bool `help:"Try even if the origin's disk seems too small for what is new."`

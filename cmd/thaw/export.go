@@ -56,11 +56,12 @@ func (c *exportCmd) Run(ctx context.Context, g *Globals) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
-	if err := writeDevice(ctx, f.File, img.Manifest, s.Chunks(img.Root)); err != nil {
-		return err
+	err = writeDevice(ctx, f.File, img.Manifest, s.Chunks(img.Root))
+	if err == nil {
+		err = f.Sync()
 	}
-	if err := f.Sync(); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.File, err)
 	}
 	err = f.link(c.File)
 	if !errors.Is(err, fs.ErrExist) {
