@@ -128,8 +128,8 @@ func (r *run) storeManifest(ctx context.Context, id manifest.ID, data []byte) er
 	return fmt.Errorf("manifest %s: others keep removing it: convert again", id)
 }
 
-// checkManifest checks that data is the image's manifest and that the tenant's
-// key opens its envelope.
+// checkManifest checks that data is the image's manifest, whole, and that the
+// tenant's key opens it.
 func (r *run) checkManifest(ctx context.Context, id manifest.ID, data []byte) error {
 	s, err := manifest.Parse(data)
 	if err != nil {
@@ -138,7 +138,7 @@ func (r *run) checkManifest(ctx context.Context, id manifest.ID, data []byte) er
 	if s.ID() != id {
 		return fmt.Errorf("%w: it has the id %s", manifest.ErrCorrupt, s.ID())
 	}
-	if _, err := s.DataKey(ctx, r.c.Keeper); err != nil {
+	if _, err := s.Open(ctx, r.c.Keeper); err != nil {
 		return fmt.Errorf("manifest %s: %w", id, err)
 	}
 	return nil

@@ -82,8 +82,7 @@ func (l *Layer) Encode() []byte {
 	return append(b, l.table...)
 }
 
-// DecodeLayer reads what Encode wrote. The entries are checked when the layer
-// is applied. It keeps b.
+// DecodeLayer reads what Encode wrote, and checks every entry. It keeps b.
 func DecodeLayer(b []byte) (*Layer, error) {
 	d := decoder{b: b}
 	l := &Layer{data: int64(d.max(ext4.MaxGroups * groupSize))}
@@ -93,6 +92,9 @@ func DecodeLayer(b []byte) (*Layer, error) {
 	l.table = d.b
 	if d.failed || l.data%blockSize != 0 {
 		return nil, fmt.Errorf("%w: damaged head", ErrRecipe)
+	}
+	if err := l.each(func(*entry) error { return nil }); err != nil {
+		return nil, err
 	}
 	return l, nil
 }

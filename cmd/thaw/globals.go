@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,12 +46,17 @@ func (g *Globals) complete() error {
 	}
 	g.State = dir
 	if g.Origin == "" {
-		g.Origin = "file://" + filepath.Join(dir, "origin")
+		g.Origin = fileURL(dir, "origin")
 	}
 	if g.Key == "" {
-		g.Key = "file://" + filepath.Join(dir, "keys", g.Tenant)
+		g.Key = fileURL(dir, "keys", g.Tenant)
 	}
 	return origin.CheckTenant(g.Tenant)
+}
+
+// fileURL gives the URL of a path, whatever its characters.
+func fileURL(parts ...string) string {
+	return (&url.URL{Scheme: "file", Path: filepath.Join(parts...)}).String()
 }
 
 func defaultState() (string, error) {

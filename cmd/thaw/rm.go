@@ -130,6 +130,9 @@ func (g *Globals) removeImage(ctx context.Context, s *store, ref catalog.Referen
 	if err == nil && len(names) == 0 {
 		return true, nil
 	}
-	_, perr := manifests.Put(ctx, ref.Image, data)
-	return false, errors.Join(err, perr)
+	if data != nil { // nil was missing or damaged, and is nothing to put back
+		_, perr := manifests.Put(ctx, ref.Image, data)
+		err = errors.Join(err, perr)
+	}
+	return false, err
 }
