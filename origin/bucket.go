@@ -10,9 +10,9 @@ import (
 // errTooLong says that an object is longer than the reader's bound.
 var errTooLong = errors.New("longer than such an object can be")
 
-// bucket is what a driver is: keys to bytes. Keys are checked by the caller.
-// Drivers are safe for concurrent use.
-type bucket interface {
+// bucket is a driver: keys to bytes. Keys are checked by the caller. Drivers
+// are safe for concurrent use.
+type bucket struct {
 	reader
 	writer
 }

@@ -50,7 +50,7 @@ func open(t *testing.T, url string, opts ...Option) *Origin {
 
 // named makes a folder write as where there is no O_TMPFILE.
 func named(o *Origin) *Origin {
-	o.bucket.(*folder).named = true
+	o.bucket.writer.(*folder).named = true
 	return o
 }
 

@@ -101,7 +101,7 @@ func (c *Chunks) put(ctx context.Context, key string, sealed []byte) (bool, erro
 	if e.size != int64(len(sealed)) {
 		return true, b.replace(ctx, key, sealed)
 	}
-	if s, ok := b.(settler); ok {
+	if s, ok := b.writer.(settler); ok {
 		return false, s.settle(key)
 	}
 	return false, nil

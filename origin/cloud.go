@@ -10,15 +10,18 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
+	"cloud.google.com/go/storage"
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/azureblob"
 	"gocloud.dev/blob/gcsblob"
 	"gocloud.dev/blob/memblob"
 	"gocloud.dev/blob/s3blob"
 	"gocloud.dev/gcerrors"
+	"gocloud.dev/gcp"
 )
 
 const (
@@ -44,7 +47,7 @@ type cloud struct {
 }
 
 // openCloud opens the bucket of a URL for so many operations at once.
-func openCloud(ctx context.Context, u *url.URL, parallel int) (bucket, error) {
+func openCloud(ctx context.Context, u *url.URL, parallel int) (*cloud, error) {
 	c := &cloud{}
 	c.put = c.upload
 	prefix := strings.Trim(u.Path, "/")
@@ -63,9 +66,7 @@ func openCloud(ctx context.Context, u *url.URL, parallel int) (bucket, error) {
 			c.put = s.put
 		}
 	case gcsblob.Scheme, azureblob.Scheme:
-		bare := *u
-		bare.Path = ""
-		c.b, err = blob.OpenBucket(ctx, bare.String())
+		c.b, err = openByMux(ctx, *u)
 	default:
 		return nil, fmt.Errorf("origin: a URL of %q is not supported: use file, s3, gs or azblob", u.Scheme)
 	}
@@ -76,6 +77,28 @@ func openCloud(ctx context.Context, u *url.URL, parallel int) (bucket, error) {
 		c.b = blob.PrefixedBucket(c.b, prefix)
 	}
 	return c, nil
+}
+
+// openByMux opens a bucket of Cloud Storage or Azure as gocloud does, after a
+// look for credentials: Cloud Storage's opener would print that there are none
+// and go on.
+func openByMux(ctx context.Context, u url.URL) (*blob.Bucket, error) {
+	google := u.Scheme == gcsblob.Scheme && !u.Query().Has("anonymous") && os.Getenv("STORAGE_EMULATOR_HOST") == ""
+	if google {
+		if _, err := gcp.DefaultCredentials(ctx); err != nil {
+			return nil, fmt.Errorf("%w: set GOOGLE_APPLICATION_CREDENTIALS to a key file, or log in with gcloud: %w", ErrRefused, err)
+		}
+	}
+	u.Path = ""
+	b, err := blob.OpenBucket(ctx, u.String())
+	if err != nil && u.Scheme == azureblob.Scheme {
+		return nil, fmt.Errorf("%w: set AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN: %w", ErrRefused, err)
+	}
+	var client *storage.Client
+	if err == nil && b.As(&client) {
+		client.SetRetry(storage.WithMaxAttempts(attempts)) // it would never give up
+	}
+	return b, err
 }
 
 // Close is io.Closer's.

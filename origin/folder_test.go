@@ -193,7 +193,7 @@ func checkWhole(t *testing.T, dir string) (chunks int) {
 // the steps of a put.
 func TestOpenLeavesLiveWritersAlone(t *testing.T) {
 	dir := t.TempDir()
-	f := open(t, "file://"+dir).bucket.(*folder)
+	f := open(t, "file://"+dir).bucket.writer.(*folder)
 	seen := false
 	err := f.writeNamed([]byte("x"), func(temp string) error {
 		open(t, "file://"+dir)
@@ -209,7 +209,7 @@ func TestOpenLeavesLiveWritersAlone(t *testing.T) {
 
 func TestOpenRemovesLeftovers(t *testing.T) {
 	dir := t.TempDir()
-	f := open(t, "file://"+dir).bucket.(*folder)
+	f := open(t, "file://"+dir).bucket.writer.(*folder)
 	if err := f.ensure(filepath.Join(dir, tempDir)); err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func checkEmpty(t *testing.T, dir string) {
 // lock, as an Open at that moment would.
 func TestCreateTempAfterTheft(t *testing.T) {
 	dir := t.TempDir()
-	f := open(t, "file://"+dir).bucket.(*folder)
+	f := open(t, "file://"+dir).bucket.writer.(*folder)
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
@@ -259,7 +259,7 @@ func TestCreateTempAfterTheft(t *testing.T) {
 		if err := f.replace(t.Context(), key, []byte("x")); err != nil {
 			t.Errorf("replace: %v", err)
 		}
-		checkHolds(t, f, key, []byte("x"))
+		checkHolds(t, bucket{f, f}, key, []byte("x"))
 	}
 	close(stop)
 	<-done
@@ -344,6 +344,32 @@ func TestForbiddenFolder(t *testing.T) {
 	checkFailure(t, "put", err, ErrRefused, []string{"permission", dir})
 }
 
+// TestUnaligned puts bytes that direct I/O does not take, and has a file refuse
+// them that was opened for it.
+func TestUnaligned(t *testing.T) {
+	data := noise(1, 64<<10)
+	for _, dir := range []string{t.TempDir(), sharedMemory(t)} {
+		b := open(t, "file://"+dir).bucket
+		for i, part := range [][]byte{data, data[1:], data[:len(data)-1], data[512:], data[:1]} {
+			key := fmt.Sprintf("a/%d", i)
+			mustCreate(t, b, key, part)
+			checkHolds(t, b, key, part)
+		}
+		path := filepath.Join(dir, "direct")
+		file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|unix.O_DIRECT, 0o600)
+		if errors.Is(err, syscall.EINVAL) {
+			continue // no direct I/O here, which openUnnamed notices
+		}
+		if err == nil {
+			err = errors.Join(writeSynced(file, data[1:]), file.Close())
+		}
+		got, rerr := os.ReadFile(path)
+		if err != nil || rerr != nil || !bytes.Equal(got, data[1:]) {
+			t.Errorf("%s: %d bytes, %v, %v", dir, len(got), err, rerr)
+		}
+	}
+}
+
 func TestFolderPaths(t *testing.T) {
 	f := &folder{dir: "/dir"}
 	for _, key := range []string{"", "/a", "a//b", "a/../b", "..", "a/.", ".tmp/x", "a/b\x00"} {
@@ -417,7 +443,7 @@ func TestSettle(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := open(t, "file://"+dir)
-	f := again.bucket.(*folder)
+	f := again.bucket.writer.(*folder)
 	if added, err := again.Chunks("r1").Put(t.Context(), c.Name, c.Data); added || err != nil {
 		t.Fatalf("added %v, %v", added, err)
 	}

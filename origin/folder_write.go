@@ -28,10 +28,12 @@ import (
 // kernel drops the lock with the process, also at SIGKILL and reboot, so a file
 // there that can be locked is a leftover, and the next Open removes it.
 //
-// Each put syncs its own folder. To let one writer sync for many was measured
-// and is slower: a journalling file system joins concurrent fsyncs into one
-// commit by itself (BenchmarkPut: ext4, 32 writers: own fsync 335 MB/s, group
-// commit 267, group syncfs 342 but it also waits for all unrelated writes).
+// Each put syncs its own folder. A journalling file system joins concurrent
+// fsyncs into one commit by itself, so a writer that syncs the folders of many
+// is slower (BenchmarkPut, ext4, 64 writers, MB/s, medians of 7 in turn: own
+// sync 375, group commit 243, no folder sync and so no promise 561; files with
+// names 280). One syncfs(2) for many gave 492, but it waits for all that others
+// have written to the disk, which on a busy machine has no bound.
 
 const (
 	tempDir    = ".tmp"

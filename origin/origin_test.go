@@ -226,7 +226,7 @@ func (s *slow) get(context.Context, string, int64) ([]byte, error) {
 func TestParallel(t *testing.T) {
 	o := open(t, "mem://", Parallel(3))
 	s := &slow{bucket: o.bucket, arrived: make(chan struct{}), leave: make(chan struct{})}
-	o.bucket = s
+	o.bucket = bucket{s, s}
 	go func() {
 		for range 3 {
 			<-s.arrived

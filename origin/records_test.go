@@ -96,6 +96,8 @@ type hooked struct {
 	creates func(key string) error // before a put
 }
 
+func hook(h *hooked) bucket { return bucket{h, h} }
+
 func (h *hooked) list(ctx context.Context, prefix string, shallow bool) iter.Seq2[entry, error] {
 	all := slices.Collect(func(yield func(entry) bool) {
 		for e, err := range h.bucket.list(ctx, prefix, shallow) {
@@ -136,7 +138,7 @@ func TestPutNextAfterAStall(t *testing.T) {
 	plain := &Origin{bucket: o.bucket, slots: o.slots}
 	used := map[uint64]bool{}
 	var once sync.Once
-	o.bucket = &hooked{bucket: o.bucket, listed: func() {
+	o.bucket = hook(&hooked{bucket: o.bucket, listed: func() {
 		once.Do(func() {
 			for range 9 {
 				seq, err := plain.PutNext(t.Context(), "k", numbered)
@@ -146,7 +148,7 @@ func TestPutNextAfterAStall(t *testing.T) {
 				used[seq] = true
 			}
 		})
-	}}
+	}})
 	seq, err := o.PutNext(t.Context(), "k", numbered)
 	if err != nil || used[seq] || seq != 11 {
 		t.Errorf("got %d, %v; others got %v", seq, err, used)
@@ -162,7 +164,7 @@ func TestLatestWhilePruned(t *testing.T) {
 	o := open(t, "mem://")
 	plain := &Origin{bucket: o.bucket, slots: o.slots}
 	times := 3
-	o.bucket = &hooked{bucket: o.bucket, listed: func() {
+	o.bucket = hook(&hooked{bucket: o.bucket, listed: func() {
 		if times--; times < 0 {
 			return
 		}
@@ -171,7 +173,7 @@ func TestLatestWhilePruned(t *testing.T) {
 				t.Error(err)
 			}
 		}
-	}}
+	}})
 	if _, err := plain.PutNext(t.Context(), "k", numbered); err != nil {
 		t.Fatal(err)
 	}
@@ -183,10 +185,10 @@ func TestLatestWhilePruned(t *testing.T) {
 func TestPutNextGivesUp(t *testing.T) {
 	o := open(t, "mem://")
 	inner := o.bucket
-	o.bucket = &hooked{bucket: inner, creates: func(key string) error {
+	o.bucket = hook(&hooked{bucket: inner, creates: func(key string) error {
 		_, err := inner.create(t.Context(), key, nil) // always faster
 		return err
-	}}
+	}})
 	if _, err := o.PutNext(t.Context(), "k", numbered); !errors.Is(err, ErrConflict) {
 		t.Errorf("%v", err)
 	}
