@@ -23,9 +23,11 @@ type reader interface {
 	get(ctx context.Context, key string, limit int64) ([]byte, error)
 	// stat gives size and time of an object, or ErrNotFound.
 	stat(ctx context.Context, key string) (entry, error)
-	// list gives the objects whose keys start with prefix, ascending; shallow
-	// gives the next level in place of what is below a slash, as entries with
-	// dir set and a key that ends in a slash. An error is the last pair.
+	// list gives the objects whose keys start with prefix, ascending. An error
+	// is the last pair. A shallow listing gives the next level in place of what
+	// is below a slash, as entries with dir set and a key that ends in a slash;
+	// it may leave out sizes and times, and one of a hundred names shows the
+	// state of one moment.
 	list(ctx context.Context, prefix string, shallow bool) iter.Seq2[entry, error]
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"cloud.google.com/go/storage"
@@ -200,11 +201,23 @@ func isTaken(err error) bool {
 	return gcerrors.Code(err) == gcerrors.FailedPrecondition || httpStatus(err) == http.StatusPreconditionFailed
 }
 
+// isReset finds a connection that broke while the body was sent. Servers that
+// see at once that a key is taken say so and hang up, and the break can reach
+// us before their answer.
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
 func (c *cloud) create(ctx context.Context, key string, data []byte) (added bool, err error) {
 	err = again(ctx, isConflict, func() error {
 		err := c.put(ctx, key, data, true)
 		if added = err == nil; isTaken(err) {
 			return nil
+		}
+		if isReset(err) {
+			if _, serr := c.b.Attributes(ctx, key); serr == nil {
+				return nil // taken, by another or by the attempt that broke
+			}
 		}
 		return err
 	})

@@ -139,6 +139,11 @@ func (f *folder) walkItem(ctx context.Context, item fs.DirEntry, w walk, yield f
 	if item.IsDir() {
 		return !f.holdsAny(ctx, key+"/") || yield(entry{key: key + "/", dir: true}, nil)
 	}
+	if w.shallow {
+		// Without a look at the file: one getdents(2) reads a small folder while
+		// the kernel keeps it from changing, but files go between two calls.
+		return !item.Type().IsRegular() || yield(entry{key: key}, nil)
+	}
 	st, err := item.Info()
 	if errors.Is(err, fs.ErrNotExist) {
 		return true // removed since

@@ -102,13 +102,16 @@ func (o *Origin) Latest(ctx context.Context, key string) (data []byte, seq uint6
 	if err := checkKey(key); err != nil {
 		return nil, 0, err
 	}
-	for range maxConflicts {
+	for try := range maxConflicts {
 		seqs, err := o.records(ctx, key)
 		if err != nil {
 			return nil, 0, err
 		}
-		if seq = highest(seqs); seq == 0 {
+		if seq = highest(seqs); seq == 0 && try > 0 {
 			return nil, 0, o.fail("get", key, ErrNotFound)
+		}
+		if seq == 0 {
+			continue // S3 servers over a folder may miss all when many come and go
 		}
 		k := recordKey(key, seq)
 		err = o.do(ctx, "get", k, func() error {
@@ -130,7 +133,7 @@ func (o *Origin) Latest(ctx context.Context, key string) (data []byte, seq uint6
 // over.
 func (o *Origin) records(ctx context.Context, key string) ([]uint64, error) {
 	var seqs []uint64
-	for e, err := range o.bucket.list(ctx, key+"/", false) {
+	for e, err := range o.bucket.list(ctx, key+"/", true) {
 		if err != nil {
 			return nil, o.fail("list", key, err)
 		}

@@ -229,6 +229,7 @@ func TestS3Faults(t *testing.T) {
 		{"conflict", put, 2, faults.Fault{Kind: faults.Status, Status: 409}, true},
 		{"reset put", put, 1, faults.Fault{Kind: faults.Reset}, true},
 		{"lost reply of a put", put, 1, faults.Fault{Kind: faults.Lose}, false},
+		{"lost replies of all attempts", put, 3, faults.Fault{Kind: faults.Lose}, false},
 		{"lost reply of a get", get, 1, faults.Fault{Kind: faults.Lose}, true},
 		{"body breaks off", get, 2, faults.Fault{Kind: faults.Truncate, At: 1000}, true},
 		{"slow", get, 1, faults.Fault{Kind: faults.Delay, Delay: time.Millisecond}, true},
