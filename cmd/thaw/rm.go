@@ -86,14 +86,14 @@ func (c *rmCmd) removeDamaged(ctx context.Context, g *Globals, s *store) error {
 
 func (c *rmCmd) print(g *Globals, out removed) (err error) {
 	switch {
+	case out == (removed{}):
+		err = fmt.Errorf("image %s was named by others meanwhile, and stays", c.Image)
 	case c.JSON:
 		return json.NewEncoder(g.stdout).Encode(out)
 	case out.Image != "":
 		_, err = fmt.Fprintf(g.stdout, "removed %s\n", out.Image)
-	case out.Name != "":
-		_, err = fmt.Fprintf(g.stdout, "removed the name %s; the image stays\n", out.Name)
 	default:
-		err = fmt.Errorf("image %s was named by others meanwhile, and stays", c.Image)
+		_, err = fmt.Fprintf(g.stdout, "removed the name %s; the image stays\n", out.Name)
 	}
 	return err
 }
