@@ -3,20 +3,9 @@ package ext4
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-)
-
-// Types of a directory entry (the kernel's EXT4_FT_*).
-const (
-	TypeRegular = 1
-	TypeDir     = 2
-	TypeChar    = 3
-	TypeBlock   = 4
-	TypeFIFO    = 5
-	TypeSymlink = 7
 )
 
 const (
@@ -28,18 +17,14 @@ const (
 
 	// maxDirBlocks is what an inode maps without blocks of its own. Two levels
 	// of index could name twice as many leaves.
-	maxDirBlocks = rootExtents * MaxExtent
+	maxDirBlocks = rootExtents * maxExtent
 )
-
-// ErrDirTooLarge says that a directory would be larger than 512 MiB, 1.3
-// million of the longest names.
-var ErrDirTooLarge = errors.New("ext4: directory larger than 512 MiB")
 
 // Dirent is one name of a directory.
 type Dirent struct {
 	Name  string // 1 to MaxName bytes, neither "." nor ".."
 	Inode uint32
-	Type  uint8
+	Mode  uint16 // of the inode, as in stat(2); its type counts
 }
 
 // AppendDirectory appends the blocks of the directory self in parent to dst.
@@ -54,7 +39,7 @@ func AppendDirectory(dst []byte, self, parent uint32, entries []Dirent) ([]byte,
 	}
 	if size <= BlockSize {
 		slices.SortFunc(entries, func(a, b Dirent) int { return strings.Compare(a.Name, b.Name) })
-		dots := []Dirent{{".", self, TypeDir}, {"..", parent, TypeDir}}
+		dots := []Dirent{{".", self, modeDir}, {"..", parent, modeDir}}
 		return appendBlock(dst, dots, entries), nil
 	}
 	return appendIndexed(dst, self, parent, entries)
@@ -80,10 +65,29 @@ func appendBlock(dst []byte, lists ...[]Dirent) []byte {
 	return dst
 }
 
+// entryType gives the type in a directory entry (EXT4_FT_*) for an inode's mode.
+func entryType(mode uint16) uint8 {
+	switch mode & modeType {
+	case modeRegular:
+		return 1
+	case modeDir:
+		return 2
+	case modeChar:
+		return 3
+	case modeBlock:
+		return 4
+	case modeFIFO:
+		return 5
+	case modeSymlink:
+		return 7
+	}
+	return 0 // unused entries
+}
+
 func putDirent(b []byte, e Dirent, length int) {
 	binary.LittleEndian.PutUint32(b, e.Inode)
 	binary.LittleEndian.PutUint16(b[4:], uint16(length))
-	b[6], b[7] = uint8(len(e.Name)), e.Type
+	b[6], b[7] = uint8(len(e.Name)), entryType(e.Mode)
 	copy(b[8:], e.Name)
 }
 
@@ -116,7 +120,7 @@ func appendIndexed(dst []byte, self, parent uint32, entries []Dirent) ([]byte, e
 		nodes = (len(leaves) + nodeEntries - 1) / nodeEntries
 	}
 	if blocks := 1 + nodes + len(leaves); blocks > maxDirBlocks {
-		return nil, fmt.Errorf("%w: %d blocks", ErrDirTooLarge, blocks)
+		return nil, fmt.Errorf("%w: its directory has %d blocks, %d are the limit", ErrTooLarge, blocks, maxDirBlocks)
 	}
 	dst = appendIndex(dst, self, parent, leaves, nodes)
 	block := make([]Dirent, 0, BlockSize/12)
@@ -169,8 +173,8 @@ func cutEqual(leaves []leaf, list []hashed, hash uint32) []leaf {
 // dx_node of fs/ext4/namei.c).
 func appendIndex(dst []byte, self, parent uint32, leaves []leaf, nodes int) []byte {
 	root := make([]byte, BlockSize)
-	putDirent(root, Dirent{".", self, TypeDir}, 12)
-	putDirent(root[12:], Dirent{"..", parent, TypeDir}, BlockSize-12)
+	putDirent(root, Dirent{".", self, modeDir}, 12)
+	putDirent(root[12:], Dirent{"..", parent, modeDir}, BlockSize-12)
 	root[28], root[29] = 1, 8 // half-MD4; length of this info
 	first := uint32(1 + nodes)
 	if nodes == 0 {

@@ -80,7 +80,7 @@ func oddNames(n int) []string {
 func entries(names []string) []Dirent {
 	list := make([]Dirent, len(names))
 	for i, name := range names {
-		list[i] = Dirent{name, uint32(FirstInode + i%2), TypeRegular} // two files share all names: 65,000 is a file's limit
+		list[i] = Dirent{name, uint32(FirstInode + i%2), modeRegular} // two files share all names: 65,000 is a file's limit
 	}
 	return list
 }
@@ -88,9 +88,9 @@ func entries(names []string) []Dirent {
 // bigDir is a device with the directory "dir" of these names.
 func bigDir(t *testing.T, names []string) (d *disk, b []byte) {
 	d = newDisk(t)
-	d.add("even", &Inode{Mode: ModeRegular, Links: 1 + uint32(len(names)+1)/2, Map: emptyMap()})
-	d.add("odd", &Inode{Mode: ModeRegular, Links: 1 + uint32(len(names))/2, Map: emptyMap()})
-	n := &Inode{Mode: ModeDir}
+	d.add("even", &Inode{Mode: modeRegular, Links: 1 + uint32(len(names)+1)/2, Map: emptyMap()})
+	d.add("odd", &Inode{Mode: modeRegular, Links: 1 + uint32(len(names))/2, Map: emptyMap()})
+	n := &Inode{Mode: modeDir}
 	ino := d.add("dir", n)
 	return d, d.directory(ino, RootInode, n, entries(names))
 }
@@ -267,9 +267,9 @@ func TestNamesOfOneHashFillMoreThanABlock(t *testing.T) {
 func TestCutEqual(t *testing.T) {
 	var list []hashed
 	for i := range 40 {
-		list = append(list, hashed{0x77777770, Dirent{fmt.Sprintf("%0255d", i), 12, TypeRegular}})
+		list = append(list, hashed{0x77777770, Dirent{fmt.Sprintf("%0255d", i), 12, modeRegular}})
 	}
-	lower, upper := hashed{0x77777700, Dirent{"low", 12, 1}}, hashed{0x77777772, Dirent{"high", 12, 1}}
+	lower, upper := hashed{0x77777700, Dirent{"low", 12, modeRegular}}, hashed{0x77777772, Dirent{"high", 12, modeRegular}}
 	leaves := cutLeaves(nil, slices.Concat([]hashed{lower}, list, []hashed{upper}), 0, 31)
 	var hashes []uint32
 	total := 0
@@ -293,9 +293,9 @@ func TestDirectoryTooLarge(t *testing.T) {
 	all := string(text)
 	list := make([]Dirent, count) // of names that lie within one another, to save memory
 	for i := range list {
-		list[i] = Dirent{all[i : i+MaxName], FirstInode, TypeRegular}
+		list[i] = Dirent{all[i : i+MaxName], FirstInode, modeRegular}
 	}
-	if b, err := AppendDirectory(nil, 12, 2, list); !errors.Is(err, ErrDirTooLarge) {
+	if b, err := AppendDirectory(nil, 12, 2, list); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a directory of %d bytes: %v", len(b), err)
 	}
 }

@@ -50,7 +50,7 @@ func (d *disk) place(b []byte) uint32 {
 func (d *disk) inode(n *Inode) uint32 {
 	ino := uint32(FirstInode + len(d.inodes))
 	d.inodes[ino] = n
-	d.v.UseInode(ino, n.Mode&ModeType == ModeDir)
+	d.v.UseInode(ino, n.Mode&modeType == modeDir)
 	return ino
 }
 
@@ -60,8 +60,7 @@ func (d *disk) add(name string, n *Inode) uint32 {
 	if n.Links == 0 {
 		n.Links = 1
 	}
-	kinds := map[uint16]uint8{ModeRegular: TypeRegular, ModeDir: TypeDir, ModeSymlink: TypeSymlink, ModeChar: TypeChar, ModeBlock: TypeBlock, ModeFIFO: TypeFIFO}
-	d.names = append(d.names, Dirent{name, ino, kinds[n.Mode&ModeType]})
+	d.names = append(d.names, Dirent{name, ino, n.Mode})
 	return ino
 }
 
@@ -86,8 +85,7 @@ func (d *disk) attributes(n *Inode, xs []Xattr) (external int) {
 	}
 	for _, x := range ext {
 		d.v.UseEAInodes()
-		x.Hash = ValueHash(x.Value)
-		ea := d.data(&Inode{Mode: ModeRegular | 0o600, Links: 1, IsEA: true, EAHash: x.Hash}, x.Value)
+		ea := d.data(&Inode{Mode: modeRegular | 0o600, Links: 1, IsEA: true, EAHash: x.Hash}, x.Value)
 		x.Inode, x.Value = d.inode(ea), nil
 		n.Blocks += ea.Blocks
 	}
@@ -110,7 +108,7 @@ func (d *disk) directory(self, parent uint32, n *Inode, entries []Dirent) []byte
 		d.t.Fatal(err)
 	}
 	d.data(n, b)
-	n.Mode, n.Indexed, n.Links = ModeDir|0o755, len(b) > BlockSize, 2
+	n.Mode, n.Indexed, n.Links = modeDir|0o755, len(b) > BlockSize, 2
 	return b
 }
 
@@ -120,7 +118,7 @@ func (d *disk) finish() string {
 	root := &Inode{}
 	d.directory(RootInode, RootInode, root, d.names)
 	for _, e := range d.names {
-		if e.Type == TypeDir {
+		if e.Mode&modeType == modeDir {
 			root.Links++
 		}
 	}
@@ -192,7 +190,7 @@ func mount(t testing.TB, path, options string) string {
 }
 
 func lgetxattr(path, name string) ([]byte, error) {
-	b := make([]byte, MaxXattrValue+1)
+	b := make([]byte, maxXattrValue+1)
 	n, err := unix.Lgetxattr(path, name, b)
 	if err != nil {
 		return nil, fmt.Errorf("getxattr %s of %.80s: %w", name, path, err)

@@ -42,8 +42,8 @@ const (
 	BlocksPerGroup = 8 * BlockSize
 	// InodesPerGroup makes a group's inode table 512 KiB.
 	InodesPerGroup = 2048
-	// InodeSize in bytes leaves 92 for extended attributes.
-	InodeSize = 256
+	// inodeSize in bytes leaves 92 for extended attributes.
+	inodeSize = 256
 	// MaxGroups is how many descriptors of 32 bytes the front has room for;
 	// it bounds a file system to 256 GiB.
 	MaxGroups = 2048
@@ -57,16 +57,16 @@ const (
 	// MaxLinks is how many names an inode that is no directory can have
 	// (EXT4_LINK_MAX).
 	MaxLinks = 65000
-	// MaxExtent is the longest extent in blocks. 32,768 is legal, but some
+	// maxExtent is the longest extent in blocks. 32,768 is legal, but some
 	// readers take it for an unwritten one.
-	MaxExtent = 32767
-	// MinTime and MaxTime bound an inode's times in seconds since 1970: 32
+	maxExtent = 32767
+	// minTime and maxTime bound an inode's times in seconds since 1970: 32
 	// signed bits, and two epoch bits above them.
-	MinTime = -1 << 31
-	MaxTime = 3<<32 + 1<<31 - 1
+	minTime = -1 << 31
+	maxTime = 3<<32 + 1<<31 - 1
 
 	descSize    = 32 // bytes of a group descriptor without 64bit
-	tableBlocks = InodesPerGroup * InodeSize / BlockSize
+	tableBlocks = InodesPerGroup * inodeSize / BlockSize
 	firstTable  = 4224 // chunk 33 of 512 KiB
 	descBlocks  = MaxGroups * descSize / BlockSize
 	nearBitmaps = 1 + descBlocks          // first bitmap block in the first 512 KiB
@@ -74,13 +74,25 @@ const (
 	farBitmaps  = 128                     // first bitmap block of the others
 )
 
-// ErrTooLarge says that a file system would pass 256 GiB, or its inodes
-// MaxGroups × InodesPerGroup.
-var ErrTooLarge = errors.New("ext4: file system larger than 256 GiB or 4,194,304 inodes")
+// ErrTooLarge says that a file system would pass 256 GiB or MaxGroups ×
+// InodesPerGroup inodes, or a directory 512 MiB.
+var ErrTooLarge = errors.New("ext4: larger than 256 GiB, 4,194,304 inodes or 512 MiB of one directory")
 
 // Time is a point in time: seconds since 1970 and nanoseconds. Seconds are
-// within MinTime and MaxTime.
+// between -2^31 and 3·2^32 + 2^31 - 1: 32 signed bits, and two epoch bits above.
 type Time struct {
 	Sec  int64
 	Nsec uint32
+}
+
+// Clamp gives the nearest time that the disk holds, as the kernel does
+// (timestamp_truncate).
+func (t Time) Clamp() Time {
+	switch {
+	case t.Sec < minTime:
+		return Time{Sec: minTime}
+	case t.Sec > maxTime:
+		return Time{Sec: maxTime}
+	}
+	return t
 }

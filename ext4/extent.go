@@ -20,12 +20,12 @@ type Extent struct {
 // argument if there is nothing to cut.
 func SplitExtents(in []Extent) []Extent {
 	for i, e := range in {
-		if e.Count > MaxExtent {
+		if e.Count > maxExtent {
 			out := append([]Extent(nil), in[:i]...)
 			for _, e := range in[i:] {
-				for e.Count > MaxExtent {
-					out = append(out, Extent{e.Logical, e.Physical, MaxExtent})
-					e = Extent{e.Logical + MaxExtent, e.Physical + MaxExtent, e.Count - MaxExtent}
+				for e.Count > maxExtent {
+					out = append(out, Extent{e.Logical, e.Physical, maxExtent})
+					e = Extent{e.Logical + maxExtent, e.Physical + maxExtent, e.Count - maxExtent}
 				}
 				out = append(out, e)
 			}
@@ -35,9 +35,9 @@ func SplitExtents(in []Extent) []Extent {
 	return in
 }
 
-// ExtentBlocks tells how many blocks of their own n extents need: none up to
+// extentBlocks tells how many blocks of their own n extents need: none up to
 // four, which the inode holds.
-func ExtentBlocks(n int) int {
+func extentBlocks(n int) int {
 	total := 0
 	for n > rootExtents {
 		n = (n + blockExtents - 1) / blockExtents
@@ -47,7 +47,7 @@ func ExtentBlocks(n int) int {
 }
 
 // ExtentTree gives the inode's 60 bytes for extents (ascending, none above the
-// on-disk limit: SplitExtents) and the contents of ExtentBlocks(len(extents))
+// on-disk limit: SplitExtents) and the contents of extentBlocks(len(extents))
 // blocks that lie from block at on.
 func ExtentTree(extents []Extent, at uint32) (root [60]byte, blocks []byte) {
 	type ref struct{ logical, block uint32 }

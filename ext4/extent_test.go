@@ -10,12 +10,12 @@ import (
 )
 
 func TestSplitExtents(t *testing.T) {
-	whole := []Extent{{0, 9, MaxExtent}, {MaxExtent, 70000, 1}}
+	whole := []Extent{{0, 9, maxExtent}, {maxExtent, 70000, 1}}
 	if got := SplitExtents(whole); &got[0] != &whole[0] {
 		t.Error("nothing to cut, and a copy")
 	}
-	got := SplitExtents([]Extent{{0, 9, 1}, {1, 1000, 2*MaxExtent + 5}, {80000, 90000, 3}})
-	want := []Extent{{0, 9, 1}, {1, 1000, MaxExtent}, {1 + MaxExtent, 1000 + MaxExtent, MaxExtent}, {1 + 2*MaxExtent, 1000 + 2*MaxExtent, 5}, {80000, 90000, 3}}
+	got := SplitExtents([]Extent{{0, 9, 1}, {1, 1000, 2*maxExtent + 5}, {80000, 90000, 3}})
+	want := []Extent{{0, 9, 1}, {1, 1000, maxExtent}, {1 + maxExtent, 1000 + maxExtent, maxExtent}, {1 + 2*maxExtent, 1000 + 2*maxExtent, 5}, {80000, 90000, 3}}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -23,14 +23,14 @@ func TestSplitExtents(t *testing.T) {
 
 func TestExtentBlocks(t *testing.T) {
 	for n, want := range map[int]int{0: 0, 4: 0, 5: 1, 340: 1, 341: 2, 1360: 4, 1361: 6, 4 * 340 * 340: 4*340 + 4, 4*340*340 + 1: 4*340 + 1 + 5 + 1} {
-		if got := ExtentBlocks(n); got != want {
+		if got := extentBlocks(n); got != want {
 			t.Errorf("%d extents: %d blocks, want %d", n, got, want)
 		}
 	}
 	for _, n := range []int{0, 1, 4, 5, 340, 341, 1360, 1361, 5000, 200_000} {
 		_, blocks := ExtentTree(make([]Extent, n), 0)
-		if len(blocks) != ExtentBlocks(n)*BlockSize {
-			t.Errorf("%d extents: tree of %d bytes, ExtentBlocks says %d", n, len(blocks), ExtentBlocks(n))
+		if len(blocks) != extentBlocks(n)*BlockSize {
+			t.Errorf("%d extents: tree of %d bytes, extentBlocks says %d", n, len(blocks), extentBlocks(n))
 		}
 	}
 }
@@ -47,7 +47,7 @@ func TestExtentTreesOnDisk(t *testing.T) {
 			d.v.UseBlocks(d.next+1, 1)
 			d.next += 2
 		}
-		node := &Inode{Mode: ModeRegular, Size: int64(3*n) * BlockSize, Blocks: uint64(n + ExtentBlocks(n))}
+		node := &Inode{Mode: modeRegular, Size: int64(3*n) * BlockSize, Blocks: uint64(n + extentBlocks(n))}
 		var tree []byte
 		node.Map, tree = ExtentTree(extents, d.next)
 		d.place(tree)
@@ -72,7 +72,7 @@ func TestExtentTreesOnDisk(t *testing.T) {
 // A file with one extent over the limit of an extent's length.
 func TestLongExtentOnDisk(t *testing.T) {
 	d := newDisk(t)
-	n := &Inode{Mode: ModeRegular, Size: 100_000 * BlockSize, Blocks: 100_000}
+	n := &Inode{Mode: modeRegular, Size: 100_000 * BlockSize, Blocks: 100_000}
 	extents := SplitExtents([]Extent{{0, d.next, 100_000}})
 	d.v.UseBlocks(d.next, 100_000)
 	d.next += 100_000

@@ -12,7 +12,7 @@ import (
 var hashSeed = [4]uint32{0x7468_6177, 0x6469_7268, 0x6173_6873, 0x6565_6431}
 
 // uuid names every file system of this writer: equal trees, equal bytes.
-var uuid = [16]byte{'t', 'h', 'a', 'w', '-', 'd', 0x45, 'v', 0x8c, 'e', '-', 'l', 'a', 'y', '-', '1'}
+const uuid = "thaw-d\x45v\x8ce-lay-1"
 
 // nameHash is the half-MD4 directory hash over unsigned chars (fs/ext4/hash.c:
 // ext4fs_dirhash with DX_HASH_HALF_MD4_UNSIGNED). The low bit is always 0: the
@@ -72,19 +72,19 @@ func halfMD4(state *[4]uint32, in *[8]uint32) {
 	}
 }
 
-// ValueHash is the hash of an attribute's value that an EA inode carries:
+// valueHash is the hash of an attribute's value that an EA inode carries:
 // CRC-32C without final inversion, seeded with that of the UUID
 // (fs/ext4/xattr.c: ext4_xattr_inode_hash).
-func ValueHash(value []byte) uint32 {
+func valueHash(value []byte) uint32 {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	raw := func(seed uint32, b []byte) uint32 { return ^crc32.Update(^seed, table, b) }
-	return raw(raw(^uint32(0), uuid[:]), value)
+	return raw(raw(^uint32(0), []byte(uuid)), value)
 }
 
 // descChecksum is the CRC-16 (ANSI, reflected) of UUID, group number and
 // descriptor up to the checksum (fs/ext4/super.c: ext4_group_desc_csum).
 func descChecksum(group uint32, desc []byte) uint16 {
-	crc := crc16(0xFFFF, uuid[:])
+	crc := crc16(0xFFFF, []byte(uuid))
 	crc = crc16(crc, binary.LittleEndian.AppendUint32(nil, group))
 	return crc16(crc, desc[:descSize-2])
 }

@@ -12,10 +12,10 @@ import (
 
 // edges are the first and the last second of each of the four epochs.
 var edges = []Time{
-	{MinTime, 0}, {-1, 999_999_999}, {0, 0}, {1, 1}, {1<<31 - 1, 5},
+	{minTime, 0}, {-1, 999_999_999}, {0, 0}, {1, 1}, {1<<31 - 1, 5},
 	{1 << 31, 0}, {1<<32 - 1, 6}, {1 << 32, 7}, {1<<32 + 1<<31 - 1, 8},
 	{1<<32 + 1<<31, 0}, {2<<32 + 1<<31 - 1, 9},
-	{2<<32 + 1<<31, 0}, {3 << 32, 0}, {MaxTime, 999_999_999},
+	{2<<32 + 1<<31, 0}, {3 << 32, 0}, {maxTime, 999_999_999},
 }
 
 func TestEncodeTimeKeepsEverySecond(t *testing.T) {
@@ -35,21 +35,21 @@ var devices = [][2]uint32{{0, 0}, {1, 3}, {255, 255}, {255, 256}, {256, 0}, {8, 
 func inodeDisk(t *testing.T) *disk {
 	d := newDisk(t)
 	for i, at := range edges {
-		d.add(fmt.Sprintf("time%d", i), &Inode{Mode: ModeRegular | 0o640, Mtime: at, Map: emptyMap()})
+		d.add(fmt.Sprintf("time%d", i), &Inode{Mode: modeRegular | 0o640, Mtime: at, Map: emptyMap()})
 	}
 	for i, id := range []uint32{0, 1000, 65_535, 65_536, 1<<32 - 2} {
-		d.add(fmt.Sprintf("id%d", i), &Inode{Mode: ModeRegular | 0o7777, UID: id, GID: id &^ 1, Map: emptyMap()})
+		d.add(fmt.Sprintf("id%d", i), &Inode{Mode: modeRegular | 0o7777, UID: id, GID: id &^ 1, Map: emptyMap()})
 	}
 	for i, dev := range devices {
-		d.add(fmt.Sprintf("char%d", i), &Inode{Mode: ModeChar | 0o600, Map: DeviceMap(dev[0], dev[1])})
-		d.add(fmt.Sprintf("block%d", i), &Inode{Mode: ModeBlock | 0o600, Map: DeviceMap(dev[0], dev[1])})
+		d.add(fmt.Sprintf("char%d", i), &Inode{Mode: modeChar | 0o600, Device: dev})
+		d.add(fmt.Sprintf("block%d", i), &Inode{Mode: modeBlock | 0o600, Device: dev})
 	}
-	d.add("fifo", &Inode{Mode: ModeFIFO | 0o644})
+	d.add("fifo", &Inode{Mode: modeFIFO | 0o644})
 	for _, n := range []int{1, FastSymlink} {
-		d.add(fmt.Sprintf("link%d", n), &Inode{Mode: ModeSymlink | 0o777, Size: int64(n), Map: SymlinkMap(strings.Repeat("t", n))})
+		d.add(fmt.Sprintf("link%d", n), &Inode{Mode: modeSymlink | 0o777, Size: int64(n), Target: strings.Repeat("t", n)})
 	}
 	for _, n := range []int{FastSymlink + 1, 4095} {
-		d.add(fmt.Sprintf("link%d", n), d.data(&Inode{Mode: ModeSymlink | 0o777}, []byte(strings.Repeat("t", n))))
+		d.add(fmt.Sprintf("link%d", n), d.data(&Inode{Mode: modeSymlink | 0o777}, []byte(strings.Repeat("t", n))))
 	}
 	return d
 }

@@ -125,7 +125,7 @@ func bitmapBlock(g int) uint32 {
 
 // WriteFront writes superblock, descriptors, bitmaps and inode tables of a file
 // system of so many groups, in ascending order and without the parts that are
-// all zeros. encode fills in one inode (InodeSize zero bytes); it is called
+// all zeros. encode fills in one inode (inodeSize zero bytes); it is called
 // for each used inode that is not reserved, and for the root.
 func (v *Volume) WriteFront(w io.WriterAt, groups int, encode func(n uint32, b []byte)) error {
 	v.group(uint32(groups) - 1)
@@ -147,7 +147,7 @@ func (v *Volume) WriteFront(w io.WriterAt, groups int, encode func(n uint32, b [
 			return err
 		}
 	}
-	table := make([]byte, InodesPerGroup*InodeSize)
+	table := make([]byte, InodesPerGroup*inodeSize)
 	for g := range groups {
 		if v.groups[g].inodes == nil {
 			continue
@@ -167,7 +167,7 @@ func (v *Volume) fillTable(table []byte, g int, encode func(n uint32, b []byte))
 			at := 8*i + bits.TrailingZeros8(b)
 			n := uint32(g*InodesPerGroup + at + 1)
 			if n == RootInode || n >= FirstInode {
-				encode(n, table[at*InodeSize:(at+1)*InodeSize])
+				encode(n, table[at*inodeSize:(at+1)*inodeSize])
 			}
 		}
 	}
@@ -246,14 +246,14 @@ func (v *Volume) putSuperblock(b []byte, groups int) {
 	put16(0x3C, 1)      // on errors: go on
 	put32(0x4C, 1)      // revision with features
 	put32(0x54, FirstInode)
-	put16(0x58, InodeSize)
+	put16(0x58, inodeSize)
 	put32(0x5C, compat)
 	put32(0x60, incompat)
 	if v.eaInode {
 		put32(0x60, incompat|eaInode)
 	}
 	put32(0x64, roCompat)
-	copy(b[0x68:], uuid[:])
+	copy(b[0x68:], uuid)
 	copy(b[0x78:], "thaw")
 	for i, s := range hashSeed {
 		le.PutUint32(b[0xEC+4*i:], s)

@@ -23,23 +23,23 @@ const goldenFile = "testdata/golden.sha256"
 func goldenDisk(t *testing.T) *disk {
 	d := newDisk(t)
 	for i, at := range edges {
-		d.add(fmt.Sprintf("time%02d", i), d.data(&Inode{Mode: ModeRegular | 0o644, UID: 70_000, Mtime: at}, pattern(i, 5000*i)))
+		d.add(fmt.Sprintf("time%02d", i), d.data(&Inode{Mode: modeRegular | 0o644, UID: 70_000, Mtime: at}, pattern(i, 5000*i)))
 	}
-	d.add("null", &Inode{Mode: ModeChar | 0o666, Map: DeviceMap(1, 3)})
-	d.add("disk", &Inode{Mode: ModeBlock | 0o660, Map: DeviceMap(259, 70_000)})
-	d.add("fifo", &Inode{Mode: ModeFIFO | 0o600})
-	d.add("fast", &Inode{Mode: ModeSymlink | 0o777, Size: 4, Map: SymlinkMap("null")})
-	d.add("slow", d.data(&Inode{Mode: ModeSymlink | 0o777}, []byte(strings.Repeat("x/", 50))))
-	for i, value := range [][]byte{pattern(1, 10), pattern(2, 300), pattern(3, MaxXattrValue)} {
+	d.add("null", &Inode{Mode: modeChar | 0o666, Device: [2]uint32{1, 3}})
+	d.add("disk", &Inode{Mode: modeBlock | 0o660, Device: [2]uint32{259, 70_000}})
+	d.add("fifo", &Inode{Mode: modeFIFO | 0o600})
+	d.add("fast", &Inode{Mode: modeSymlink | 0o777, Size: 4, Target: "null"})
+	d.add("slow", d.data(&Inode{Mode: modeSymlink | 0o777}, []byte(strings.Repeat("x/", 50))))
+	for i, value := range [][]byte{pattern(1, 10), pattern(2, 300), pattern(3, maxXattrValue)} {
 		x, err := NewXattr("user.v", value)
 		if err != nil {
 			t.Fatal(err)
 		}
-		n := &Inode{Mode: ModeRegular, Map: emptyMap()}
+		n := &Inode{Mode: modeRegular, Map: emptyMap()}
 		d.attributes(n, []Xattr{x})
 		d.add(fmt.Sprint("xattr", i), n)
 	}
-	sparse := &Inode{Mode: ModeRegular, Size: 70 << 30, Blocks: 6 + uint64(ExtentBlocks(6))}
+	sparse := &Inode{Mode: modeRegular, Size: 70 << 30, Blocks: 6 + uint64(extentBlocks(6))}
 	var extents []Extent
 	for i := range uint32(6) {
 		extents = append(extents, Extent{i << 21, d.place(pattern(int(i), BlockSize)), 1})
@@ -48,11 +48,11 @@ func goldenDisk(t *testing.T) *disk {
 	sparse.Map, tree = ExtentTree(extents, d.next)
 	d.place(tree)
 	d.add("sparse", sparse)
-	dir := &Inode{Mode: ModeDir}
+	dir := &Inode{Mode: modeDir}
 	ino := d.add("dir", dir)
 	links := make([]Dirent, 3000)
 	for i := range links {
-		links[i] = Dirent{fmt.Sprintf("name-%d", i), FirstInode, TypeRegular}
+		links[i] = Dirent{fmt.Sprintf("name-%d", i), FirstInode, modeRegular}
 	}
 	d.inodes[FirstInode].Links += uint32(len(links))
 	d.directory(ino, RootInode, dir, links)
@@ -104,7 +104,7 @@ func digest(t *testing.T, path string) string {
 // front writes the front of a volume to memory.
 func front(t *testing.T, v *Volume, groups int) []byte {
 	m := &memory{t: t}
-	if err := v.WriteFront(m, groups, func(n uint32, b []byte) { (&Inode{Mode: ModeRegular}).Encode(b) }); err != nil {
+	if err := v.WriteFront(m, groups, func(n uint32, b []byte) { (&Inode{Mode: modeRegular}).Encode(b) }); err != nil {
 		t.Fatal(err)
 	}
 	return m.b
@@ -133,7 +133,7 @@ func TestVolumesOfAllSizes(t *testing.T) {
 	for _, last := range []uint32{DataGroup, nearGroups - 1, nearGroups, 129, MaxGroups - 1} {
 		d := newDisk(t)
 		d.next = last*BlocksPerGroup + 17
-		d.add("file", d.data(&Inode{Mode: ModeRegular | 0o644}, pattern(1, 10_000)))
+		d.add("file", d.data(&Inode{Mode: modeRegular | 0o644}, pattern(1, 10_000)))
 		path := d.finish()
 		if d.groups != int(last)+1 {
 			t.Errorf("%d groups for a block in group %d", d.groups, last)
@@ -170,7 +170,7 @@ func TestGroups(t *testing.T) {
 // What was asked for is free, by statfs(2), when not a block more would be.
 func TestGroupsLeaveWhatWasAskedFor(t *testing.T) {
 	d := newDisk(t)
-	d.add("file", d.data(&Inode{Mode: ModeRegular}, pattern(1, 10_000)))
+	d.add("file", d.data(&Inode{Mode: modeRegular}, pattern(1, 10_000)))
 	most := int64(sort.Search(2*DataGroup*BlocksPerGroup, func(n int) bool {
 		groups, err := d.v.Groups(int64(n), 0)
 		return err != nil || groups > DataGroup+1

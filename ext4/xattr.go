@@ -10,18 +10,18 @@ import (
 )
 
 const (
-	// MaxXattrValue is the longest value in bytes (XATTR_SIZE_MAX).
-	MaxXattrValue = 64 << 10
+	// maxXattrValue is the longest value in bytes (XATTR_SIZE_MAX).
+	maxXattrValue = 64 << 10
 
 	xattrMagic  = 0xEA020000
 	xattrHeader = 32                              // bytes of the header of an attribute block
-	xattrBody   = InodeSize - 128 - extraSize - 4 // bytes for entries in an inode, behind the magic
+	xattrBody   = inodeSize - 128 - extraSize - 4 // bytes for entries in an inode, behind the magic
 	xattrEntry  = 16                              // bytes of an entry before its name
 )
 
 var (
-	// ErrXattr says that an extended attribute cannot be held: the text tells why.
-	ErrXattr = errors.New("ext4: extended attribute")
+	// errXattr says that an extended attribute cannot be held: the text tells why.
+	errXattr = errors.New("ext4: extended attribute")
 	// ErrXattrNamespace says that the kernel has no namespace for an attribute's name.
 	ErrXattrNamespace = errors.New("ext4: extended attribute of no known namespace")
 )
@@ -34,7 +34,7 @@ type Xattr struct {
 	Value []byte // empty if Inode is set
 	Size  uint32 // of the value, in bytes
 	Inode uint32 // EA inode that holds the value; 0 for none
-	Hash  uint32 // ValueHash of the value; used with Inode
+	Hash  uint32 // valueHash of the value; used with Inode
 }
 
 // NewXattr gives the on-disk form of an attribute under its full name
@@ -52,17 +52,17 @@ func NewXattr(name string, value []byte) (Xattr, error) {
 			continue
 		}
 		if len(rest) > MaxName {
-			return Xattr{}, fmt.Errorf("%w %.40q…: name of %d bytes, %d are the limit", ErrXattr, name, len(rest), MaxName)
+			return Xattr{}, fmt.Errorf("%w %.40q…: name of %d bytes, %d are the limit", errXattr, name, len(rest), MaxName)
 		}
 		if p.whole {
 			acl, err := encodeACL(value)
 			if err != nil {
-				return Xattr{}, fmt.Errorf("%w %q: %v", ErrXattr, name, err)
+				return Xattr{}, fmt.Errorf("%w %q: %v", errXattr, name, err)
 			}
 			value = acl
 		}
-		if len(value) > MaxXattrValue {
-			return Xattr{}, fmt.Errorf("%w %q: value of %d bytes, %d are the limit", ErrXattr, name, len(value), MaxXattrValue)
+		if len(value) > maxXattrValue {
+			return Xattr{}, fmt.Errorf("%w %q: value of %d bytes, %d are the limit", errXattr, name, len(value), maxXattrValue)
 		}
 		return Xattr{Index: p.index, Name: rest, Value: value, Size: uint32(len(value))}, nil
 	}
@@ -126,9 +126,10 @@ func PlanXattrs(xs []Xattr) (external []*Xattr, err error) {
 	slices.SortStableFunc(inline, func(a, b *Xattr) int { return cmp.Compare(b.Size, a.Size) })
 	for size > BlockSize {
 		if len(inline) == 0 || inline[0].Size == 0 {
-			return nil, fmt.Errorf("%w: the names of one file's attributes alone pass a block of %d bytes", ErrXattr, BlockSize)
+			return nil, fmt.Errorf("%w: the names of one file's attributes alone pass a block of %d bytes", errXattr, BlockSize)
 		}
 		size -= pad4(int(inline[0].Size))
+		inline[0].Hash = valueHash(inline[0].Value)
 		external = append(external, inline[0])
 		inline = inline[1:]
 	}
@@ -168,7 +169,7 @@ func EncodeXattrs(xs []Xattr) (body, block []byte, err error) {
 		return body, nil, nil
 	}
 	if xattrHeader+size > BlockSize {
-		return nil, nil, fmt.Errorf("%w: %d bytes of attributes do not fit a block", ErrXattr, size)
+		return nil, nil, fmt.Errorf("%w: %d bytes of attributes do not fit a block", errXattr, size)
 	}
 	block = make([]byte, BlockSize)
 	le.PutUint32(block[0:], xattrMagic)

@@ -35,11 +35,11 @@ func TestNewXattr(t *testing.T) {
 	}{
 		{"user.a", []byte("v"), 1, "a", nil},
 		{"user." + long, nil, 1, long, nil},
-		{"user." + long + "n", nil, 0, "", ErrXattr},
+		{"user." + long + "n", nil, 0, "", errXattr},
 		{"trusted.overlay.opaque", []byte("y"), 4, "overlay.opaque", nil},
 		{"security.capability", make([]byte, 20), 6, "capability", nil},
-		{"user.big", make([]byte, MaxXattrValue), 1, "big", nil},
-		{"user.big", make([]byte, MaxXattrValue+1), 0, "", ErrXattr},
+		{"user.big", make([]byte, maxXattrValue), 1, "big", nil},
+		{"user.big", make([]byte, maxXattrValue+1), 0, "", errXattr},
 		{"system.posix_acl_access", fullACL, 2, "", nil},
 		{"system.posix_acl_default", fullACL, 3, "", nil},
 		{"system.posix_acl_accessx", fullACL, 0, "", ErrXattrNamespace},
@@ -76,7 +76,7 @@ func TestACLsThatTheKernelWouldRefuse(t *testing.T) {
 		"permissions of 4 bits":    acl(o, g, [3]uint32{aclOther, 8, noID}),
 		"named user without an id": acl(o, [3]uint32{aclUser, 7, noID}, g, m, e),
 	} {
-		if x, err := NewXattr("system.posix_acl_access", value); !errors.Is(err, ErrXattr) {
+		if x, err := NewXattr("system.posix_acl_access", value); !errors.Is(err, errXattr) {
 			t.Errorf("%s: %+v, %v", about, x, err)
 		}
 	}
@@ -106,7 +106,7 @@ func TestPlanXattrs(t *testing.T) {
 		{"all of a block", sized(4096 - 32 - 4 - 16 - 4), 0, true},
 		{"one byte too many for a block", sized(4096 - 32 - 4 - 16 - 4 + 1), 1, true},
 		{"the largest goes first", sized(10, 3000, 2000, 20), 1, true},
-		{"64 KiB", sized(MaxXattrValue), 1, true},
+		{"64 KiB", sized(maxXattrValue), 1, true},
 		{"many", sized(1000, 1000, 1000, 1000, 1000, 1000), 3, true},
 	} {
 		external, err := PlanXattrs(c.xs)
@@ -129,10 +129,10 @@ func TestPlanXattrs(t *testing.T) {
 	for i := range names {
 		names[i] = Xattr{Index: 1, Name: fmt.Sprintf("%0255d", i), Value: []byte("1234"), Size: 4}
 	}
-	if _, err := PlanXattrs(names); !errors.Is(err, ErrXattr) {
+	if _, err := PlanXattrs(names); !errors.Is(err, errXattr) {
 		t.Errorf("names that pass a block: %v", err)
 	}
-	if _, _, err := EncodeXattrs(names); !errors.Is(err, ErrXattr) {
+	if _, _, err := EncodeXattrs(names); !errors.Is(err, errXattr) {
 		t.Errorf("attributes that pass a block: %v", err)
 	}
 }
@@ -142,12 +142,12 @@ func xattrDisk(t *testing.T) (path string, want map[string]map[string][]byte) {
 	want = map[string]map[string][]byte{
 		"body":   {"user.a": []byte("1"), "user.empty": {}, "security.x": []byte("odd")},
 		"block":  {"user.a": pattern(1, 90), "user.bc": pattern(2, 1001), "trusted.overlay.redirect": []byte("/x")},
-		"inode":  {"user.k64": pattern(3, MaxXattrValue), "user.k64b": pattern(4, MaxXattrValue-1), "user.small": []byte("s")},
+		"inode":  {"user.k64": pattern(3, maxXattrValue), "user.k64b": pattern(4, maxXattrValue-1), "user.small": []byte("s")},
 		"bytes":  {"user.\xff\x80\xc3\xa4": pattern(5, 200), "user.\xe4big": pattern(6, 5000)},
 		"acl":    {"system.posix_acl_access": fullACL},
 		"mixed":  {"system.posix_acl_access": fullACL, "user.big": pattern(7, 4000), "user.x": pattern(8, 60)},
 		"caps":   {"security.capability": {1, 0, 0, 2, 0x20, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}},
-		"shared": {"user.k64": pattern(3, MaxXattrValue)},
+		"shared": {"user.k64": pattern(3, maxXattrValue)},
 	}
 	many := map[string][]byte{}
 	for i := range 150 {
@@ -164,13 +164,13 @@ func xattrDisk(t *testing.T) (path string, want map[string]map[string][]byte) {
 			}
 			xs = append(xs, x)
 		}
-		n := d.data(&Inode{Mode: ModeRegular | 0o674}, pattern(9, 100))
+		n := d.data(&Inode{Mode: modeRegular | 0o674}, pattern(9, 100))
 		d.attributes(n, xs)
 		d.add(name, n)
 	}
 	x, _ := NewXattr("trusted.big", pattern(1, 5000))
 	for _, target := range []string{"f", "fast", "fast!", strings.Repeat("t", FastSymlink)} {
-		link := &Inode{Mode: ModeSymlink | 0o777, Size: int64(len(target)), Map: SymlinkMap(target)}
+		link := &Inode{Mode: modeSymlink | 0o777, Size: int64(len(target)), Target: target}
 		d.attributes(link, []Xattr{x})
 		d.add("link to "+target, link)
 	}

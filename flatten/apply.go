@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 
 	"thaw/ext4"
 )
@@ -158,16 +159,16 @@ func (t *Tree) setExtents(n *node, extents []ext4.Extent) error {
 	}
 	x := n.more()
 	x.extents = extents
-	blocks := ext4.ExtentBlocks(len(extents))
-	if blocks == 0 {
+	_, b := ext4.ExtentTree(extents, 0)
+	if len(b) == 0 {
 		return nil
 	}
-	off, place, err := t.placeMeta(blocks * blockSize)
+	off, place, err := t.placeMeta(len(b))
 	if err != nil {
 		return err
 	}
-	x.tree = uint32(off / blockSize)
-	_, b := ext4.ExtentTree(extents, x.tree)
+	x.tree, x.treeBlocks = uint32(off/blockSize), uint32(len(b)/blockSize)
+	_, b = ext4.ExtentTree(extents, x.tree) // now that it is known where they lie
 	return place(b)
 }
 
@@ -210,7 +211,7 @@ func (t *Tree) setAttributes(n *node, e *entry, mode uint16) error {
 			continue
 		}
 		blocks := (a.Size + blockSize - 1) / blockSize
-		ea := &node{ino: t.first + a.Inode - 1, links: 1, mode: ext4.ModeRegular | 0o600, size: int64(a.Size), start: t.region + a.start}
+		ea := &node{ino: t.first + a.Inode - 1, links: 1, mode: syscall.S_IFREG | 0o600, size: int64(a.Size), start: t.region + a.start}
 		ea.extra = &extra{isEA: true, eaHash: a.Hash}
 		if err := errors.Join(t.claim(a.start, blocks), t.index(ea)); err != nil {
 			return err
@@ -306,7 +307,7 @@ func (t *Tree) writeDirs() error {
 	for _, n := range dirs {
 		list = list[:0]
 		for name, c := range n.dir.children {
-			list = append(list, ext4.Dirent{Name: name, Inode: c.ino, Type: direntType(c.mode)})
+			list = append(list, ext4.Dirent{Name: name, Inode: c.ino, Mode: c.mode})
 		}
 		var err error
 		if block, err = ext4.AppendDirectory(block[:0], n.ino, n.dir.parent.ino, list); err != nil {
@@ -332,31 +333,15 @@ func (t *Tree) writeDirs() error {
 func (k kind) mode() uint16 {
 	switch k {
 	case kindDir:
-		return ext4.ModeDir
+		return syscall.S_IFDIR
 	case kindSymlink:
-		return ext4.ModeSymlink
+		return syscall.S_IFLNK
 	case kindChar:
-		return ext4.ModeChar
+		return syscall.S_IFCHR
 	case kindBlock:
-		return ext4.ModeBlock
+		return syscall.S_IFBLK
 	case kindFIFO:
-		return ext4.ModeFIFO
+		return syscall.S_IFIFO
 	}
-	return ext4.ModeRegular
-}
-
-func direntType(mode uint16) uint8 {
-	switch mode & ext4.ModeType {
-	case ext4.ModeDir:
-		return ext4.TypeDir
-	case ext4.ModeSymlink:
-		return ext4.TypeSymlink
-	case ext4.ModeChar:
-		return ext4.TypeChar
-	case ext4.ModeBlock:
-		return ext4.TypeBlock
-	case ext4.ModeFIFO:
-		return ext4.TypeFIFO
-	}
-	return ext4.TypeRegular
+	return syscall.S_IFREG
 }

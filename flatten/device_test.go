@@ -15,10 +15,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
-	"thaw/ext4"
 	"thaw/verify"
 )
 
@@ -231,12 +231,12 @@ func list(m image, t *Tree) string {
 				continue
 			}
 			seen[c.node] = at
-			switch c.mode & ext4.ModeType {
-			case ext4.ModeSymlink:
+			switch c.mode & syscall.S_IFMT {
+			case syscall.S_IFLNK:
 				lines = append(lines, at+"->"+c.extra.target)
-			case ext4.ModeFIFO:
+			case syscall.S_IFIFO:
 				lines = append(lines, at+"|")
-			case ext4.ModeChar:
+			case syscall.S_IFCHR:
 				lines = append(lines, at+"%")
 			default:
 				lines = append(lines, at+"="+string(content(m, c.node)))

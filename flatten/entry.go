@@ -241,7 +241,7 @@ func (d *decoder) entry(e *entry, before string) {
 	for n := d.u32(); n > 0 && !d.failed; n-- {
 		var x xattr
 		x.Index, x.Name = d.byte(), d.str(ext4.MaxName)
-		x.Value = []byte(d.str(ext4.MaxXattrValue))
+		x.Value = []byte(d.str(maxXattrValue))
 		x.Size, x.Inode, x.Hash, x.start = d.u32(), d.u32(), d.u32(), d.u32()
 		e.xattrs = append(e.xattrs, x)
 	}
@@ -249,7 +249,7 @@ func (d *decoder) entry(e *entry, before string) {
 
 func (d *decoder) time(e *entry) {
 	sec, n := binary.Varint(d.b)
-	if n <= 0 || sec < ext4.MinTime || sec > ext4.MaxTime {
+	if n <= 0 || (ext4.Time{Sec: sec}).Clamp().Sec != sec {
 		d.failed = true
 		return
 	}
@@ -282,12 +282,12 @@ func (l *Layer) sane(e *entry) bool {
 func (l *Layer) saneExtents(e *entry) bool {
 	next, end := uint64(0), uint64(e.size+blockSize-1)/blockSize
 	for _, x := range e.extents {
-		if uint64(x.Logical) < next || x.Count == 0 || x.Count > ext4.MaxExtent || uint64(x.Physical)+uint64(x.Count) > uint64(l.data/blockSize) {
+		if uint64(x.Logical) < next || x.Count == 0 || uint64(x.Physical)+uint64(x.Count) > uint64(l.data/blockSize) {
 			return false
 		}
 		next = uint64(x.Logical) + uint64(x.Count)
 	}
-	return next <= end
+	return next <= end && len(ext4.SplitExtents(e.extents)) == len(e.extents) // none is too long
 }
 
 // saneXattrs wants the values here or within the layer's data.
@@ -295,7 +295,7 @@ func (l *Layer) saneXattrs(xs []xattr) bool {
 	for _, x := range xs {
 		blocks := uint64(x.Size+blockSize-1) / blockSize
 		if x.Inode == 0 && int(x.Size) != len(x.Value) ||
-			x.Inode != 0 && (len(x.Value) != 0 || x.Size == 0 || x.Size > ext4.MaxXattrValue || x.Inode > l.slots || uint64(x.start)+blocks > uint64(l.data/blockSize)) {
+			x.Inode != 0 && (len(x.Value) != 0 || x.Size == 0 || x.Size > maxXattrValue || x.Inode > l.slots || uint64(x.start)+blocks > uint64(l.data/blockSize)) {
 			return false
 		}
 	}

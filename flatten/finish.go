@@ -3,6 +3,7 @@ package flatten
 import (
 	"fmt"
 	"io"
+	"syscall"
 
 	"thaw/ext4"
 )
@@ -75,7 +76,7 @@ func (t *Tree) use(v *ext4.Volume, n *node, s *Summary) {
 			v.UseBlocks(x.xattrBlock, 1)
 		}
 		if x.tree != 0 {
-			v.UseBlocks(x.tree, uint32(ext4.ExtentBlocks(len(x.extents))))
+			v.UseBlocks(x.tree, x.treeBlocks)
 		}
 		if x.isEA {
 			v.UseEAInodes()
@@ -83,7 +84,7 @@ func (t *Tree) use(v *ext4.Volume, n *node, s *Summary) {
 		}
 	}
 	s.Entries++
-	if n.mode&ext4.ModeType == ext4.ModeRegular {
+	if n.mode&syscall.S_IFMT == syscall.S_IFREG {
 		s.Bytes += n.size
 	}
 }
@@ -120,20 +121,20 @@ func (n *node) encode() ext4.Inode {
 		}
 		if x.tree != 0 {
 			tree = x.tree
-			i.Blocks += uint64(ext4.ExtentBlocks(len(x.extents)))
+			i.Blocks += uint64(x.treeBlocks)
 		}
 	}
-	switch n.mode & ext4.ModeType {
-	case ext4.ModeRegular, ext4.ModeDir:
+	switch n.mode & syscall.S_IFMT {
+	case syscall.S_IFREG, syscall.S_IFDIR:
 		i.Map, _ = ext4.ExtentTree(extents, tree)
-	case ext4.ModeSymlink:
+	case syscall.S_IFLNK:
 		if n.size <= ext4.FastSymlink {
-			i.Map = ext4.SymlinkMap(n.extra.target)
+			i.Target = n.extra.target
 		} else {
 			i.Map, _ = ext4.ExtentTree(extents, tree)
 		}
-	case ext4.ModeChar, ext4.ModeBlock:
-		i.Map = ext4.DeviceMap(n.extra.dev[0], n.extra.dev[1])
+	case syscall.S_IFCHR, syscall.S_IFBLK:
+		i.Device = n.extra.dev
 	}
 	return i
 }

@@ -77,18 +77,19 @@ const (
 	// slotAlign is what a run's count of inodes is rounded up to.
 	slotAlign = 16
 
-	maxEntries   = 4 << 20   // entries of a layer: the inodes of the largest file system
-	maxPath      = 4095      // bytes (PATH_MAX - 1)
-	maxTarget    = 4095      // bytes of a symlink target, which must fit a block with its NUL
-	maxDepth     = 2048      // directories above one another; a path can name no more
-	maxSymlinks  = 40        // links followed for one path (MAXSYMLINKS)
-	maxFile      = 256 << 30 // logical bytes of one file: the largest file system
-	maxLayer     = 1 << 40   // logical bytes of a layer's files
-	maxLayers    = 1<<16 - 1 // layers of an image
-	maxID        = 1<<32 - 2 // of a user or group; -1 means "leave as it is" to chown(2)
-	maxMajor     = 1<<12 - 1 // device numbers: 12 and 20 bits (linux/kdev_t.h)
-	maxMinor     = 1<<20 - 1
-	implicitMode = 0o755 // of a parent that no layer names
+	maxEntries    = 4 << 20   // entries of a layer: the inodes of the largest file system
+	maxPath       = 4095      // bytes (PATH_MAX - 1)
+	maxTarget     = 4095      // bytes of a symlink target, which must fit a block with its NUL
+	maxDepth      = 2048      // directories above one another; a path can name no more
+	maxXattrValue = 64 << 10  // bytes of an extended attribute (XATTR_SIZE_MAX)
+	maxSymlinks   = 40        // links followed for one path (MAXSYMLINKS)
+	maxFile       = 256 << 30 // logical bytes of one file: the largest file system
+	maxLayer      = 1 << 40   // logical bytes of a layer's files
+	maxLayers     = 1<<16 - 1 // layers of an image
+	maxID         = 1<<32 - 2 // of a user or group; -1 means "leave as it is" to chown(2)
+	maxMajor      = 1<<12 - 1 // device numbers: 12 and 20 bits (linux/kdev_t.h)
+	maxMinor      = 1<<20 - 1
+	implicitMode  = 0o755 // of a parent that no layer names
 )
 
 // ErrLayer says that a layer's content is malformed, hostile or more than ext4

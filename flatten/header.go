@@ -83,13 +83,7 @@ func (e *entry) attributes(hdr *tar.Header) error {
 	}
 	e.mode, e.uid, e.gid = uint16(hdr.Mode&0o7777), uint32(hdr.Uid), uint32(hdr.Gid)
 	e.mtime = ext4.Time{Sec: hdr.ModTime.Unix(), Nsec: uint32(hdr.ModTime.Nanosecond())}
-	// What the disk cannot hold is clamped, as the kernel does (timestamp_truncate).
-	if e.mtime.Sec < ext4.MinTime {
-		e.mtime = ext4.Time{Sec: ext4.MinTime}
-	}
-	if e.mtime.Sec > ext4.MaxTime {
-		e.mtime = ext4.Time{Sec: ext4.MaxTime}
-	}
+	e.mtime = e.mtime.Clamp()
 	return nil
 }
 

@@ -39,7 +39,7 @@ func TestRefusedEntries(t *testing.T) {
 		{tar.Header{Name: "f", Typeflag: 'V', Format: tar.FormatGNU}, `type 'V'`},
 		{tar.Header{Name: "f", Typeflag: 'M', Format: tar.FormatGNU}, `type 'M'`},
 		{tar.Header{Name: "f", Typeflag: 'D', Format: tar.FormatGNU}, `type 'D'`},
-		{xattr("user.v", strings.Repeat("v", ext4.MaxXattrValue+1)), "65536 are the limit"},
+		{xattr("user.v", strings.Repeat("v", maxXattrValue+1)), "65536 are the limit"},
 		{xattr("user."+long, "v"), "name of 256 bytes"},
 		{xattr("system.posix_acl_access", "not a list"), "access control list"},
 	} {
@@ -300,13 +300,13 @@ func TestTimesAreClamped(t *testing.T) {
 		in   time.Time
 		want ext4.Time
 	}{
-		{time.Unix(-1<<31-1, 5), ext4.Time{Sec: ext4.MinTime}},
-		{time.Unix(-1<<31, 5), ext4.Time{Sec: ext4.MinTime, Nsec: 5}},
+		{time.Unix(-1<<31-1, 5), ext4.Time{Sec: (-1 << 31)}},
+		{time.Unix(-1<<31, 5), ext4.Time{Sec: (-1 << 31), Nsec: 5}},
 		{time.Unix(-1, 1), ext4.Time{Sec: -1, Nsec: 1}},
-		{time.Unix(ext4.MaxTime, 999_999_999), ext4.Time{Sec: ext4.MaxTime, Nsec: 999_999_999}},
-		{time.Unix(ext4.MaxTime+1, 5), ext4.Time{Sec: ext4.MaxTime}},
-		{time.Unix(1<<62, 5), ext4.Time{Sec: ext4.MaxTime}},
-		{time.Time{}, ext4.Time{Sec: ext4.MinTime}},
+		{time.Unix((3<<32 + 1<<31 - 1), 999_999_999), ext4.Time{Sec: (3<<32 + 1<<31 - 1), Nsec: 999_999_999}},
+		{time.Unix((3<<32+1<<31-1)+1, 5), ext4.Time{Sec: (3<<32 + 1<<31 - 1)}},
+		{time.Unix(1<<62, 5), ext4.Time{Sec: (3<<32 + 1<<31 - 1)}},
+		{time.Time{}, ext4.Time{Sec: (-1 << 31)}},
 	} {
 		e, err := newEntry(&tar.Header{Name: "f", Typeflag: tar.TypeReg, ModTime: c.in})
 		if err != nil || e.mtime != c.want {

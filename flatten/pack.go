@@ -282,7 +282,7 @@ func (p *packer) xattrs(e *entry, hdr *tar.Header) error {
 			return err
 		}
 		copy(b, x.Value)
-		x.Hash, x.Inode, x.Value = ext4.ValueHash(x.Value), p.takeSlot()+1, nil
+		x.Inode, x.Value = p.takeSlot()+1, nil
 		starts[x] = uint32(off / blockSize)
 	}
 	for i := range list {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"syscall"
 
 	"thaw/ext4"
 )
@@ -50,6 +51,7 @@ type node struct {
 type extra struct {
 	extents    []ext4.Extent // if more than one, or with holes
 	tree       uint32        // first block of the extent tree's own blocks
+	treeBlocks uint32        // how many they are
 	target     string        // of a symlink
 	dev        [2]uint32
 	xattrBody  []byte
@@ -81,7 +83,7 @@ type child struct {
 func NewTree(w io.WriterAt) *Tree {
 	t := &Tree{w: w, nextGroup: ext4.DataGroup, dirNext: ext4.FirstInode, dirLast: ext4.InodesPerGroup}
 	t.inodes = append(t.inodes, new([ext4.InodesPerGroup]*node))
-	t.root = &node{ino: ext4.RootInode, mode: ext4.ModeDir | implicitMode}
+	t.root = &node{ino: ext4.RootInode, mode: syscall.S_IFDIR | implicitMode}
 	t.root.dir = &dir{parent: t.root, children: map[string]child{}, hash: hashPath(0, "")}
 	_ = t.index(t.root) // the first
 	t.touch(t.root)
@@ -182,10 +184,10 @@ func (t *Tree) walk(path string, create bool) (*node, error) {
 			}
 			c.node = made
 		}
-		switch c.mode & ext4.ModeType {
-		case ext4.ModeDir:
+		switch c.mode & syscall.S_IFMT {
+		case syscall.S_IFDIR:
 			cur = c.node
-		case ext4.ModeSymlink:
+		case syscall.S_IFLNK:
 			if links++; links > maxSymlinks {
 				return nil, fail(path, "more than %d symlinks on the way", maxSymlinks)
 			}
@@ -212,7 +214,7 @@ func (t *Tree) makeDir(parent *node, name string) (*node, error) {
 	if len(name) > ext4.MaxName {
 		return nil, fail(name, "a name of %d bytes; %d are the limit", len(name), ext4.MaxName)
 	}
-	n := &node{ino: ino, mode: ext4.ModeDir | implicitMode}
+	n := &node{ino: ino, mode: syscall.S_IFDIR | implicitMode}
 	n.dir = &dir{parent: parent, children: map[string]child{}, hash: hashPath(parent.dir.hash, name), depth: parent.dir.depth + 1}
 	t.touch(n)
 	t.put(parent, name, n)
