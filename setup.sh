@@ -77,5 +77,8 @@ case ${1:-} in
 esac
 command -v go >/dev/null || { say "Go is missing: install the version that go.mod names, or newer"; exit 1; }
 install_packages
-build_tools
-[ -z "$corpus" ] || corpus/build || [ "$(id -u)" != 0 ]
+build_tools & # beside the corpus: neither keeps two cores busy
+tools=$!
+[ -z "$corpus" ] || corpus/build || [ "$(id -u)" != 0 ] || corpus=failed
+wait $tools
+[ "$corpus" != failed ]
