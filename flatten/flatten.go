@@ -20,7 +20,7 @@
 //	            it stands after the layer
 //
 // A run starts on a multiple of 2 MiB, the largest chunk size. Files below 512
-// KiB lie in tar order in runs of 1 to 2 MiB; a run ends behind a file whose
+// KiB lie in tar order in runs of up to 2 MiB; a run ends behind a file whose
 // path hashes low for its size, so a file that grows or is inserted moves its
 // own run and those up to the next such file, and no others. A larger file has
 // a run of its own, with an eighth of its size free behind it to grow into.
@@ -62,12 +62,14 @@ const (
 	// runSize is the address space of a run of small files in bytes, and the
 	// grid on which runs start.
 	runSize = 2 << 20
-	// runMin is where a run may first be cut. Half full chunks at the ends of
-	// runs cost less than a fifth of all space from here on.
-	runMin = 1 << 20
-	// runMean is the mean distance in bytes from runMin to the cut, so that
-	// one run in fifty reaches runSize and is cut by it.
-	runMean = 256 << 10
+	// runMin is where a run may first be cut, and runMean the mean distance in
+	// bytes from there to the cut. The longer the one is for the other, the
+	// fuller are chunks, and the more runs follow a change before their cuts
+	// fall in step again. Of 1 MiB and 256 KiB, 512 and 640 KiB, 256 and 768
+	// KiB, the worst of 72 changes to 2,000 files made 24, 7 and 10 new chunks,
+	// of 347, 342 and 339 in all.
+	runMin  = 512 << 10
+	runMean = 640 << 10
 	// largeFile is the size in bytes from which a file has its own run: a chunk
 	// of the default size.
 	largeFile = 512 << 10
