@@ -5,9 +5,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"maps"
 	"os"
@@ -61,21 +61,22 @@ func (m image) add(other image, off int64) {
 	}
 }
 
-// chunks gives the contents that are not all zero.
-func (m image) chunks() map[[32]byte]bool {
-	set, zero := map[[32]byte]bool{}, make([]byte, chunkSize)
+// chunks gives the hashes of the contents that are not all zero.
+func (m image) chunks(seed maphash.Seed) map[uint64]bool {
+	set, zero := map[uint64]bool{}, make([]byte, chunkSize)
 	for _, c := range m {
 		if !bytes.Equal(c, zero) {
-			set[sha256.Sum256(c)] = true
+			set[maphash.Bytes(seed, c)] = true
 		}
 	}
 	return set
 }
 
-// newChunks counts the chunks of after that before does not have.
+// newChunks counts the contents of after that before does not have.
 func newChunks(before, after image) (n int) {
-	had := before.chunks()
-	for c := range after.chunks() {
+	seed := maphash.MakeSeed()
+	had := before.chunks(seed)
+	for c := range after.chunks(seed) {
 		if !had[c] {
 			n++
 		}

@@ -69,11 +69,12 @@ func (l *Layer) Dropped() int { return int(l.dropped) }
 // Encode gives the layer's recipe: uvarints of data, slots, count and dropped,
 // then the entries. Each entry is
 //
-//	kind u8, bytes shared with the path before uvarint, rest of the path string,
-//	and by kind: mode uid gid (uvarint), seconds (varint), nanoseconds,
-//	slot, size, extents, target, device numbers, attributes
+//	kind u8, bytes shared with the path before uvarint, rest of the path string
+//	mode uid gid (uvarint), seconds (varint), nanoseconds, slot,
+//	by kind: size, target, or device numbers, then extents, attributes
 //
-// where a string is its length (uvarint) and its bytes.
+// where a string is its length (uvarint) and its bytes. Of the second and third
+// line a hard link has only its target, a whiteout or opaque nothing.
 func (l *Layer) Encode() []byte {
 	b := make([]byte, 0, len(l.table)+40)
 	for _, v := range []uint64{uint64(l.data), uint64(l.slots), uint64(l.count), uint64(l.dropped)} {
