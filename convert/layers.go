@@ -37,9 +37,10 @@ type run struct {
 		chunk.Store
 		chunk.Statter
 	}
-	up     *uploader
-	read   atomic.Int64 // stored bytes of layers
-	reused atomic.Int64 // layers
+	up       *uploader
+	read     atomic.Int64 // stored bytes of layers
+	reused   atomic.Int64 // layers
+	expanded atomic.Int64 // bytes of large files
 }
 
 func (c *Converter) newRun(img *oci.Image, root origin.Root, opt Options) *run {
@@ -178,7 +179,7 @@ func (r *run) readLayer(ctx context.Context, i int) (*packed, error) {
 	defer in.Close()
 	t := &table{}
 	w := &chunker{u: r.up, into: t}
-	l, err := flatten.Pack(in, w)
+	l, err := flatten.Pack(in, w, r.spend)
 	if err == nil {
 		err = w.flush()
 	}
@@ -193,6 +194,22 @@ func (r *run) readLayer(ctx context.Context, i int) (*packed, error) {
 	return &packed{l, chunks}, err
 }
 
+// maxExpanded is how many bytes the large files of one image may have, holes
+// included. Zeros that no tar has are read at some 5 GB/s: a few minutes.
+const maxExpanded = 1 << 40
+
+// spend counts the bytes of large files, and ends a layer whose conversion has
+// ended: within a hole it reads and writes nothing that would tell it.
+func (r *run) spend(n int64) error {
+	if r.expanded.Add(n) > maxExpanded {
+		return fmt.Errorf("%w: with it the image's large files pass 1 TiB, holes included", flatten.ErrLayer)
+	}
+	if r.up.ctx.Err() != nil {
+		return context.Cause(r.up.ctx)
+	}
+	return nil
+}
+
 // errDamaged says that a recipe is there and of no use.
 var errDamaged = errors.New("recipe damaged")
 
@@ -205,16 +222,16 @@ func (r *run) recipe(ctx context.Context, diffID string) (*packed, error) {
 	if errors.Is(err, origin.ErrNotFound) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading its recipe: %w", err)
+	var p *packed
+	if err == nil {
+		p, err = r.openRecipe(ctx, data, diffID)
 	}
-	p, err := r.openRecipe(ctx, data, diffID)
-	if errors.Is(err, manifest.ErrCorrupt) || errors.Is(err, flatten.ErrRecipe) {
+	if errors.Is(err, origin.ErrCorrupt) || errors.Is(err, manifest.ErrCorrupt) || errors.Is(err, flatten.ErrRecipe) {
 		r.c.warn("layer %s: its recipe is damaged and is made again: %v", diffID, err)
 		return nil, errDamaged
 	}
 	if err != nil {
-		return nil, fmt.Errorf("opening its recipe %s: %w", name, err)
+		return nil, fmt.Errorf("its recipe %s: %w", name, err)
 	}
 	whole, err := r.stored(ctx, p.chunks)
 	if err != nil || !whole {

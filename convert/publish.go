@@ -47,7 +47,7 @@ func (r *run) checkSpace(ctx context.Context) error {
 		}
 		seen[l.DiffID] = true
 		_, err := r.recipes().Stat(ctx, r.recipeName(l.DiffID))
-		if errors.Is(err, origin.ErrNotFound) {
+		if errors.Is(err, origin.ErrNotFound) || errors.Is(err, origin.ErrCorrupt) {
 			need += l.Size
 		} else if err != nil {
 			return fmt.Errorf("layer %s: looking for its recipe: %w", l.DiffID, err)
@@ -56,7 +56,7 @@ func (r *run) checkSpace(ctx context.Context) error {
 	if need == 0 || need+spareBytes <= free {
 		return nil
 	}
-	return fmt.Errorf("%w: %.1f MiB are needed at least (layers of %.1f MiB, compressed, and %d MiB to spare) and %.1f MiB are free: make room, or ignore the space if most is stored already",
+	return fmt.Errorf("%w: %.1f MiB are needed at least (layers of %.1f MiB, compressed, and %d MiB to spare) and %.1f MiB are free: make room, or use --ignore-space if most is stored already",
 		origin.ErrFull, mib(need+spareBytes), mib(need), spareBytes>>20, mib(free))
 }
 

@@ -238,12 +238,12 @@ func (t *Tree) setAttributes(n *node, e *entry, mode uint16) error {
 
 // link makes a hard link; done is false if its other name does not exist.
 func (t *Tree) link(e *entry) (done bool, err error) {
-	dir, base := splitPath(e.target)
+	dir, name := splitPath(e.target)
 	from, err := t.walk(dir, false)
 	if err != nil || from == nil {
 		return false, err
 	}
-	target, ok := from.dir.children[base]
+	target, ok := from.dir.children[name]
 	if !ok {
 		if e.target == "" {
 			return false, fail(e.path, "a hard link to the root")
@@ -253,13 +253,16 @@ func (t *Tree) link(e *entry) (done bool, err error) {
 	if target.dir != nil {
 		return false, fail(e.path, "a hard link to %.200q, a directory", e.target)
 	}
-	dir, base = splitPath(e.path)
+	dir, base := splitPath(e.path)
 	parent, err := t.walk(dir, true)
 	if err != nil {
 		return false, err
 	}
 	if old, ok := parent.dir.children[base]; ok {
 		if old.node == target.node {
+			if parent != from || base != name { // a name that a lower layer gave is this one's now
+				parent.dir.children[base] = child{old.node, t.layer}
+			}
 			return true, nil
 		}
 		t.remove(parent, base)

@@ -75,7 +75,7 @@ func corpusPacked(t testing.TB, name string) (all []packed) {
 	for _, path := range corpusLayers(t, name) {
 		p := packed{data: image{}}
 		var err error
-		if p.Layer, err = Pack(unzip(t, path), p.data); err != nil {
+		if p.Layer, err = Pack(unzip(t, path), p.data, nil); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, p)

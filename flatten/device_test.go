@@ -111,7 +111,7 @@ type packed struct {
 func pack(tarball []byte) (packed, error) {
 	p := packed{data: image{}}
 	var err error
-	p.Layer, err = Pack(bytes.NewReader(tarball), p.data)
+	p.Layer, err = Pack(bytes.NewReader(tarball), p.data, nil)
 	return p, err
 }
 

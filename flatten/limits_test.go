@@ -156,12 +156,12 @@ func TestReaderErrorsArePassedOn(t *testing.T) {
 	whole := tarball(t, parse("a=1 b=2 c=3")...)
 	broken := errors.New("the digest differs")
 	for _, n := range []int{0, 100, 512, 700, 1024, len(whole) - 1024, len(whole)} {
-		_, err := Pack(io.MultiReader(bytes.NewReader(whole[:n]), iotest.ErrReader(broken)), image{})
+		_, err := Pack(io.MultiReader(bytes.NewReader(whole[:n]), iotest.ErrReader(broken)), image{}, nil)
 		if !errors.Is(err, broken) || errors.Is(err, ErrLayer) {
 			t.Errorf("reader fails at byte %d: %v", n, err)
 		}
 	}
-	if _, err := Pack(iotest.OneByteReader(bytes.NewReader(whole)), image{}); err != nil {
+	if _, err := Pack(iotest.OneByteReader(bytes.NewReader(whole)), image{}, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -181,7 +181,7 @@ func (f *full) WriteAt(p []byte, _ int64) (int, error) {
 func TestWriterErrorsArePassedOn(t *testing.T) {
 	layer := tarball(t, append(parse("d/ d/e/f=1 l->"+strings.Repeat("t", 100)), item{Header: tar.Header{Name: "big"}, content: strings.Repeat("b", 3<<20)})...)
 	for n := range 3 {
-		if _, err := Pack(bytes.NewReader(layer), &full{n}); !errors.Is(err, errFull) {
+		if _, err := Pack(bytes.NewReader(layer), &full{n}, nil); !errors.Is(err, errFull) {
 			t.Errorf("Pack with room for %d writes: %v", n, err)
 		}
 	}

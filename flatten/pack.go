@@ -17,8 +17,12 @@ import (
 // zero. Content that cannot be flattened gives an error wrapping ErrLayer that
 // names the entry; an error of r or w is passed on. Memory grows with the
 // number of entries and not with their bytes.
-func Pack(r io.Reader, w io.WriterAt) (*Layer, error) {
-	p := &packer{runs: newRuns(w, 0), layer: &Layer{}, source: &source{r: r}}
+//
+// spend, if not nil, is told of every n bytes of a large file before they are
+// read, holes included: a sparse file takes time for bytes that no tar has. Its
+// error ends Pack.
+func Pack(r io.Reader, w io.WriterAt, spend func(n int64) error) (*Layer, error) {
+	p := &packer{runs: newRuns(w, 0), layer: &Layer{}, source: &source{r: r}, spend: spend}
 	tr := tar.NewReader(p.source)
 	for {
 		hdr, err := tr.Next()
@@ -47,6 +51,7 @@ func Pack(r io.Reader, w io.WriterAt) (*Layer, error) {
 
 type packer struct {
 	source *source
+	spend  func(n int64) error // may be nil
 	runs   *runs
 	layer  *Layer
 	before string // path of the entry before
@@ -173,6 +178,11 @@ func (p *packer) large(e *entry, body io.Reader) ([]ext4.Extent, error) {
 	m := mapper{w: p.runs.w, base: p.runs.large()}
 	for left := e.size; left > 0; {
 		b := p.block[:min(int64(len(p.block)), left)]
+		if p.spend != nil {
+			if err := p.spend(int64(len(b))); err != nil {
+				return nil, err
+			}
+		}
 		if _, err := io.ReadFull(body, b); err != nil {
 			return nil, p.unreadable(fmt.Sprintf("%.200q", e.path), err)
 		}

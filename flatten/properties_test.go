@@ -252,7 +252,7 @@ func TestFill(t *testing.T) {
 					continue // the base again
 				}
 				g := grains{}
-				if _, err := Pack(unzip(t, path), g); err != nil {
+				if _, err := Pack(unzip(t, path), g, nil); err != nil {
 					t.Fatal(err)
 				}
 				n, mean := g.fill()
@@ -265,7 +265,7 @@ func TestFill(t *testing.T) {
 		})
 	}
 	g := grains{}
-	if _, err := Pack(bytes.NewReader(tarball(t, files("usr", 2000)...)), g); err != nil {
+	if _, err := Pack(bytes.NewReader(tarball(t, files("usr", 2000)...)), g, nil); err != nil {
 		t.Fatal(err)
 	}
 	if n, mean := g.fill(); mean < 0.75 {

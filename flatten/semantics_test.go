@@ -60,6 +60,8 @@ var semantics = []struct {
 	{"link to itself", []string{"a=1 a=>a"}, "a=1"},
 	{"link to itself, alone", []string{"a=>a"}, "!does not exist"},
 	{"link to another name of it", []string{"a=1 b=>a a=>b"}, "a=1 b=>a"},
+	{"link that is there already, and a whiteout", []string{"a=1 b=>a", "b=>a .wh.b"}, "a=1 b=>a"},
+	{"link to itself, and a whiteout", []string{"a=1 c=2", "a=>a .wh.a"}, "c=2"},
 	{"link to nothing", []string{"a=>b"}, "!does not exist"},
 	{"link to what is hidden", []string{"a=1", ".wh.a", "b=>a"}, "!does not exist"},
 	{"link to a directory", []string{"d/ a=>d"}, "!a directory"},

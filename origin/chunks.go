@@ -45,6 +45,8 @@ func (c *Chunks) do(ctx context.Context, verb string, name chunk.Name, f func(ke
 			return chunk.ErrNotFound
 		case errors.Is(err, errTooLong):
 			return fmt.Errorf("%w: longer than %d bytes", chunk.ErrCorrupt, chunk.MaxSize)
+		case errors.Is(err, ErrCorrupt): // no file, but something else
+			return fmt.Errorf("%w: %w", chunk.ErrCorrupt, err)
 		}
 		return err
 	})

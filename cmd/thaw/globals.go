@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"thaw/catalog"
 	"thaw/keys"
@@ -78,7 +79,15 @@ func (g *Globals) secret() ([]byte, error) {
 	if g.Secret == "" {
 		return nil, nil
 	}
-	b, err := os.ReadFile(g.Secret)
+	f, err := os.OpenFile(g.Secret, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would block
+	if err != nil {
+		return nil, fmt.Errorf("deployment secret: %w", err)
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("deployment secret: %s is not a file", g.Secret)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 4097))
 	if err != nil {
 		return nil, fmt.Errorf("deployment secret: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/alecthomas/kong"
 
@@ -135,9 +136,16 @@ func status(ctx context.Context, stderr io.Writer, err error) int {
 	return 1
 }
 
-// oneLine keeps an error from other people's code to a line.
+// oneLine keeps an error from other people's code, or with a name in it, to a
+// line, and control characters from the terminal.
 func oneLine(s string) string {
-	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // logger writes what the user should know beside results.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	"thaw/catalog"
 	"thaw/chunk"
 	"thaw/convert"
 	"thaw/manifest"
@@ -58,6 +59,12 @@ type verified struct {
 	} `json:"tree,omitempty"`
 }
 
+// isDamage reports whether an error says that what a name leads to is damaged or
+// missing, unlike a name that nobody gave.
+func isDamage(err error) bool {
+	return errors.Is(err, manifest.ErrCorrupt) || errors.Is(err, catalog.ErrCorrupt) || errors.Is(err, origin.ErrCorrupt) || errors.Is(err, origin.ErrNotFound)
+}
+
 // Run verifies.
 func (c *verifyCmd) Run(ctx context.Context, g *Globals) error {
 	s, err := g.open(ctx, false)
@@ -66,6 +73,10 @@ func (c *verifyCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	defer s.Close()
 	img, err := g.load(ctx, s, c.Image)
+	if isDamage(err) {
+		fmt.Fprintf(g.stderr, "thaw: %s\n", oneLine(err.Error()))
+		return errDamaged
+	}
 	if err != nil {
 		return err
 	}
