@@ -231,7 +231,7 @@ func (r *run) recipe(ctx context.Context, diffID string) (*packed, error) {
 		return nil, errDamaged
 	}
 	if err != nil {
-		return nil, fmt.Errorf("its recipe %s: %w", name, err)
+		return nil, fmt.Errorf("opening its recipe %s: %w", name, err)
 	}
 	whole, err := r.stored(ctx, p.chunks)
 	if err != nil || !whole {
