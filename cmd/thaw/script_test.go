@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log"
 	"net"
@@ -234,7 +235,7 @@ func cmdAdds(ts *testscript.TestScript, _ bool, _ []string) {
 }
 
 func cmdServe(ts *testscript.TestScript, _ bool, args []string) {
-	handler := registry.New(registry.Logger(log.New(ts.Stderr(), "", 0)))
+	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	stall := &stalling{next: handler, stalled: ts.Value(stalledKey{}).(chan struct{})}
 	server := httptest.NewServer(stall)
 	ts.Defer(server.Close)
