@@ -163,7 +163,10 @@ func (p *program) attribute(it *item, op byte) {
 		it.Typeflag, it.Linkname = tar.TypeSymlink, patterned(7, 1)+strings.Repeat("t", int(p.next()))
 		it.Linkname = strings.ReplaceAll(it.Linkname, "\x00", "x")
 	default:
-		it.content = patterned(int(op), int(p.next())<<(p.next()%14))
+		it.content = patterned(int(op), int(p.next())<<(p.next()%10))
+		if op > 230 {
+			it.content = strings.Repeat(it.content, 1+2*largeFile/(len(it.content)+1))
+		}
 		p.names = append(p.names, it.Name)
 	}
 }
@@ -216,7 +219,7 @@ func FuzzLayout(f *testing.F) {
 	f.Add([]byte{})
 	seed := maphash.MakeSeed()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) > 4096 {
+		if len(b) > 600 {
 			return // longer than is of use
 		}
 		var sources tars

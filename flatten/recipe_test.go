@@ -4,8 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"math"
 	"slices"
 	"strings"
@@ -199,26 +197,4 @@ func TestDamagedRecipes(t *testing.T) {
 			try(damaged)
 		}
 	}
-}
-
-// generated streams a tar of n entries, a directory for every ten files.
-func generated(n int) io.Reader {
-	r, w := io.Pipe()
-	go func() {
-		tw := tar.NewWriter(w)
-		for i := range n {
-			h := tar.Header{Name: fmt.Sprintf("usr/lib/package-%06d/share/doc/file-%06d.txt", i/10, i), Mode: 0o644, Size: 5, ModTime: epoch, Format: tar.FormatUSTAR}
-			if i%10 == 0 {
-				h = tar.Header{Name: fmt.Sprintf("usr/lib/package-%06d/share/doc/", i/10), Typeflag: tar.TypeDir, Mode: 0o755, Format: tar.FormatUSTAR}
-			}
-			if err := tw.WriteHeader(&h); err != nil {
-				panic(err)
-			}
-			if h.Size > 0 {
-				_, _ = io.WriteString(tw, "12345")
-			}
-		}
-		w.CloseWithError(tw.Close())
-	}()
-	return r
 }
