@@ -213,11 +213,14 @@ func TestCollidingNames(t *testing.T) {
 		t.Fatalf("%d names collide", len(names))
 	}
 	d, b := bigDir(t, append(names, oddNames(1000)...))
-	dir := filepath.Join(mount(t, d.finish(), "ro"), "dir")
+	path := d.finish()
 	for _, name := range names {
 		if ino, _ := lookup(b, name); ino == 0 {
 			t.Errorf("%q is not found", name)
 		}
+	}
+	dir := filepath.Join(mount(t, path, "ro"), "dir")
+	for _, name := range names {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
 			t.Error(err)
 		}

@@ -21,7 +21,7 @@ type runs struct {
 }
 
 func newRuns(w io.WriterAt, start int64) *runs {
-	return &runs{w: w, next: start, buf: make([]byte, 0, runSize)}
+	return &runs{w: w, next: start}
 }
 
 // place makes room for n bytes, at most runSize, on a block boundary of the
@@ -34,6 +34,9 @@ func (r *runs) place(n int) (off int64, b []byte, cut bool, err error) {
 			return 0, nil, false, err
 		}
 		cut = true
+	}
+	if r.buf == nil {
+		r.buf = make([]byte, 0, runSize)
 	}
 	if len(r.buf) == 0 {
 		r.start, r.next = r.next, r.next+runSize
