@@ -19,7 +19,7 @@ programs() {
 	umoci       umoci           # tests: a reference unpacking
 	setfattr    attr            # tests: extended attributes
 	setfacl     acl             # tests: access control lists
-	python3     python3         # tests: a reader by the format's page alone
+	node        nodejs          # tests: a reader by the formats' page alone
 	zstd        zstd            # tests: archives
 	casync      casync          # benchmarks: content-defined chunking
 	END
