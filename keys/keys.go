@@ -33,7 +33,7 @@ var ErrRefused = errors.New("keys: the tenant's key does not open this")
 
 const (
 	// maxPlain is the bound of a value in bytes: room for a data key and
-	// hashes. Azure's smallest keys hold 174 (RSA-2048, OAEP-SHA-256, our word).
+	// hashes. Azure's smallest keys hold 178 (RSA-2048, OAEP-SHA-256, our word).
 	maxPlain = 2048
 	// maxWrapped is the bound of a wrapped value in bytes: its length fits into
 	// two bytes wherever it is stored.
