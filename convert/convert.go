@@ -51,7 +51,8 @@ type Converter struct {
 	Keeper manifest.Wrapper // the tenant's key
 	KeyURL string           // its URL, for the manifest
 	Secret []byte           // of the deployment; may be empty
-	// Warn is told what the user should know and what stops nothing.
+	// Warn is told what the user should know and what stops nothing, from many
+	// goroutines.
 	Warn func(format string, args ...any)
 }
 

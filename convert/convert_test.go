@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -28,8 +29,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // world is an origin in a folder and a tenant's converter to it.
 type world struct {
 	*Converter
-	t      *testing.T
-	dir    string
+	t   *testing.T
+	dir string
+
+	mu     sync.Mutex // guards warned
 	warned []string
 }
 
@@ -50,8 +53,14 @@ func newWorld(t *testing.T, dir, tenant string) *world {
 		}
 	})
 	w := &world{t: t, dir: dir}
-	w.Converter = &Converter{Origin: o, Tenant: tenant, Keeper: key, KeyURL: key.URL(), Warn: func(f string, _ ...any) { w.warned = append(w.warned, f) }}
+	w.Converter = &Converter{Origin: o, Tenant: tenant, Keeper: key, KeyURL: key.URL(), Warn: w.warn}
 	return w
+}
+
+func (w *world) warn(format string, _ ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.warned = append(w.warned, format)
 }
 
 func (w *world) convert(opt Options) *Result {
