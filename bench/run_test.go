@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -58,18 +57,44 @@ type outcome struct {
 	peakRSS int64 // bytes
 }
 
-// timed runs a command to its end.
+// timed runs a command to its end. Its peak memory is read from /proc while it
+// runs: getrusage(2) would count what this process had when it forked.
 func timed(b testing.TB, name string, args ...string) outcome {
 	b.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	begin := time.Now()
-	if err := cmd.Run(); err != nil {
-		b.Fatalf("%s %v: %v\n%s", name, args, err, stderr.Bytes())
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
 	}
-	u := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-	return outcome{stdout.Bytes(), time.Since(begin), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), u.Maxrss << 10}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	tick := time.NewTicker(10 * time.Millisecond) // the mark only rises, so the last reading is near the peak
+	defer tick.Stop()
+	for peak := int64(0); ; {
+		select {
+		case <-tick.C:
+			peak = max(peak, highWater(cmd.Process.Pid))
+		case err := <-ended:
+			if err != nil {
+				b.Fatalf("%s %v: %v\n%s", name, args, err, stderr.Bytes())
+			}
+			return outcome{stdout.Bytes(), time.Since(begin), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), peak}
+		}
+	}
+}
+
+// highWater gives a process' peak resident memory in bytes (proc(5), VmHWM).
+func highWater(pid int) int64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0 // it has ended
+	}
+	_, rest, _ := bytes.Cut(status, []byte("VmHWM:"))
+	var kib int64
+	_, _ = fmt.Sscan(string(rest), &kib) // 0 while it ends
+	return kib << 10
 }
 
 // conversion is what convert --json ends with.
