@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,7 +33,7 @@ type source struct {
 // parseSource splits what the package comment describes.
 func parseSource(s string) (source, error) {
 	if ref, ok := strings.CutPrefix(s, "docker://"); ok {
-		return source{via: viaRegistry, path: ref}, nil
+		return registrySource(ref)
 	}
 	if strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../") {
 		return source{}, fmt.Errorf("oci: %s is a path: say what it is by oci:, oci-archive: or docker-archive: before it", oneLine(s))
@@ -49,7 +50,20 @@ func parseSource(s string) (source, error) {
 	case slices.Contains(foreignTransports, head):
 		return source{}, fmt.Errorf("oci: source %s: is not read here (docker://%s would be a registry's image): %w", oneLine(s), oneLine(s), ErrUnsupported)
 	}
-	return source{via: viaRegistry, path: s}, nil
+	return registrySource(s)
+}
+
+// registrySource refuses what is no reference without repeating it, if it may
+// hold a password: "user:password@host/image", or a URL of another kind.
+func registrySource(ref string) (source, error) {
+	host, _, slash := strings.Cut(ref, "/")
+	switch {
+	case slash && strings.Contains(host, "@"):
+		return source{}, errors.New("oci: a reference does not take a user and password: log in with docker login, which leaves them in its config")
+	case strings.Contains(ref, "://"):
+		return source{}, fmt.Errorf("oci: sources of that kind are not read: a registry's image is docker://HOST/IMAGE: %w", ErrUnsupported)
+	}
+	return source{via: viaRegistry, path: ref}, nil
 }
 
 // splitPath ends the path at the first colon that leaves something existing
