@@ -171,7 +171,12 @@ func (r *run) device(ctx context.Context) (m *manifest.Manifest, err error) {
 	layers := r.img.Layers()
 	r.opt.Progress.Layers(layers)
 	packed := r.packAll(r.up.ctx)
-	defer packed.wait()
+	defer func() { // before the uploader is closed: who packs learns of a failure and ends
+		if err != nil {
+			r.up.fail(err)
+		}
+		packed.wait()
+	}()
 	meta := &table{}
 	w := &chunker{u: r.up, into: meta}
 	tree := flatten.NewTree(w)
@@ -179,14 +184,11 @@ func (r *run) device(ctx context.Context) (m *manifest.Manifest, err error) {
 	for i := range layers {
 		p, err := packed.get(i)
 		if err != nil {
-			r.up.fail(err)
 			return nil, err
 		}
 		region, err := tree.Apply(p.layer)
 		if err != nil {
-			err = fmt.Errorf("layer %s: %w", layers[i].DiffID, err)
-			r.up.fail(err)
-			return nil, err
+			return nil, fmt.Errorf("layer %s: %w", layers[i].DiffID, err)
 		}
 		for _, e := range p.chunks {
 			e.Index += uint32(region / int64(r.opt.ChunkSize))
@@ -198,7 +200,6 @@ func (r *run) device(ctx context.Context) (m *manifest.Manifest, err error) {
 		err = w.flush()
 	}
 	if err != nil {
-		r.up.fail(err)
 		return nil, err
 	}
 	rest, err := meta.finish(r.up)

@@ -87,10 +87,12 @@ type packing struct {
 func (p *packing) get(i int) (*packed, error) {
 	select {
 	case <-p.done[i]:
-		if p.result[i] != nil {
-			return p.result[i], nil
+		res := p.result[i]
+		p.result[i] = nil
+		if res == nil {
+			return nil, context.Cause(p.ctx)
 		}
-		return nil, context.Cause(p.ctx)
+		return res, nil
 	case <-p.ctx.Done():
 		return nil, context.Cause(p.ctx)
 	}

@@ -112,7 +112,7 @@ func (t *table) finish(u *uploader) ([]manifest.Entry, error) {
 	if err := context.Cause(u.ctx); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(t.entries, func(a, b manifest.Entry) int { return int(a.Index) - int(b.Index) })
+	slices.SortFunc(t.entries, byIndex)
 	return t.entries, nil
 }
 
