@@ -12,9 +12,9 @@ import (
 
 const (
 	// bufferBytes bounds the chunks that wait to be sealed or stored. It must
-	// cover the time of a put at the speed of decompression: 64 puts of 512 KiB
-	// in 0.1 s are 320 MB/s.
-	bufferBytes = 32 << 20
+	// cover the time of a put at the speed of decompression: 128 puts of 512 KiB
+	// in 0.2 s are 320 MB/s, and a busy disk's commits take that long.
+	bufferBytes = 64 << 20
 	// uploadWorkers is how many chunks are sealed and stored at once. Most of
 	// them wait for the store, so it does not follow the number of cores.
 	uploadWorkers = 32

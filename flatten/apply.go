@@ -192,7 +192,7 @@ func (t *Tree) placeMeta(n int) (off int64, place func([]byte) error, err error)
 		t.meta.took(int64(n))
 		return off, func(b []byte) error { _, err := t.meta.w.WriteAt(b, off); return err }, nil
 	}
-	off, dst, _, err := t.meta.place(n)
+	off, dst, err := t.meta.place(n)
 	return off, func(b []byte) error { copy(dst, b); return nil }, err
 }
 
@@ -324,7 +324,7 @@ func (t *Tree) writeDirs() error {
 			return err
 		}
 		n.start, n.size, n.dir.blocks = uint32(off/blockSize), int64(len(block)), uint32(len(block)/blockSize)
-		if _, err := t.meta.end(n.dir.hash, len(block)); err != nil {
+		if err := t.meta.end(n.dir.hash, len(block)); err != nil {
 			return err
 		}
 	}

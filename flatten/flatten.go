@@ -20,11 +20,12 @@
 //	            it stands after the layer
 //
 // A run starts on a multiple of 2 MiB, the largest chunk size. Files below 512
-// KiB lie in tar order in runs of up to 2 MiB; a run ends behind a file whose
-// path hashes low for its size, so a file that grows or is inserted moves its
-// own run and those up to the next such file, and no others. A larger file has
-// a run of its own, with an eighth of its size free behind it to grow into.
-// Space between runs is zero, and zeros are never stored.
+// KiB lie in tar order in runs of 512 KiB to 2 MiB. When the next file would
+// pass 2 MiB, the run is cut behind the file whose path hashes lowest of those
+// past 512 KiB, and the files behind it begin the next run: so one that grows
+// or is inserted moves its own run, seldom the one behind it, and no others. A
+// larger file has a run of its own, with an eighth of its size free behind it
+// to grow into. Space between runs is zero, and zeros are never stored.
 //
 // Inodes of a layer's files start a fresh inode group and are numbered in the
 // order of the runs, each run rounded up to 16. Directories have one sequence
@@ -62,14 +63,14 @@ const (
 	// runSize is the address space of a run of small files in bytes, and the
 	// grid on which runs start.
 	runSize = 2 << 20
-	// runMin is where a run may first be cut, and runMean the mean distance in
-	// bytes from there to the cut. The longer the one is for the other, the
-	// fuller are chunks, and the more runs follow a change before their cuts
-	// fall in step again. Of 1 MiB and 256 KiB, 512 and 640 KiB, 256 and 768
-	// KiB, the worst of 72 changes to 2,000 files made 24, 7 and 10 new chunks,
-	// of 347, 342 and 339 in all.
-	runMin  = 512 << 10
-	runMean = 640 << 10
+	// runMin is where a run of files may first be cut: its last chunk, half
+	// full as a rule, then comes to one in three or more.
+	runMin = 512 << 10
+	// metaMin is where a run of directories may first be cut, and metaMean the
+	// mean distance in bytes from there to the cut, so that one run in fifty
+	// reaches runSize and is cut by it.
+	metaMin  = 1 << 20
+	metaMean = 256 << 10
 	// largeFile is the size in bytes from which a file has its own run: a chunk
 	// of the default size.
 	largeFile = 512 << 10

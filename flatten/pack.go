@@ -30,13 +30,13 @@ func Pack(r io.Reader, w io.WriterAt, spend func(n int64) error) (*Layer, error)
 			break
 		}
 		if err != nil {
-			return nil, p.unreadable(fmt.Sprintf("the tar header behind %.200q", p.before), err)
+			return nil, p.unreadable(fmt.Sprintf("the tar header behind %.200q", p.last), err)
 		}
 		if err := p.add(hdr, tr); err != nil {
 			return nil, err
 		}
 	}
-	if err := p.runs.flush(); err != nil {
+	if err := p.cutBehind(len(p.open) - 1); err != nil {
 		return nil, err
 	}
 	// The rest of the stream is padding, and the reader's own end: digests.
@@ -54,10 +54,12 @@ type packer struct {
 	spend  func(n int64) error // may be nil
 	runs   *runs
 	layer  *Layer
-	before string // path of the entry before
-	slot   uint32 // next free inode
-	bytes  int64  // of all files
-	block  []byte // for large files
+	last   string    // path of the last entry read
+	before string    // path of the last entry in the layer's table
+	open   []pending // entries since the open run began
+	slot   uint32    // next free inode
+	bytes  int64     // of all files
+	block  []byte    // for large files
 }
 
 // add packs one tar entry.
@@ -69,36 +71,16 @@ func (p *packer) add(hdr *tar.Header, body io.Reader) error {
 	if err != nil || e == nil {
 		return err
 	}
-	if p.layer.count == maxEntries {
+	if int(p.layer.count)+len(p.open) >= maxEntries {
 		return fmt.Errorf("%w: more than %d entries", ErrLayer, maxEntries)
 	}
-	switch e.kind {
-	case kindDir, kindLink, kindWhiteout, kindOpaque:
-	default:
-		e.slot = p.takeSlot()
-	}
+	p.last = e.path
 	if e.kind != kindLink && e.kind != kindWhiteout && e.kind != kindOpaque {
 		if err := p.xattrs(e, hdr); err != nil {
 			return err
 		}
 	}
-	if err := p.content(e, body); err != nil {
-		return err
-	}
-	p.layer.table = appendEntry(p.layer.table, p.before, e)
-	p.layer.count++
-	p.before = e.path
-	return nil
-}
-
-func (p *packer) takeSlot() uint32 {
-	p.slot++
-	return p.slot - 1
-}
-
-// alignSlots starts the inodes of a new run.
-func (p *packer) alignSlots() {
-	p.slot = (p.slot + slotAlign - 1) / slotAlign * slotAlign
+	return p.content(e, body)
 }
 
 // content places what the entry holds and notes where.
@@ -107,7 +89,7 @@ func (p *packer) content(e *entry, body io.Reader) error {
 		return p.small(e, strings.NewReader(e.target), len(e.target))
 	}
 	if e.kind != kindFile || e.size == 0 {
-		return nil
+		return p.push(pending{entry: e})
 	}
 	p.bytes += e.size
 	if e.size > maxFile || p.bytes > maxLayer {
@@ -117,30 +99,27 @@ func (p *packer) content(e *entry, body io.Reader) error {
 		return p.small(e, body, int(e.size))
 	}
 	var err error
-	e.extents, err = p.large(e, body)
-	return err
+	if e.extents, err = p.large(e, body); err != nil {
+		return err
+	}
+	return p.push(pending{entry: e})
 }
 
 // small puts content into the open run.
 func (p *packer) small(e *entry, body io.Reader, size int) error {
-	off, b, cut, err := p.runs.place(size)
-	if err != nil {
+	blocks := (size + blockSize - 1) / blockSize
+	if err := p.room(blocks * blockSize); err != nil {
 		return err
 	}
-	if cut {
-		p.alignSlots()
-		e.slot = p.takeSlot()
+	off, b, err := p.runs.place(size)
+	if err != nil {
+		return err
 	}
 	if _, err := io.ReadFull(body, b); err != nil {
 		return p.unreadable(fmt.Sprintf("%.200q", e.path), err)
 	}
-	blocks := (size + blockSize - 1) / blockSize
 	e.extents = []ext4.Extent{{Physical: uint32(off / blockSize), Count: uint32(blocks)}}
-	cut, err = p.runs.end(hashPath(0, e.path), blocks*blockSize)
-	if cut {
-		p.alignSlots()
-	}
-	return err
+	return p.push(pending{entry: e, hash: hashPath(0, e.path), content: true})
 }
 
 // source remembers how reading went, to tell a bad tar from a failing reader.
@@ -285,18 +264,28 @@ func (p *packer) xattrs(e *entry, hdr *tar.Header) error {
 	if err != nil {
 		return fmt.Errorf("%w: %q: %w", ErrLayer, e.path, err)
 	}
+	need := 0
+	for _, x := range external {
+		need += (len(x.Value) + blockSize - 1) / blockSize * blockSize
+	}
+	if err := p.room(need); err != nil {
+		return err
+	}
 	starts := map[*ext4.Xattr]uint32{}
 	for _, x := range external {
-		off, b, _, err := p.runs.place(len(x.Value))
+		off, b, err := p.runs.place(len(x.Value))
 		if err != nil {
 			return err
 		}
 		copy(b, x.Value)
-		x.Inode, x.Value = p.takeSlot()+1, nil
+		x.Inode, x.Value = 1, nil // the inode is known once the run is cut
 		starts[x] = uint32(off / blockSize)
 	}
 	for i := range list {
 		e.xattrs = append(e.xattrs, xattr{list[i], starts[&list[i]]})
 	}
-	return nil
+	if len(external) == 0 {
+		return nil
+	}
+	return p.push(pending{entry: e, values: true})
 }

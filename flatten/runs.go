@@ -25,15 +25,14 @@ func newRuns(w io.WriterAt, start int64) *runs {
 }
 
 // place makes room for n bytes, at most runSize, on a block boundary of the
-// open run and gives their offset and the zeroed bytes to fill in. cut reports
-// that a full run was written to make room.
-func (r *runs) place(n int) (off int64, b []byte, cut bool, err error) {
+// open run and gives their offset and the zeroed bytes to fill in. A run that
+// is too full is written first.
+func (r *runs) place(n int) (off int64, b []byte, err error) {
 	size := (n + blockSize - 1) / blockSize * blockSize
 	if len(r.buf)+size > runSize {
 		if err := r.flush(); err != nil {
-			return 0, nil, false, err
+			return 0, nil, err
 		}
-		cut = true
 	}
 	if r.buf == nil {
 		r.buf = make([]byte, 0, runSize)
@@ -44,19 +43,34 @@ func (r *runs) place(n int) (off int64, b []byte, cut bool, err error) {
 	at := len(r.buf)
 	r.buf = r.buf[:at+size]
 	clear(r.buf[at:])
-	return r.start + int64(at), r.buf[at : at+n], cut, nil
+	return r.start + int64(at), r.buf[at : at+n], nil
 }
 
-// end cuts the run behind an item of n bytes with that hash if both say so.
-func (r *runs) end(hash uint64, n int) (cut bool, err error) {
-	if len(r.buf) < runMin {
-		return false, nil
+// end cuts the run behind an item of n bytes with that hash if both say so:
+// past metaMin, one byte in metaMean does.
+func (r *runs) end(hash uint64, n int) error {
+	if len(r.buf) < metaMin {
+		return nil
 	}
-	// hash / 2^64 < n / runMean
-	if hi, _ := bits.Mul64(hash, runMean); hi >= uint64(n) {
-		return false, nil
+	// hash / 2^64 < n / metaMean
+	if hi, _ := bits.Mul64(hash, metaMean); hi >= uint64(n) {
+		return nil
 	}
-	return true, r.flush()
+	return r.flush()
+}
+
+// split writes the first n bytes of the open run and begins another with the
+// rest, which moves by so many bytes.
+func (r *runs) split(n int) (moved int64, err error) {
+	rest := r.buf[n:]
+	r.buf = r.buf[:n]
+	from := r.start + int64(n)
+	if err := r.flush(); err != nil || len(rest) == 0 {
+		return 0, err
+	}
+	r.buf = r.buf[:copy(r.buf[:cap(r.buf)], rest)]
+	r.start, r.next = r.next, r.next+runSize
+	return r.start - from, nil
 }
 
 // flush writes the open run.

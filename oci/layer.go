@@ -19,9 +19,8 @@ import (
 
 const (
 	// ringBlocks × ringBlock bytes of tar lie between decompressor and reader:
-	// enough that neither waits for the other's short pauses, small enough to
-	// stay in a core's cache.
-	ringBlocks = 4
+	// enough that neither waits for the other's short pauses.
+	ringBlocks = 16
 	ringBlock  = 256 << 10
 	// storedBlock is how many stored bytes are read and hashed at a time.
 	storedBlock = 128 << 10
