@@ -214,6 +214,9 @@ func (a *applier) link(l link) (bool, error) {
 	}
 	if base := l.name[len(l.name)-1]; dir != from || base != last {
 		a.tree.put(dir, base, n)
+		if n.links == 1 { // the new name is the only one
+			return false, refuse("link to %q inside of what it replaces", strings.Join(l.target, "/"))
+		}
 	}
 	return true, nil
 }
