@@ -43,7 +43,7 @@ func openFile(u *url.URL, create bool) (*Tenant, error) {
 		return nil, err
 	}
 	clean := url.URL{Scheme: "file", Path: path}
-	return &Tenant{url: clean.String(), keeper: keeper, close: func() error { return nil }}, nil
+	return &Tenant{url: clean.String(), keeper: keeper}, nil
 }
 
 func newFileKey(key []byte) (Keeper, error) {

@@ -43,9 +43,7 @@ func (c *Chunks) do(ctx context.Context, verb string, name chunk.Name, f func(ke
 		switch {
 		case errors.Is(err, ErrNotFound):
 			return chunk.ErrNotFound
-		case errors.Is(err, errTooLong):
-			return fmt.Errorf("%w: longer than %d bytes", chunk.ErrCorrupt, chunk.MaxSize)
-		case errors.Is(err, ErrCorrupt): // no file, but something else
+		case errors.Is(err, ErrCorrupt): // too long, or no file but something else
 			return fmt.Errorf("%w: %w", chunk.ErrCorrupt, err)
 		}
 		return err
@@ -56,7 +54,7 @@ func (c *Chunks) do(ctx context.Context, verb string, name chunk.Name, f func(ke
 // whoever opens them does that.
 func (c *Chunks) Get(ctx context.Context, name chunk.Name) (data []byte, err error) {
 	err = c.do(ctx, "get", name, func(key string) error {
-		data, err = c.o.bucket.get(ctx, key, chunk.MaxSize)
+		data, err = c.o.bucket.Get(ctx, key, chunk.MaxSize)
 		return err
 	})
 	return data, err
@@ -65,8 +63,8 @@ func (c *Chunks) Get(ctx context.Context, name chunk.Name) (data []byte, err err
 // Stat tells a chunk's stored length in bytes, or chunk.ErrNotFound.
 func (c *Chunks) Stat(ctx context.Context, name chunk.Name) (size int64, err error) {
 	err = c.do(ctx, "look up", name, func(key string) error {
-		e, err := c.o.bucket.stat(ctx, key)
-		size = e.size
+		e, err := c.o.bucket.Stat(ctx, key)
+		size = e.Size
 		return err
 	})
 	return size, err
@@ -87,23 +85,23 @@ func (c *Chunks) Put(ctx context.Context, name chunk.Name, sealed []byte) (added
 
 func (c *Chunks) put(ctx context.Context, key string, sealed []byte) (bool, error) {
 	b := c.o.bucket
-	e, err := b.stat(ctx, key)
+	e, err := b.Stat(ctx, key)
 	if errors.Is(err, ErrNotFound) {
-		added, err := b.create(ctx, key, sealed)
+		added, err := b.Create(ctx, key, sealed)
 		if added || err != nil {
 			return added, err
 		}
-		e, err = b.stat(ctx, key) // another process was faster
+		e, err = b.Stat(ctx, key) // another process was faster
 		if err != nil {
 			return false, err
 		}
 	} else if err != nil {
 		return false, err
 	}
-	if e.size != int64(len(sealed)) {
-		return true, b.replace(ctx, key, sealed)
+	if e.Size != int64(len(sealed)) {
+		return true, b.Replace(ctx, key, sealed)
 	}
-	if s, ok := b.writer.(settler); ok {
+	if s, ok := b.Writer.(settler); ok {
 		return false, s.settle(key)
 	}
 	return false, nil
@@ -113,7 +111,7 @@ func (c *Chunks) put(ctx context.Context, key string, sealed []byte) (bool, erro
 // for the bytes.
 func (c *Chunks) Repair(ctx context.Context, name chunk.Name, sealed []byte) error {
 	return c.do(ctx, "repair", name, func(key string) error {
-		return c.o.bucket.replace(ctx, key, sealed)
+		return c.o.bucket.Replace(ctx, key, sealed)
 	})
 }
 
@@ -134,13 +132,13 @@ func (c *Chunks) List(ctx context.Context) iter.Seq2[Info, error] {
 // infos lists objects by the last part of their keys, those that keep takes.
 func (o *Origin) infos(ctx context.Context, prefix string, keep func(name string) bool) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		for e, err := range o.bucket.list(ctx, prefix, false) {
+		for e, err := range o.bucket.List(ctx, prefix, false) {
 			if err != nil {
 				yield(Info{}, o.fail("list", prefix, err))
 				return
 			}
-			name := path.Base(e.key)
-			if keep(name) && !yield(Info{name, e.size, e.modTime}, nil) {
+			name := path.Base(e.Key)
+			if keep(name) && !yield(Info{name, e.Size, e.ModTime}, nil) {
 				return
 			}
 		}

@@ -48,7 +48,8 @@ func (f *folder) path(key string) (string, error) {
 	return filepath.Join(f.dir, filepath.FromSlash(key)), nil
 }
 
-func (f *folder) get(_ context.Context, key string, limit int64) ([]byte, error) {
+// Get implements Reader.
+func (f *folder) Get(_ context.Context, key string, limit int64) ([]byte, error) {
 	path, err := f.path(key)
 	if err != nil {
 		return nil, err
@@ -66,7 +67,7 @@ func (f *folder) get(_ context.Context, key string, limit int64) ([]byte, error)
 		return nil, fmt.Errorf("%w: %s is not a file", ErrCorrupt, path)
 	}
 	if st.Size() > limit {
-		return nil, errTooLong
+		return nil, tooLong(limit)
 	}
 	data := make([]byte, st.Size())
 	if _, err := io.ReadFull(file, data); err != nil {
@@ -75,23 +76,25 @@ func (f *folder) get(_ context.Context, key string, limit int64) ([]byte, error)
 	return data, nil
 }
 
-func (f *folder) stat(_ context.Context, key string) (entry, error) {
+// Stat implements Reader.
+func (f *folder) Stat(_ context.Context, key string) (Entry, error) {
 	path, err := f.path(key)
 	if err != nil {
-		return entry{}, err
+		return Entry{}, err
 	}
 	st, err := os.Stat(path)
 	if err != nil {
-		return entry{}, f.explainRead(err)
+		return Entry{}, f.explainRead(err)
 	}
 	if !st.Mode().IsRegular() {
-		return entry{}, fmt.Errorf("%w: %s is not a file", ErrCorrupt, path)
+		return Entry{}, fmt.Errorf("%w: %s is not a file", ErrCorrupt, path)
 	}
-	return entry{key: key, size: st.Size(), modTime: st.ModTime()}, nil
+	return Entry{Key: key, Size: st.Size(), ModTime: st.ModTime()}, nil
 }
 
-func (f *folder) list(ctx context.Context, prefix string, shallow bool) iter.Seq2[entry, error] {
-	return func(yield func(entry, error) bool) {
+// List implements Reader.
+func (f *folder) List(ctx context.Context, prefix string, shallow bool) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
 		parent, start := "", prefix
 		if i := strings.LastIndexByte(prefix, '/'); i >= 0 {
 			parent, start = prefix[:i+1], prefix[i+1:]
@@ -107,7 +110,7 @@ type walk struct {
 }
 
 // walk reports whether to go on.
-func (f *folder) walk(ctx context.Context, w walk, yield func(entry, error) bool) bool {
+func (f *folder) walk(ctx context.Context, w walk, yield func(Entry, error) bool) bool {
 	items, err := os.ReadDir(filepath.Join(f.dir, filepath.FromSlash(w.parent)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return true // no object, no folder
@@ -116,7 +119,7 @@ func (f *folder) walk(ctx context.Context, w walk, yield func(entry, error) bool
 		err = ctx.Err()
 	}
 	if err != nil {
-		yield(entry{}, f.explain(err))
+		yield(Entry{}, f.explain(err))
 		return false
 	}
 	for _, item := range items {
@@ -131,34 +134,34 @@ func (f *folder) walk(ctx context.Context, w walk, yield func(entry, error) bool
 	return true
 }
 
-func (f *folder) walkItem(ctx context.Context, item fs.DirEntry, w walk, yield func(entry, error) bool) bool {
+func (f *folder) walkItem(ctx context.Context, item fs.DirEntry, w walk, yield func(Entry, error) bool) bool {
 	key := w.parent + item.Name()
 	if item.IsDir() && !w.shallow {
 		return f.walk(ctx, walk{parent: key + "/"}, yield)
 	}
 	if item.IsDir() {
-		return !f.holdsAny(ctx, key+"/") || yield(entry{key: key + "/", dir: true}, nil)
+		return !f.holdsAny(ctx, key+"/") || yield(Entry{Key: key + "/", Dir: true}, nil)
 	}
 	if w.shallow {
 		// Without a look at the file: one getdents(2) reads a small folder while
 		// the kernel keeps it from changing, but files go between two calls.
-		return !item.Type().IsRegular() || yield(entry{key: key}, nil)
+		return !item.Type().IsRegular() || yield(Entry{Key: key}, nil)
 	}
 	st, err := item.Info()
 	if errors.Is(err, fs.ErrNotExist) {
 		return true // removed since
 	}
 	if err != nil {
-		yield(entry{}, f.explain(err))
+		yield(Entry{}, f.explain(err))
 		return false
 	}
-	return !st.Mode().IsRegular() || yield(entry{key: key, size: st.Size(), modTime: st.ModTime()}, nil)
+	return !st.Mode().IsRegular() || yield(Entry{Key: key, Size: st.Size(), ModTime: st.ModTime()}, nil)
 }
 
 // holdsAny tells a folder with objects from what removals left behind. One that
 // cannot be read counts: whoever looks inside will meet the error.
 func (f *folder) holdsAny(ctx context.Context, prefix string) (found bool) {
-	f.walk(ctx, walk{parent: prefix}, func(entry, error) bool {
+	f.walk(ctx, walk{parent: prefix}, func(Entry, error) bool {
 		found = true
 		return false
 	})

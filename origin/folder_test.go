@@ -193,7 +193,7 @@ func checkWhole(t *testing.T, dir string) (chunks int) {
 // the steps of a put.
 func TestOpenLeavesLiveWritersAlone(t *testing.T) {
 	dir := t.TempDir()
-	f := open(t, "file://"+dir).bucket.writer.(*folder)
+	f := open(t, "file://"+dir).bucket.Writer.(*folder)
 	seen := false
 	err := f.writeNamed([]byte("x"), func(temp string) error {
 		open(t, "file://"+dir)
@@ -209,7 +209,7 @@ func TestOpenLeavesLiveWritersAlone(t *testing.T) {
 
 func TestOpenRemovesLeftovers(t *testing.T) {
 	dir := t.TempDir()
-	f := open(t, "file://"+dir).bucket.writer.(*folder)
+	f := open(t, "file://"+dir).bucket.Writer.(*folder)
 	if err := f.ensure(filepath.Join(dir, tempDir)); err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func checkEmpty(t *testing.T, dir string) {
 // lock, as an Open at that moment would.
 func TestCreateTempAfterTheft(t *testing.T) {
 	dir := t.TempDir()
-	f := open(t, "file://"+dir).bucket.writer.(*folder)
+	f := open(t, "file://"+dir).bucket.Writer.(*folder)
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
@@ -256,10 +256,10 @@ func TestCreateTempAfterTheft(t *testing.T) {
 	}()
 	for i := range 300 {
 		key := fmt.Sprintf("a/%d", i)
-		if err := f.replace(t.Context(), key, []byte("x")); err != nil {
+		if err := f.Replace(t.Context(), key, []byte("x")); err != nil {
 			t.Errorf("replace: %v", err)
 		}
-		checkHolds(t, bucket{f, f}, key, []byte("x"))
+		checkHolds(t, Bucket{f, f}, key, []byte("x"))
 	}
 	close(stop)
 	<-done
@@ -297,7 +297,7 @@ func TestFullDisk(t *testing.T) {
 		checkWhole(t, dir)
 		for i := range 8 { // makes room for the other, and leaves a few
 			c := writerChunk(i)
-			if err := o.bucket.remove(t.Context(), chunkKey(c)); err != nil && !errors.Is(err, ErrNotFound) {
+			if err := o.bucket.Remove(t.Context(), chunkKey(c)); err != nil && !errors.Is(err, ErrNotFound) {
 				t.Error(err)
 			}
 		}
@@ -443,7 +443,7 @@ func TestSettle(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := open(t, "file://"+dir)
-	f := again.bucket.writer.(*folder)
+	f := again.bucket.Writer.(*folder)
 	if added, err := again.Chunks("r1").Put(t.Context(), c.Name, c.Data); added || err != nil {
 		t.Fatalf("added %v, %v", added, err)
 	}
@@ -456,5 +456,23 @@ func TestSettle(t *testing.T) {
 	}
 	if err := f.settle(chunkKey(c)); err == nil {
 		t.Error("a folder that has gone was settled")
+	}
+}
+
+func checkFailure(t *testing.T, verb string, err, is error, want []string) {
+	t.Helper()
+	if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, chunk.ErrNotFound) {
+		t.Fatalf("%s: %v", verb, err)
+	}
+	if is != nil && !errors.Is(err, is) {
+		t.Errorf("%s: %v is not %v", verb, err, is)
+	}
+	for _, w := range append(want, "origin: ") {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%s: %q does not say %q", verb, err, w)
+		}
+	}
+	if strings.ContainsAny(err.Error(), "\n\t") {
+		t.Errorf("%s: more than one line: %q", verb, err)
 	}
 }

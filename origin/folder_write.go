@@ -43,9 +43,9 @@ const (
 	dirPerm  = 0o755
 )
 
-// create is bucket.create. After it returns nil the object survives a power
+// Create implements Writer. After it returns nil the object survives a power
 // cut, whoever wrote it.
-func (f *folder) create(_ context.Context, key string, data []byte) (bool, error) {
+func (f *folder) Create(_ context.Context, key string, data []byte) (bool, error) {
 	path, err := f.path(key)
 	if err != nil {
 		return false, err
@@ -212,7 +212,8 @@ func (f *folder) clean() {
 	}
 }
 
-func (f *folder) replace(_ context.Context, key string, data []byte) error {
+// Replace implements Writer.
+func (f *folder) Replace(_ context.Context, key string, data []byte) error {
 	path, err := f.path(key)
 	if err != nil {
 		return err
@@ -226,7 +227,8 @@ func (f *folder) replace(_ context.Context, key string, data []byte) error {
 	return f.explain(err)
 }
 
-func (f *folder) remove(_ context.Context, key string) error {
+// Remove implements Writer.
+func (f *folder) Remove(_ context.Context, key string) error {
 	path, err := f.path(key)
 	if err != nil {
 		return err

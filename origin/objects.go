@@ -3,7 +3,6 @@ package origin
 import (
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"strings"
 )
@@ -43,13 +42,7 @@ func (m *Objects) do(ctx context.Context, verb, name string, f func(key string) 
 	if err != nil {
 		return err
 	}
-	return m.o.do(ctx, verb, prefix+name, func() error {
-		err := f(prefix + name)
-		if errors.Is(err, errTooLong) {
-			return fmt.Errorf("%w: longer than %d bytes", ErrCorrupt, maxObject)
-		}
-		return err
-	})
+	return m.o.do(ctx, verb, prefix+name, func() error { return f(prefix + name) })
 }
 
 // Put stores an object unless there is one of this name, which is left as it
@@ -57,7 +50,7 @@ func (m *Objects) do(ctx context.Context, verb, name string, f func(key string) 
 // returns nil.
 func (m *Objects) Put(ctx context.Context, name string, data []byte) (added bool, err error) {
 	err = m.do(ctx, "put", name, func(key string) error {
-		added, err = m.o.bucket.create(ctx, key, data)
+		added, err = m.o.bucket.Create(ctx, key, data)
 		return err
 	})
 	return added, err
@@ -67,7 +60,7 @@ func (m *Objects) Put(ctx context.Context, name string, data []byte) (added bool
 // sees the old or the new. It is for rewrapped envelopes and repairs.
 func (m *Objects) Replace(ctx context.Context, name string, data []byte) error {
 	return m.do(ctx, "replace", name, func(key string) error {
-		return m.o.bucket.replace(ctx, key, data)
+		return m.o.bucket.Replace(ctx, key, data)
 	})
 }
 
@@ -75,7 +68,7 @@ func (m *Objects) Replace(ctx context.Context, name string, data []byte) error {
 // ErrCorrupt for one of over 1.25 GiB.
 func (m *Objects) Get(ctx context.Context, name string) (data []byte, err error) {
 	err = m.do(ctx, "get", name, func(key string) error {
-		data, err = m.o.bucket.get(ctx, key, maxObject)
+		data, err = m.o.bucket.Get(ctx, key, maxObject)
 		return err
 	})
 	return data, err
@@ -84,8 +77,8 @@ func (m *Objects) Get(ctx context.Context, name string) (data []byte, err error)
 // Stat gives size and time of an object, or ErrNotFound.
 func (m *Objects) Stat(ctx context.Context, name string) (info Info, err error) {
 	err = m.do(ctx, "look up", name, func(key string) error {
-		e, err := m.o.bucket.stat(ctx, key)
-		info = Info{name, e.size, e.modTime}
+		e, err := m.o.bucket.Stat(ctx, key)
+		info = Info{name, e.Size, e.ModTime}
 		return err
 	})
 	return info, err
@@ -94,7 +87,7 @@ func (m *Objects) Stat(ctx context.Context, name string) (info Info, err error) 
 // Remove removes an object, or gives ErrNotFound.
 func (m *Objects) Remove(ctx context.Context, name string) error {
 	return m.do(ctx, "remove", name, func(key string) error {
-		return m.o.bucket.remove(ctx, key)
+		return m.o.bucket.Remove(ctx, key)
 	})
 }
 
@@ -124,13 +117,13 @@ func (o *Origin) Children(ctx context.Context, key string) iter.Seq2[string, err
 			return
 		}
 		prefix := key + "/"
-		for e, err := range o.bucket.list(ctx, prefix, true) {
+		for e, err := range o.bucket.List(ctx, prefix, true) {
 			if err != nil {
 				yield("", o.fail("list", prefix, err))
 				return
 			}
-			name := strings.TrimSuffix(strings.TrimPrefix(e.key, prefix), "/")
-			if e.dir && objectRule.MatchString(name) && !yield(name, nil) {
+			name := strings.TrimSuffix(strings.TrimPrefix(e.Key, prefix), "/")
+			if e.Dir && objectRule.MatchString(name) && !yield(name, nil) {
 				return
 			}
 		}

@@ -52,13 +52,18 @@ const defaultParallel = 64
 // Origin is one durable store. It is safe for concurrent use, also by several
 // processes on one store.
 type Origin struct {
-	bucket bucket
+	bucket Bucket
 	where  string        // for errors; no secret in it
 	slots  chan struct{} // one for each operation under way
 }
 
 // Option changes what Open does.
-type Option func(*Origin)
+type Option func(*settings)
+
+type settings struct {
+	parallel int
+	drivers  map[string]func(ctx context.Context, u *url.URL, parallel int) (Bucket, error) // by scheme
+}
 
 // Parallel bounds the operations under way at once, 64 by default; more wait.
 // Listings do not count, so that one may be read while its objects are. It
@@ -67,7 +72,7 @@ func Parallel(n int) Option {
 	if n <= 0 {
 		panic("origin: Parallel of no operations")
 	}
-	return func(o *Origin) { o.slots = make(chan struct{}, n) }
+	return func(s *settings) { s.parallel = n }
 }
 
 // Open opens the store at a URL:
@@ -80,7 +85,10 @@ func Parallel(n int) Option {
 //	azblob://container[/prefix]       AZURE_STORAGE_ACCOUNT and _KEY or _SAS_TOKEN
 //	mem://                            in memory, for tests: empty each time
 //
-// Other query parameters are those of gocloud.dev/blob. It does not reach out:
+// s3, gs and azblob need a driver (WithDriver; package origin/cloud has one):
+// they are kept out of programs that read a folder, which start in a quarter of
+// the time. Other query parameters are those of gocloud.dev/blob. Open does not
+// reach out:
 // a bucket that is missing or refuses is found at first use. A folder's
 // leftovers of killed processes are removed. Requests are retried as the
 // service's SDK does, a bounded number of times; ctx ends them early. A URL
@@ -91,21 +99,28 @@ func Open(ctx context.Context, rawURL string, options ...Option) (*Origin, error
 	if err != nil {
 		return nil, err
 	}
-	o := &Origin{slots: make(chan struct{}, defaultParallel)}
+	s := settings{parallel: defaultParallel, drivers: map[string]func(context.Context, *url.URL, int) (Bucket, error){}}
 	for _, option := range options {
-		option(o)
+		option(&s)
 	}
-	if u.Scheme == "file" {
+	o := &Origin{where: u.Scheme + "://" + u.Host + u.Path, slots: make(chan struct{}, s.parallel)}
+	switch driver := s.drivers[u.Scheme]; {
+	case driver != nil:
+		if o.bucket, err = driver(ctx, u, s.parallel); err != nil {
+			return nil, fmt.Errorf("origin: open %s://%s: %w", u.Scheme, u.Host, err)
+		}
+	case u.Scheme == "file":
 		o.where = u.Path
-		f, ferr := openFolder(u)
-		o.bucket, err = bucket{f, f}, ferr
-	} else {
-		o.where = u.Scheme + "://" + u.Host + u.Path
-		c, cerr := openCloud(ctx, u, cap(o.slots))
-		o.bucket, err = bucket{c, c}, cerr
-	}
-	if err != nil {
-		return nil, err
+		f, err := openFolder(u)
+		if err != nil {
+			return nil, err
+		}
+		o.bucket = Bucket{f, f}
+	case u.Scheme == "mem":
+		m := &memory{objects: map[string]object{}}
+		o.bucket = Bucket{m, m}
+	default:
+		return nil, fmt.Errorf("origin: a URL of %q is not supported: use file, s3, gs or azblob", u.Scheme)
 	}
 	return o, nil
 }
@@ -124,7 +139,7 @@ func parseURL(raw string) (*url.URL, error) {
 
 // Close frees connections. Nothing may be under way or follow.
 func (o *Origin) Close() error {
-	if c, ok := o.bucket.writer.(io.Closer); ok {
+	if c, ok := o.bucket.Writer.(io.Closer); ok {
 		return c.Close()
 	}
 	return nil
@@ -133,7 +148,7 @@ func (o *Origin) Close() error {
 // Free tells how many bytes a folder's disk has left for this user. A bucket
 // has no such number: ok is false.
 func (o *Origin) Free() (bytes int64, ok bool, err error) {
-	f, ok := o.bucket.writer.(*folder)
+	f, ok := o.bucket.Writer.(*folder)
 	if !ok {
 		return 0, false, nil
 	}

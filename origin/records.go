@@ -78,7 +78,7 @@ func (o *Origin) PutNext(ctx context.Context, key string, record func(seq uint64
 
 func (o *Origin) createRecord(ctx context.Context, key string, data []byte) (added bool, err error) {
 	err = o.do(ctx, "put", key, func() error {
-		added, err = o.bucket.create(ctx, key, data)
+		added, err = o.bucket.Create(ctx, key, data)
 		return err
 	})
 	return added, err
@@ -93,7 +93,7 @@ func (o *Origin) prune(ctx context.Context, key string, seqs []uint64) {
 			continue
 		}
 		k := recordKey(key, seq)
-		_ = o.do(ctx, "remove", k, func() error { return o.bucket.remove(ctx, k) })
+		_ = o.do(ctx, "remove", k, func() error { return o.bucket.Remove(ctx, k) })
 	}
 }
 
@@ -115,12 +115,9 @@ func (o *Origin) Latest(ctx context.Context, key string) (data []byte, seq uint6
 		}
 		k := recordKey(key, seq)
 		err = o.do(ctx, "get", k, func() error {
-			data, err = o.bucket.get(ctx, k, maxRecord)
+			data, err = o.bucket.Get(ctx, k, maxRecord)
 			return err
 		})
-		if errors.Is(err, errTooLong) {
-			err = fmt.Errorf("%w: %w", ErrCorrupt, err)
-		}
 		if !errors.Is(err, ErrNotFound) {
 			return data, seq, err
 		}
@@ -133,13 +130,13 @@ func (o *Origin) Latest(ctx context.Context, key string) (data []byte, seq uint6
 // over.
 func (o *Origin) records(ctx context.Context, key string) ([]uint64, error) {
 	var seqs []uint64
-	for e, err := range o.bucket.list(ctx, key+"/", true) {
+	for e, err := range o.bucket.List(ctx, key+"/", true) {
 		if err != nil {
 			return nil, o.fail("list", key, err)
 		}
-		name := path.Base(e.key)
+		name := path.Base(e.Key)
 		seq, err := strconv.ParseUint(name, 10, 64)
-		if err == nil && len(name) == seqDigits && seq > 0 && e.key == recordKey(key, seq) {
+		if err == nil && len(name) == seqDigits && seq > 0 && e.Key == recordKey(key, seq) {
 			seqs = append(seqs, seq)
 		}
 	}

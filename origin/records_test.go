@@ -18,89 +18,18 @@ func text(s string) func(uint64) ([]byte, error) {
 
 func numbered(seq uint64) ([]byte, error) { return fmt.Appendf(nil, "record %d", seq), nil }
 
-func TestRecords(t *testing.T) {
-	for name, setup := range drivers(t) {
-		t.Run(name, func(t *testing.T) {
-			t.Run("one after another", func(t *testing.T) { testRecordsInTurn(t, setup(t)) })
-			t.Run("at once", func(t *testing.T) { testRecordsAtOnce(t, setup(t)) })
-		})
-	}
-}
-
-func testRecordsInTurn(t *testing.T, o *Origin) {
-	ctx := t.Context()
-	if _, _, err := o.Latest(ctx, "names/t/n"); !errors.Is(err, ErrNotFound) {
-		t.Errorf("Latest of none: %v", err)
-	}
-	for want := uint64(1); want <= 7; want++ {
-		seq, err := o.PutNext(ctx, "names/t/n", numbered)
-		if err != nil || seq != want {
-			t.Fatalf("PutNext: %d, %v; want %d", seq, err, want)
-		}
-		data, seq, err := o.Latest(ctx, "names/t/n")
-		if err != nil || seq != want || string(data) != fmt.Sprintf("record %d", want) {
-			t.Errorf("Latest: %q, %d, %v", data, seq, err)
-		}
-	}
-	seqs, err := o.records(ctx, "names/t/n")
-	if err != nil || !slices.Equal(seqs, []uint64{4, 5, 6, 7}) {
-		t.Errorf("%v are left, %v", seqs, err)
-	}
-	if _, _, err := o.Latest(ctx, "names/t/other"); !errors.Is(err, ErrNotFound) {
-		t.Errorf("Latest of another: %v", err)
-	}
-}
-
-// testRecordsAtOnce has 20 writers and a reader: every writer gets a number of
-// its own, and Latest never goes back or fails.
-func testRecordsAtOnce(t *testing.T, o *Origin) {
-	const writers = 20
-	ctx, stop := context.WithCancel(t.Context())
-	var reader sync.WaitGroup
-	reader.Go(func() {
-		last := uint64(0)
-		for ctx.Err() == nil {
-			_, seq, err := o.Latest(t.Context(), "names/t/n")
-			if err != nil && !errors.Is(err, ErrNotFound) || seq < last {
-				t.Errorf("Latest: %d after %d, %v", seq, last, err)
-			}
-			last = seq
-		}
-	})
-	var mu sync.Mutex // guards got
-	got := map[uint64]bool{}
-	each(writers, func(int) {
-		seq, err := o.PutNext(t.Context(), "names/t/n", numbered)
-		mu.Lock()
-		defer mu.Unlock()
-		if err != nil || got[seq] {
-			t.Errorf("PutNext: %d, %v", seq, err)
-		}
-		got[seq] = true
-	})
-	stop()
-	reader.Wait()
-	data, seq, err := o.Latest(t.Context(), "names/t/n")
-	if err != nil || !got[seq] || seq < writers || string(data) != fmt.Sprintf("record %d", seq) {
-		t.Errorf("Latest: %q, %d, %v", data, seq, err)
-	}
-	if len(got) != writers {
-		t.Errorf("%d numbers for %d writers", len(got), writers)
-	}
-}
-
 // hooked is a bucket whose listings or puts meet something on the way.
 type hooked struct {
-	bucket
+	Bucket
 	listed  func()                 // after a listing
 	creates func(key string) error // before a put
 }
 
-func hook(h *hooked) bucket { return bucket{h, h} }
+func hook(h *hooked) Bucket { return Bucket{h, h} }
 
-func (h *hooked) list(ctx context.Context, prefix string, shallow bool) iter.Seq2[entry, error] {
-	all := slices.Collect(func(yield func(entry) bool) {
-		for e, err := range h.bucket.list(ctx, prefix, shallow) {
+func (h *hooked) List(ctx context.Context, prefix string, shallow bool) iter.Seq2[Entry, error] {
+	all := slices.Collect(func(yield func(Entry) bool) {
+		for e, err := range h.Bucket.List(ctx, prefix, shallow) {
 			if err != nil || !yield(e) {
 				return
 			}
@@ -109,7 +38,7 @@ func (h *hooked) list(ctx context.Context, prefix string, shallow bool) iter.Seq
 	if h.listed != nil {
 		h.listed()
 	}
-	return func(yield func(entry, error) bool) {
+	return func(yield func(Entry, error) bool) {
 		for _, e := range all {
 			if !yield(e, nil) {
 				return
@@ -118,13 +47,13 @@ func (h *hooked) list(ctx context.Context, prefix string, shallow bool) iter.Seq
 	}
 }
 
-func (h *hooked) create(ctx context.Context, key string, data []byte) (bool, error) {
+func (h *hooked) Create(ctx context.Context, key string, data []byte) (bool, error) {
 	if h.creates != nil {
 		if err := h.creates(key); err != nil {
 			return false, err
 		}
 	}
-	return h.bucket.create(ctx, key, data)
+	return h.Bucket.Create(ctx, key, data)
 }
 
 // TestPutNextAfterAStall: between a writer's listing and its put, others write
@@ -138,7 +67,7 @@ func TestPutNextAfterAStall(t *testing.T) {
 	plain := &Origin{bucket: o.bucket, slots: o.slots}
 	used := map[uint64]bool{}
 	var once sync.Once
-	o.bucket = hook(&hooked{bucket: o.bucket, listed: func() {
+	o.bucket = hook(&hooked{Bucket: o.bucket, listed: func() {
 		once.Do(func() {
 			for range 9 {
 				seq, err := plain.PutNext(t.Context(), "k", numbered)
@@ -164,7 +93,7 @@ func TestLatestWhilePruned(t *testing.T) {
 	o := open(t, "mem://")
 	plain := &Origin{bucket: o.bucket, slots: o.slots}
 	times := 3
-	o.bucket = hook(&hooked{bucket: o.bucket, listed: func() {
+	o.bucket = hook(&hooked{Bucket: o.bucket, listed: func() {
 		if times--; times < 0 {
 			return
 		}
@@ -185,8 +114,8 @@ func TestLatestWhilePruned(t *testing.T) {
 func TestPutNextGivesUp(t *testing.T) {
 	o := open(t, "mem://")
 	inner := o.bucket
-	o.bucket = hook(&hooked{bucket: inner, creates: func(key string) error {
-		_, err := inner.create(t.Context(), key, nil) // always faster
+	o.bucket = hook(&hooked{Bucket: inner, creates: func(key string) error {
+		_, err := inner.Create(t.Context(), key, nil) // always faster
 		return err
 	}})
 	if _, err := o.PutNext(t.Context(), "k", numbered); !errors.Is(err, ErrConflict) {
@@ -235,26 +164,6 @@ func TestPutNextStopsWhenTheRecordFails(t *testing.T) {
 	}
 	if _, _, err := o.Latest(t.Context(), "k"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("%v", err)
-	}
-}
-
-func TestFreshOrigin(t *testing.T) {
-	for name, setup := range drivers(t) {
-		t.Run(name, func(t *testing.T) {
-			o := setup(t)
-			if roots, err := o.Roots(t.Context()); err != nil || len(roots) != 0 {
-				t.Fatalf("roots %v, %v", roots, err)
-			}
-			each(8, func(int) {
-				r, err := o.Active(t.Context())
-				if want := (Root{Name: "r1", State: Active}); err != nil || r != want {
-					t.Errorf("%+v, %v; want %+v", r, err, want)
-				}
-			})
-			if roots, err := o.Roots(t.Context()); err != nil || len(roots) != 1 {
-				t.Errorf("roots %v, %v", roots, err)
-			}
-		})
 	}
 }
 

@@ -48,7 +48,7 @@ type users struct {
 
 // Run counts.
 func (c *dfCmd) Run(ctx context.Context, g *Globals) error {
-	o, err := origin.Open(ctx, g.Origin)
+	o, err := origin.Open(ctx, g.Origin, originDrivers()...)
 	if err != nil {
 		return err
 	}

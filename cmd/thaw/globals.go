@@ -108,15 +108,15 @@ type store struct {
 // that creates, and only for a tenant that has nothing yet: one that went
 // missing must not be replaced silently. The caller closes the store.
 func (g *Globals) open(ctx context.Context, create bool) (*store, error) {
-	o, err := origin.Open(ctx, g.Origin)
+	o, err := origin.Open(ctx, g.Origin, originDrivers()...)
 	if err != nil {
 		return nil, err
 	}
-	key, err := keys.OpenExisting(ctx, g.Key)
+	key, err := keys.OpenExisting(ctx, g.Key, keyDrivers()...)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = g.checkFresh(ctx, o, err)
 		if err == nil && create {
-			key, err = keys.Open(ctx, g.Key)
+			key, err = keys.Open(ctx, g.Key, keyDrivers()...)
 		}
 	}
 	if err != nil {

@@ -1,4 +1,4 @@
-package origin
+package cloud
 
 import (
 	"bytes"

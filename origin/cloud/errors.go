@@ -1,4 +1,4 @@
-package origin
+package cloud
 
 import (
 	"context"
@@ -15,6 +15,8 @@ import (
 	"github.com/aws/smithy-go"
 	"gocloud.dev/gcerrors"
 	"google.golang.org/api/googleapi"
+
+	"thaw/origin"
 )
 
 // errNoBucket says that the bucket of the URL is missing, which is not the same
@@ -50,20 +52,20 @@ func code(err error) string {
 	return ""
 }
 
-// explainCloud gives an SDK's error the package's words, in one line. The
+// explain gives an SDK's error package origin's words, in one line. The
 // status comes before gocloud's code, which calls some refusals "not found".
-func explainCloud(ctx context.Context, err error) error {
+func explain(ctx context.Context, err error) error {
 	status := httpStatus(err)
 	switch {
-	case err == nil, errors.Is(err, errTooLong):
+	case err == nil, errors.Is(err, origin.ErrCorrupt):
 		return err
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, errNoCredentials):
-		return fmt.Errorf("%w: %w", ErrRefused, errNoCredentials)
+		return fmt.Errorf("%w: %w", origin.ErrRefused, errNoCredentials)
 	case status == http.StatusForbidden, status == http.StatusUnauthorized:
 		return fmt.Errorf("%w (%d %s): check the credentials, and that they allow to read, write, list and delete",
-			ErrRefused, status, code(err))
+			origin.ErrRefused, status, code(err))
 	case code(err) == "NoSuchBucket", code(err) == string(bloberror.ContainerNotFound), errors.Is(err, storage.ErrBucketNotExist):
 		return errNoBucket
 	case status == http.StatusMovedPermanently:
@@ -75,7 +77,7 @@ func explainCloud(ctx context.Context, err error) error {
 		return fmt.Errorf("cannot reach %s: %w", host, cause)
 	}
 	if gcerrors.Code(err) == gcerrors.NotFound {
-		return ErrNotFound
+		return origin.ErrNotFound
 	}
 	return plain{err}
 }

@@ -1,9 +1,10 @@
-package origin
+package cloud
 
 import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io"
 	"net"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -18,9 +19,59 @@ import (
 	"thaw/chunk"
 	"thaw/chunk/chunktest"
 	"thaw/internal/faults"
+	"thaw/origin"
+	"thaw/origin/origintest"
 )
 
 const buildServer = "build it: cd tools && go build -o ../bin/ github.com/versity/versitygw/cmd/versitygw"
+
+// openURL opens an origin with this package's driver.
+func openURL(t *testing.T, url string) (*origin.Origin, error) {
+	t.Helper()
+	var opts []origin.Option
+	for _, scheme := range []string{"s3", "gs", "azblob"} {
+		opts = append(opts, origin.WithDriver(scheme, Open))
+	}
+	return origin.Open(t.Context(), url, opts...)
+}
+
+func open(t *testing.T, url string) *origin.Origin {
+	t.Helper()
+	o, err := openURL(t, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return o
+}
+
+func TestS3(t *testing.T) {
+	server := startS3(t)
+	for name, path := range map[string]string{"bucket": "?", "prefix": "/some/prefix?"} {
+		t.Run(name, func(t *testing.T) {
+			origintest.Driver(t, func(t *testing.T) origin.Bucket {
+				u, err := url.Parse(strings.Replace(server.bucket(t), "?", path, 1))
+				if err != nil {
+					t.Fatal(err)
+				}
+				b, err := Open(t.Context(), u, 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					if err := b.Writer.(io.Closer).Close(); err != nil {
+						t.Error(err)
+					}
+				})
+				return b
+			})
+		})
+	}
+}
 
 // s3Server is a real S3 server over a folder.
 type s3Server struct {
@@ -34,7 +85,7 @@ func startS3(t *testing.T) *s3Server {
 	t.Helper()
 	bin := os.Getenv("THAW_VERSITYGW")
 	if bin == "" {
-		bin = filepath.Join("..", "bin", "versitygw")
+		bin = filepath.Join("..", "..", "bin", "versitygw")
 	}
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("no S3 server to test with (%v): %s, or set THAW_VERSITYGW", err, buildServer)
@@ -137,9 +188,9 @@ func TestS3Failures(t *testing.T) {
 		want  []string
 		is    error
 	}{
-		{"no credentials", good, noLogin, []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"}, ErrRefused},
+		{"no credentials", good, noLogin, []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"}, origin.ErrRefused},
 		{"wrong secret", good, func(t *testing.T) { t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-hidden") },
-			[]string{"(403 ", "check the credentials"}, ErrRefused},
+			[]string{"(403 ", "check the credentials"}, origin.ErrRefused},
 		{"unknown user", good, func(t *testing.T) { t.Setenv("AWS_ACCESS_KEY_ID", "nobody") },
 			[]string{"No user exists"}, nil}, // S3 itself would say 403
 		{"nobody listens", "s3://b?endpoint=http://127.0.0.1:1", nil, []string{"cannot reach 127.0.0.1:1", "refused"}, nil},
@@ -169,7 +220,7 @@ func TestS3Failures(t *testing.T) {
 
 func checkFailure(t *testing.T, verb string, err, is error, want []string) {
 	t.Helper()
-	if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, chunk.ErrNotFound) {
+	if err == nil || errors.Is(err, origin.ErrNotFound) || errors.Is(err, chunk.ErrNotFound) {
 		t.Fatalf("%s: %v", verb, err)
 	}
 	if is != nil && !errors.Is(err, is) {
@@ -188,18 +239,19 @@ func checkFailure(t *testing.T, verb string, err, is error, want []string) {
 func TestS3NeedsARegion(t *testing.T) {
 	noLogin(t)
 	for raw, want := range map[string]string{
-		"s3://b": "region",
+		"s3://b":          "region",
+		"s3:///?region=x": "bucket",
 		"s3://b?endpoint=http://h&use_path_style=maybe": "use_path_style",
 		"s3://b?region=x&typo=1":                        "typo",
 	} {
-		if _, err := Open(t.Context(), raw); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := openURL(t, raw); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q in it", raw, err, want)
 		}
 	}
 }
 
 // broken gives a bucket of the server behind a proxy that breaks exchanges.
-func broken(t *testing.T, s *s3Server, rule faults.Rule) *Origin {
+func broken(t *testing.T, s *s3Server, rule faults.Rule) *origin.Origin {
 	t.Helper()
 	target, err := url.Parse(s.url)
 	if err != nil {

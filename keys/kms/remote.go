@@ -1,4 +1,11 @@
-package keys
+// Package kms is package keys' driver for key services: AWS KMS, Google Cloud
+// KMS, Azure Key Vault and HashiCorp Vault. It is a package of its own because
+// their SDKs take milliseconds of every start of a program that they are linked
+// into.
+//
+// A service wraps "thaw key v1\x00" ‖ value, so that nothing which the same key
+// encrypts for others passes for ours.
+package kms
 
 import (
 	"bytes"
@@ -12,6 +19,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/hashicorp/vault/api"
 	"gocloud.dev/gcerrors"
+
+	"thaw/keys"
 )
 
 const (
@@ -38,7 +47,7 @@ type remote struct {
 	service service
 }
 
-// Wrap implements Keeper.
+// Wrap implements keys.Keeper.
 func (r *remote) Wrap(ctx context.Context, plain []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -51,30 +60,33 @@ func (r *remote) Wrap(ctx context.Context, plain []byte) ([]byte, error) {
 	return wrapped, nil
 }
 
-// Unwrap implements Keeper.
+// Unwrap implements keys.Keeper.
 func (r *remote) Unwrap(ctx context.Context, wrapped []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	worded, err := r.service.Decrypt(ctx, wrapped)
 	if refuses(err) {
-		return nil, ErrRefused
+		return nil, keys.ErrRefused
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keys: unwrap by %s: %w", r.scheme, ended(ctx, err))
 	}
 	plain, ok := bytes.CutPrefix(worded, []byte(serviceWord))
 	if !ok {
-		return nil, ErrRefused
+		return nil, keys.ErrRefused
 	}
 	return plain, nil
 }
+
+// Close implements io.Closer.
+func (r *remote) Close() error { return r.service.Close() }
 
 // refuses tells a service's "this is not mine" from all its other errors. AWS
 // has two for it, Google and Azure an invalid argument, Vault status 400.
 func refuses(err error) bool {
 	var otherKey *types.IncorrectKeyException
 	var vault *api.ResponseError
-	return err != nil && (errors.Is(err, ErrRefused) || errors.As(err, &otherKey) ||
+	return err != nil && (errors.Is(err, keys.ErrRefused) || errors.As(err, &otherKey) ||
 		gcerrors.Code(err) == gcerrors.InvalidArgument ||
 		errors.As(err, &vault) && vault.StatusCode == http.StatusBadRequest)
 }

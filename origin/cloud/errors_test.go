@@ -1,4 +1,4 @@
-package origin
+package cloud
 
 import (
 	"context"
@@ -15,6 +15,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/aws/smithy-go"
 	"google.golang.org/api/googleapi"
+
+	"thaw/origin"
 )
 
 // TestErrorsOfServices is about the errors of services that no test can reach,
@@ -33,11 +35,11 @@ func TestErrorsOfServices(t *testing.T) {
 		is   error // nil: none of the package's
 		want string
 	}{
-		{"GCS refuses", &googleapi.Error{Code: 403, Message: "denied"}, ErrRefused, "(403"},
-		{"GCS without login", &googleapi.Error{Code: 401}, ErrRefused, "(401"},
+		{"GCS refuses", &googleapi.Error{Code: 403, Message: "denied"}, origin.ErrRefused, "(403"},
+		{"GCS without login", &googleapi.Error{Code: 401}, origin.ErrRefused, "(401"},
 		{"GCS bucket", fmt.Errorf("x: %w", storage.ErrBucketNotExist), errNoBucket, "make it"},
 		{"GCS is busy", &googleapi.Error{Code: 503, Message: "later"}, nil, "later"},
-		{"Azure refuses", azure(403, "AuthorizationFailure"), ErrRefused, "AuthorizationFailure"},
+		{"Azure refuses", azure(403, "AuthorizationFailure"), origin.ErrRefused, "AuthorizationFailure"},
 		{"Azure container", azure(404, "ContainerNotFound"), errNoBucket, "make it"},
 		{"Azure is busy", azure(503, "ServerBusy"), nil, "ServerBusy"},
 		{"S3 bucket", &smithy.GenericAPIError{Code: "NoSuchBucket"}, errNoBucket, "make it"},
@@ -48,7 +50,7 @@ func TestErrorsOfServices(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			err := explainCloud(t.Context(), c.err)
+			err := explain(t.Context(), c.err)
 			checkFailure(t, "explain", fmt.Errorf("origin: %w", err), c.is, []string{c.want})
 			if strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("the signature is in %q", err)
@@ -57,10 +59,10 @@ func TestErrorsOfServices(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := explainCloud(ctx, errors.New("request canceled")); !errors.Is(err, context.Canceled) {
+	if err := explain(ctx, errors.New("request canceled")); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	if err := explainCloud(t.Context(), nil); err != nil {
+	if err := explain(t.Context(), nil); err != nil {
 		t.Errorf("none: %v", err)
 	}
 }
@@ -78,13 +80,11 @@ func TestOtherCloudsWithoutCredentials(t *testing.T) {
 		"gs://bucket":        "GOOGLE_APPLICATION_CREDENTIALS",
 		"azblob://container": "AZURE_STORAGE_ACCOUNT",
 	} {
-		ctx, cancel := context.WithCancel(t.Context())
-		o, err := Open(ctx, url)
+		o, err := openURL(t, url)
 		if err == nil {
-			_, err = o.Manifests("r1", "t").Get(ctx, "x")
+			_, err = o.Manifests("r1", "t").Get(t.Context(), "x")
 		}
-		cancel()
-		checkFailure(t, url, err, ErrRefused, []string{want})
+		checkFailure(t, url, err, origin.ErrRefused, []string{want})
 	}
 }
 

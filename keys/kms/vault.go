@@ -1,4 +1,4 @@
-package keys
+package kms
 
 import (
 	"context"
@@ -10,6 +10,8 @@ import (
 	"regexp"
 
 	"github.com/hashicorp/vault/api"
+
+	"thaw/keys"
 )
 
 const vaultScheme = "hashivault"
@@ -69,7 +71,7 @@ func (v *vault) Encrypt(ctx context.Context, plain []byte) ([]byte, error) {
 // Decrypt implements service.
 func (v *vault) Decrypt(ctx context.Context, cipher []byte) ([]byte, error) {
 	if !canonical(string(cipher)) {
-		return nil, ErrRefused
+		return nil, keys.ErrRefused
 	}
 	s, err := v.call(ctx, "decrypt", "ciphertext", string(cipher), "plaintext")
 	if err != nil {

@@ -1,4 +1,4 @@
-package keys
+package kms
 
 import (
 	"context"
@@ -19,10 +19,22 @@ import (
 	"gocloud.dev/secrets/awskms"
 	"gocloud.dev/secrets/azurekeyvault"
 	"gocloud.dev/secrets/gcpkms"
+
+	"thaw/keys"
 )
 
-// openService opens a key service without calling it. (Google's library asks
-// the machine's own metadata address for credentials if it finds none.)
+// Open opens the key of an awskms, gcpkms, azurekeyvault or hashivault URL, as
+// package keys tells them, without calling the service. (Google's library asks
+// the machine's own metadata address for credentials if it finds none.) The
+// Keeper is an io.Closer. Open is to be given to keys.WithDriver.
+func Open(ctx context.Context, u *url.URL) (keys.Keeper, error) {
+	s, err := openService(ctx, u)
+	if err != nil {
+		return nil, oneLine(err)
+	}
+	return &remote{scheme: u.Scheme, service: s}, nil
+}
+
 func openService(ctx context.Context, u *url.URL) (service, error) {
 	key := strings.TrimPrefix(path.Join(u.Host, u.Path), "/")
 	known := slices.Contains([]string{awskms.Scheme, gcpkms.Scheme, azurekeyvault.Scheme, vaultScheme}, u.Scheme)
@@ -39,7 +51,7 @@ func openService(ctx context.Context, u *url.URL) (service, error) {
 	case vaultScheme:
 		return openVault(key, u.Query())
 	}
-	return nil, errors.New("is not supported: use file, awskms, gcpkms, azurekeyvault or hashivault")
+	return nil, errors.New("no such service: use awskms, gcpkms, azurekeyvault or hashivault")
 }
 
 // openAWS takes the parameters of gocloud.dev/aws.V2ConfigFromURLParams:
