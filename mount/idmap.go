@@ -1,0 +1,62 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// IDs maps user and group ids alike: n < Count of the file system, and of a container, is Host+n on the host.
+type IDs struct{ Host, Count uint32 }
+
+// IDMap mounts a copy of src on dst in which owners are mapped. Ids outside of the map become the overflow id (65534). A container
+// whose user namespace has the same map sees the owners of src. src's file system must support it (ext4 does), and src must not be
+// mapped itself. The copy keeps the map: copies of the copy need none.
+func IDMap(src, dst string, ids IDs) error {
+	ns, err := userNamespace(ids)
+	if err != nil {
+		return fmt.Errorf("mount: make a user namespace for an id map: %w", err)
+	}
+	defer ns.Close()
+	return clone(src, dst, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())})
+}
+
+// userNamespace makes a user namespace. A namespace begins with a process: here one that is stopped, because traced, before the first
+// instruction of the program that it is given, and killed once the namespace is open.
+func userNamespace(ids IDs) (*os.File, error) {
+	runtime.LockOSThread() // the thread that forks is the tracer
+	defer runtime.UnlockOSThread()
+	mapping := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.Host), Size: int(ids.Count)}}
+	p, err := os.StartProcess("/proc/self/exe", nil, &os.ProcAttr{Env: []string{}, Sys: &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER,
+		UidMappings: mapping,
+		GidMappings: mapping,
+		Ptrace:      true,
+		Pdeathsig:   syscall.SIGKILL,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", p.Pid))
+	killed := p.Kill()
+	for {
+		// The stop of a traced process is reported first; only a wait4 of our own tells it from the end.
+		var status syscall.WaitStatus
+		_, waited := syscall.Wait4(p.Pid, &status, 0, nil)
+		if errors.Is(waited, syscall.EINTR) || waited == nil && status.Stopped() {
+			continue
+		}
+		_ = p.Release()
+		if err := errors.Join(err, killed, waited); err != nil {
+			if ns != nil {
+				_ = ns.Close()
+			}
+			return nil, err
+		}
+		return ns, nil
+	}
+}
