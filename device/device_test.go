@@ -34,11 +34,11 @@ func TestDeviceReads(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		wantBytes(t, d, plain)
+		wantBytes(rt, d, plain)
 		for range 20 {
 			off := rapid.IntRange(0, len(plain)).Draw(rt, "off")
 			n := rapid.IntRange(0, min(len(plain)-off, 3*size)).Draw(rt, "n")
-			if !bytes.Equal(mustRead(t, d, int64(off), n), plain[off:off+n]) {
+			if !bytes.Equal(mustRead(rt, d, int64(off), n), plain[off:off+n]) {
 				rt.Fatalf("%d bytes at %d differ", n, off)
 			}
 		}

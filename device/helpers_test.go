@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
+	"pgregory.net/rapid"
 
 	"thaw/chunk"
 	"thaw/internal/testoci"
@@ -129,7 +131,7 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	f.reads++
 	n, err := cut(f.fail, len(p))
 	f.mu.Unlock()
-	return copy(p[:n], f.b[off:]), err
+	return slowly(p[:n], f.b[off:]), err
 }
 
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
@@ -137,7 +139,7 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	f.writes++
 	n, err := cut(f.short, len(p))
 	f.mu.Unlock()
-	return copy(f.b[off:], p[:n]), err
+	return slowly(f.b[off:], p[:n]), err
 }
 
 func (f *file) PunchHole(off, n int64) error {
@@ -151,6 +153,13 @@ func (f *file) PunchHole(off, n int64) error {
 		return f.punch(off, n)
 	}
 	return nil
+}
+
+// slowly copies in two steps, and lets others run between them.
+func slowly(to, from []byte) int {
+	half := copy(to[:len(to)/2], from)
+	runtime.Gosched()
+	return half + copy(to[half:], from[half:])
 }
 
 func cut(f func(int) (int, error), n int) (int, error) {
@@ -179,11 +188,17 @@ func (d *disk) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if off < 0 || off+int64(len(p)) > int64(len(d.b)) {
 		return errors.New("disk: read behind the end")
 	}
-	copy(p, d.b[off:])
+	slowly(p, d.b[off:off+int64(len(p))])
 	return nil
 }
 
-func mustRead(t testing.TB, r Reader, off int64, n int) []byte {
+// tb is a test, or a property that is being shrunk.
+type tb interface {
+	rapid.TB
+	Context() context.Context
+}
+
+func mustRead(t tb, r Reader, off int64, n int) []byte {
 	t.Helper()
 	p := testoci.Noise(7, n)
 	if err := r.ReadAt(t.Context(), p, off); err != nil {
@@ -193,7 +208,7 @@ func mustRead(t testing.TB, r Reader, off int64, n int) []byte {
 }
 
 // wantBytes compares all of r with want.
-func wantBytes(t testing.TB, r Reader, want []byte) {
+func wantBytes(t tb, r Reader, want []byte) {
 	t.Helper()
 	if r.Size() != int64(len(want)) {
 		t.Fatalf("size %d, want %d", r.Size(), len(want))
