@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/cache"
+)
+
+// askTimeout bounds a request in time: an agent answers from memory.
+const askTimeout = 10 * time.Second
+
+// Conn is a connection to an agent's control socket. It is for one goroutine;
+// the caller closes it.
+type Conn struct {
+	conn *net.UnixConn
+	in   *bufio.Reader
+}
+
+// Dial connects to the control socket at a path.
+func Dial(ctx context.Context, path string) (*Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("the agent does not answer: %w", err)
+	}
+	conn := c.(*net.UnixConn)
+	return &Conn{conn, bufio.NewReader(conn)}, nil
+}
+
+// Close ends the connection.
+func (c *Conn) Close() error { return c.conn.Close() }
+
+// Stats gives what the agent has read so far.
+func (c *Conn) Stats() (cache.Stats, error) {
+	a, err := c.ask(request{Op: opStats}, nil)
+	if err != nil {
+		return cache.Stats{}, err
+	}
+	if a.Stats == nil {
+		return cache.Stats{}, errors.New("the agent gave no numbers")
+	}
+	return *a.Stats, nil
+}
+
+// Add makes rw/name, a writable device whose pages go to file, encrypted. The
+// caller closes its copy.
+func (c *Conn) Add(name string, file *os.File) error {
+	_, err := c.ask(request{Op: opAdd, Name: name}, file)
+	return err
+}
+
+// Remove removes rw/name.
+func (c *Conn) Remove(name string) error {
+	_, err := c.ask(request{Op: opRemove, Name: name}, nil)
+	return err
+}
+
+// Events calls f with a line for each failed read, until the agent has ended or
+// the connection is closed.
+func (c *Conn) Events(f func(line string)) error {
+	if err := c.send(request{Op: opEvents}, nil); err != nil {
+		return err
+	}
+	for {
+		var a answer
+		line, err := c.in.ReadBytes('\n')
+		if err != nil {
+			return nil
+		}
+		if json.Unmarshal(line, &a) == nil && a.Event != "" {
+			f(a.Event)
+		}
+	}
+}
+
+func (c *Conn) ask(r request, file *os.File) (answer, error) {
+	if err := c.conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
+		return answer{}, err
+	}
+	if err := c.send(r, file); err != nil {
+		return answer{}, err
+	}
+	var a answer
+	line, err := c.in.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &a)
+	}
+	if err != nil {
+		return a, fmt.Errorf("the agent does not answer: %w", err)
+	}
+	if a.Error != "" {
+		return a, errors.New("agent: " + a.Error)
+	}
+	return a, c.conn.SetDeadline(time.Time{})
+}
+
+func (c *Conn) send(r request, file *os.File) error {
+	line, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if file != nil {
+		rights = unix.UnixRights(int(file.Fd()))
+	}
+	if _, _, err := c.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
+		return fmt.Errorf("asking the agent: %w", err)
+	}
+	return nil
+}

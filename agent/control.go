@@ -1,0 +1,290 @@
+package agent
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/cache"
+	"thaw/device"
+	"thaw/manifest"
+	"thaw/mount"
+)
+
+// Control is how those who use a mounted image talk to its agent: requests and
+// answers are lines of JSON over a unix socket that only root can open.
+//
+//	{"op":"stats"}                     → {"stats":{…}}
+//	{"op":"events"}                    → {"event":"…"} for each failed read, until the connection ends
+//	{"op":"add","name":N} + a file     → {}: rw/N is there, its writes go to that file
+//	{"op":"remove","name":N}           → {}
+//
+// An answer with "error" says what went wrong.
+const (
+	opStats  = "stats"
+	opEvents = "events"
+	opAdd    = "add"
+	opRemove = "remove"
+)
+
+const (
+	// maxControls bounds the connections: one for each instance and command.
+	maxControls = 4096
+	// maxLine bounds a request in bytes.
+	maxLine = 4096
+	// eventQueue is how many failed reads wait for a listener; more are dropped.
+	eventQueue = 64
+	// eventGap is the least time between two events: a dead origin fails
+	// thousands of reads, and people want one line.
+	eventGap = time.Second
+)
+
+type request struct {
+	Op   string `json:"op"`
+	Name string `json:"name,omitempty"`
+}
+
+type answer struct {
+	Error string       `json:"error,omitempty"`
+	Event string       `json:"event,omitempty"`
+	Stats *cache.Stats `json:"stats,omitempty"`
+}
+
+// control serves Control.
+type control struct {
+	image  string
+	m      *manifest.Manifest
+	dev    *device.Device
+	chunks *cache.Client
+	server *mount.Server
+
+	listener *net.UnixListener
+	work     sync.WaitGroup
+	slots    chan struct{}
+
+	mu        sync.Mutex // guards what follows
+	listeners map[chan string]struct{}
+	conns     map[net.Conn]struct{}
+	lastEvent time.Time
+	closed    bool
+}
+
+func newControl(f *os.File, image string, m *manifest.Manifest, dev *device.Device, chunks *cache.Client) (*control, error) {
+	defer f.Close() // the listener has a copy
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.New("control socket: not a unix socket")
+	}
+	u.SetUnlinkOnClose(false)
+	return &control{
+		image: image, m: m, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls),
+		listeners: map[chan string]struct{}{}, conns: map[net.Conn]struct{}{},
+	}, nil
+}
+
+// start accepts connections until close.
+func (c *control) start() {
+	c.work.Go(func() {
+		for {
+			conn, err := c.listener.AcceptUnix()
+			if err != nil {
+				return
+			}
+			select {
+			case c.slots <- struct{}{}:
+			default:
+				_ = conn.Close()
+				continue
+			}
+			if !c.track(conn) {
+				return
+			}
+			c.work.Go(func() {
+				c.talk(conn)
+				c.untrack(conn)
+				<-c.slots
+			})
+		}
+	})
+}
+
+func (c *control) track(conn net.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		_ = conn.Close()
+		return false
+	}
+	c.conns[conn] = struct{}{}
+	return true
+}
+
+func (c *control) untrack(conn net.Conn) {
+	_ = conn.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.conns, conn)
+}
+
+// close ends all connections and waits for them.
+func (c *control) close() {
+	_ = c.listener.Close()
+	c.mu.Lock()
+	c.closed = true
+	for conn := range c.conns {
+		_ = conn.Close()
+	}
+	for l := range c.listeners {
+		close(l)
+		delete(c.listeners, l)
+	}
+	c.mu.Unlock()
+	c.work.Wait()
+}
+
+// talk answers one connection's requests.
+func (c *control) talk(conn *net.UnixConn) {
+	in := &passing{conn: conn}
+	defer in.drop()
+	lines := bufio.NewReaderSize(in, maxLine)
+	out := json.NewEncoder(conn)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if err != nil {
+			return
+		}
+		var r request
+		if json.Unmarshal(line, &r) != nil {
+			_ = out.Encode(answer{Error: "not a request"})
+			return
+		}
+		if r.Op == opEvents {
+			c.events(out)
+			return
+		}
+		if out.Encode(c.handle(r, in)) != nil {
+			return
+		}
+	}
+}
+
+func (c *control) handle(r request, in *passing) answer {
+	var err error
+	switch r.Op {
+	case opStats:
+		s := c.chunks.Stats()
+		return answer{Stats: &s}
+	case opAdd:
+		err = c.add(r.Name, in.take())
+	case opRemove:
+		err = c.server.RemoveFile(r.Name)
+	default:
+		err = fmt.Errorf("no request %.20q", r.Op)
+	}
+	if err != nil {
+		return answer{Error: err.Error()}
+	}
+	return answer{}
+}
+
+// add gives an instance a writable device of its own.
+func (c *control) add(name string, file *os.File) error {
+	if file == nil {
+		return errors.New("no file came with the request")
+	}
+	overlay, err := device.NewOverlay(c.dev, file, c.dev.Size())
+	if err == nil {
+		err = c.server.AddFile(name, overlay)
+	}
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
+	return nil
+}
+
+// report tells those who listen of a failed read or write.
+func (c *control) report(f mount.Fault) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if now.Sub(c.lastEvent) < eventGap {
+		return
+	}
+	c.lastEvent = now
+	text := fmt.Sprintf("image %s: %s of %s: %v", c.image, f.Op, f.File, f.Err)
+	for l := range c.listeners {
+		select {
+		case l <- text:
+		default:
+		}
+	}
+}
+
+// events sends what report tells until the connection or the agent ends.
+func (c *control) events(out *json.Encoder) {
+	l := make(chan string, eventQueue)
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	c.listeners[l] = struct{}{}
+	c.mu.Unlock()
+	for text := range l {
+		if out.Encode(answer{Event: text}) != nil {
+			break
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.listeners, l)
+}
+
+// passing reads a connection's bytes and keeps the last file that came along.
+type passing struct {
+	conn *net.UnixConn
+	file *os.File
+}
+
+// Read is io.Reader's.
+func (p *passing) Read(b []byte) (int, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := p.conn.ReadMsgUnix(b, oob)
+	if messages, perr := unix.ParseSocketControlMessage(oob[:oobn]); perr == nil {
+		for i := range messages {
+			fds, _ := unix.ParseUnixRights(&messages[i])
+			for _, fd := range fds {
+				p.drop()
+				unix.CloseOnExec(fd)
+				p.file = os.NewFile(uintptr(fd), "overlay")
+			}
+		}
+	}
+	if n == 0 && err == nil {
+		err = net.ErrClosed // the other side has ended
+	}
+	return n, err
+}
+
+func (p *passing) take() *os.File {
+	f := p.file
+	p.file = nil
+	return f
+}
+
+func (p *passing) drop() {
+	if f := p.take(); f != nil {
+		_ = f.Close()
+	}
+}

@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is seen inside the jail.
+const (
+	jailCache   = "/cache"
+	jailFetcher = "/fetch"
+)
+
+// enterJail makes everything but the two folders unreachable, for all threads
+// and for good. The parent has given namespaces of their own (mount, network,
+// IPC, UTS, PID); a process without them is refused, since it would cut up its
+// parent's.
+func enterJail(s *Setup) error {
+	if os.Getpid() != 1 {
+		return fmt.Errorf("process %d is not the first of a namespace of its own", os.Getpid())
+	}
+	if err := buildJail(s); err != nil {
+		return err
+	}
+	return dropRights()
+}
+
+// buildJail makes the jail the root of the mount namespace and lets go of the
+// old root.
+func buildJail(s *Setup) error {
+	const sealed = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	steps := []func() error{
+		func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
+		func() error { return unix.Mount("jail", s.Jail, "tmpfs", sealed, "size=64k,nr_inodes=16,mode=0755") },
+		func() error { return bind(s.Cache, filepath.Join(s.Jail, jailCache), sealed|unix.MS_RDONLY) },
+		// A socket is connected to also on a read-only mount.
+		func() error { return bind(s.Fetcher, filepath.Join(s.Jail, jailFetcher), sealed|unix.MS_RDONLY) },
+		func() error { return unix.Chdir(s.Jail) },
+		func() error { return unix.PivotRoot(".", ".") }, // pivot_root(2), "pivot_root(".", ".")"
+		func() error { return unix.Unmount(".", unix.MNT_DETACH) },
+		func() error { return unix.Chdir("/") },
+		func() error { return unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|sealed, "") },
+	}
+	for i, step := range steps {
+		if err := step(); err != nil {
+			return fmt.Errorf("step %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+// bind shows a folder at another place, with these flags.
+func bind(from, to string, flags uintptr) error {
+	if err := os.Mkdir(to, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		return &os.PathError{Op: "bind", Path: from, Err: err}
+	}
+	if err := unix.Mount("", to, "", unix.MS_REMOUNT|unix.MS_BIND|flags, ""); err != nil {
+		return &os.PathError{Op: "remount", Path: from, Err: err}
+	}
+	return nil
+}
+
+// dropRights becomes the agents' user. Leaving user 0 clears all capabilities
+// (capabilities(7)); nothing that is executed later could bring one back.
+func dropRights() error {
+	if err := syscall.Setgroups(nil); err != nil {
+		return fmt.Errorf("setgroups: %w", err)
+	}
+	if err := syscall.Setgid(UID); err != nil {
+		return fmt.Errorf("setgid: %w", err)
+	}
+	if err := syscall.Setuid(UID); err != nil {
+		return fmt.Errorf("setuid: %w", err)
+	}
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); errno != 0 {
+		return fmt.Errorf("no_new_privs: %w", errno)
+	}
+	// No core file and no debugger sees the keys.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("dumpable: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,136 @@
+// Thaw-shim keeps one instance: a container that it starts, or a mounted
+// folder. It takes the place of the thaw that prepared the instance, so that
+// what stays in memory for each is small, and it ends with the instance, after
+// everything that it was the last to use is gone.
+//
+// Exit status: that of the instance's program; 125 if it could not be started
+// or its device failed, 126 and 127 as a shell has them; 0 for a mount.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+	"unicode"
+
+	"thaw/cache"
+	"thaw/host"
+)
+
+const (
+	// exitFailed is docker's status for a failure that is not the program's.
+	exitFailed = 125
+	// smallHeap in bytes keeps the collector from growing what waits for hours.
+	smallHeap = 8 << 20
+)
+
+// order is what thaw wants, besides the instance: order.json.
+type order struct {
+	Runtime     string             `json:"runtime"`
+	Terminal    bool               `json:"terminal"`
+	Interactive bool               `json:"interactive"`
+	StatsFile   string             `json:"statsFile"`
+	Began       time.Time          `json:"began"`
+	Stages      map[string]float64 `json:"stages"` // ms
+	DeviceBytes int64              `json:"deviceBytes"`
+	ImageBytes  int64              `json:"imageBytes"`
+	ImageChunks int64              `json:"imageChunks"`
+}
+
+// keeper keeps an instance.
+type keeper struct {
+	order
+	host           *host.Host
+	instance       *host.Instance
+	image, fetcher *host.Use
+	before         cache.Stats // when the instance began
+}
+
+func main() {
+	debug.SetMemoryLimit(smallHeap)
+	k, err := newKeeper(os.Args[1:])
+	if err != nil {
+		say("%v", err)
+		os.Exit(exitFailed)
+	}
+	os.Exit(k.keep())
+}
+
+func newKeeper(args []string) (*keeper, error) {
+	k := &keeper{}
+	var err error
+	if k.instance, k.image, k.fetcher, err = host.Resume(args); err != nil {
+		return nil, err
+	}
+	k.host = k.instance.Host()
+	data, err := os.ReadFile(k.instance.Dir("order.json"))
+	if err != nil {
+		return nil, err
+	}
+	return k, json.Unmarshal(data, &k.order)
+}
+
+// keep runs the instance to its end and cleans up. It gives the exit status.
+func (k *keeper) keep() int {
+	watch, stop := context.WithCancel(context.Background())
+	w := k.watch(watch)
+	k.before = k.stats()
+	var code int
+	var err error
+	if k.instance.Kind == host.KindRun {
+		code, err = k.run(w)
+	} else {
+		err = k.wait(w)
+		if err != nil {
+			code = exitFailed
+		}
+	}
+	after := k.stats()
+	stop()
+	w.work.Wait()
+	ctx := context.Background()
+	rerr := errors.Join(k.instance.End(ctx), k.host.ReleaseImage(ctx, k.image), k.host.ReleaseFetcher(ctx, k.fetcher))
+	if err != nil {
+		say("%v", err)
+	}
+	if rerr != nil {
+		say("cleaning up: %v (thaw prune tries again)", rerr)
+	}
+	if serr := k.report(after); serr != nil {
+		say("%v", serr)
+	}
+	return code
+}
+
+// stats asks the agent; an agent that has ended has no numbers.
+func (k *keeper) stats() cache.Stats {
+	conn, err := k.host.Agent(context.Background(), k.image)
+	if err != nil {
+		return cache.Stats{}
+	}
+	defer conn.Close()
+	s, err := conn.Stats()
+	if err != nil {
+		return cache.Stats{}
+	}
+	return s
+}
+
+// say tells the user one line.
+func say(format string, args ...any) {
+	line := strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\r':
+			return ';'
+		case unicode.IsControl(r):
+			return '?'
+		}
+		return r
+	}, strings.TrimSpace(fmt.Sprintf(format, args...)))
+	fmt.Fprintln(os.Stderr, "thaw: "+line)
+}

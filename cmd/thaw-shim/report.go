@@ -1,0 +1,63 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"thaw/cache"
+)
+
+// numbers is what --stats-json writes, on one line.
+type numbers struct {
+	Image       string             `json:"image"`
+	DeviceBytes int64              `json:"device_bytes"`
+	ImageBytes  int64              `json:"image_bytes"` // of all chunks
+	Bytes       tiers              `json:"bytes"`       // of chunks first touched meanwhile
+	Chunks      tiers              `json:"chunks"`
+	StartMS     map[string]float64 `json:"start_ms"`
+}
+
+type tiers struct {
+	Cache  int64 `json:"cache"`
+	Zone   int64 `json:"zone"`
+	Origin int64 `json:"origin"`
+}
+
+func (t tiers) sum() int64 { return t.Cache + t.Zone + t.Origin }
+
+// report tells what was loaded while the instance ran.
+func (k *keeper) report(after cache.Stats) error {
+	n := numbers{Image: k.instance.ImageID, DeviceBytes: k.DeviceBytes, ImageBytes: k.ImageBytes, StartMS: k.Stages}
+	n.Bytes = tiers{after.Cache.Bytes - k.before.Cache.Bytes, after.Zone.Bytes - k.before.Zone.Bytes, after.Origin.Bytes - k.before.Origin.Bytes}
+	n.Chunks = tiers{after.Cache.Chunks - k.before.Cache.Chunks, after.Zone.Chunks - k.before.Zone.Chunks, after.Origin.Chunks - k.before.Origin.Chunks}
+	if after == (cache.Stats{}) { // the agent had ended
+		n.Bytes, n.Chunks = tiers{}, tiers{}
+	}
+	fmt.Fprintf(os.Stderr, "thaw: read %s of %s (%.1f %%): %d chunks from the origin, %d from the cache; started in %.0f ms\n",
+		human(n.Bytes.sum()), human(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.Origin, n.Chunks.Cache, k.Stages["total"])
+	if k.StatsFile == "" {
+		return nil
+	}
+	line, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(k.StatsFile, append(line, '\n'), 0o644); err != nil {
+		return fmt.Errorf("--stats-json: %w", err)
+	}
+	return nil
+}
+
+// human gives bytes for people.
+func human(n int64) string {
+	f, units := float64(n), [...]string{"B", "KiB", "MiB", "GiB", "TiB"}
+	i := 0
+	for ; f >= 1000 && i < len(units)-1; i++ {
+		f /= 1024
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}

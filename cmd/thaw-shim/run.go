@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/sandbox"
+)
+
+// errAgentGone says why an instance was ended.
+var errAgentGone = errors.New("the agent that served the image's device has ended: the instance was stopped")
+
+// run starts the container and waits for its end.
+func (k *keeper) run(w *watched) (int, error) {
+	signals := sandbox.Catch()
+	r, err := sandbox.Find(k.Runtime)
+	if err != nil {
+		return exitFailed, err
+	}
+	supervisor, err := sandbox.NewSupervisor(r)
+	if err != nil {
+		return exitFailed, err
+	}
+	began := time.Now()
+	in := sandbox.Instance{ID: k.instance.ID, Bundle: k.instance.Dir("bundle"), State: k.instance.Dir("runtime"), Stdout: os.Stdout, Stderr: os.Stderr}
+	if k.Interactive {
+		in.Stdin = os.Stdin
+	}
+	p, err := supervisor.Start(context.Background(), in)
+	if err != nil {
+		return sandbox.ExitCode(err), err
+	}
+	now := time.Now()
+	k.Stages["container"] = ms(now.Sub(began))
+	k.Stages["total"] = ms(now.Sub(k.Began))
+	stop := signals.Forward(p)
+	ended := make(chan struct{})
+	w.work.Go(func() {
+		select {
+		case <-w.agentGone:
+			_ = p.Signal(unix.SIGKILL)
+		case <-ended:
+		}
+	})
+	code, err := p.Wait()
+	stop()
+	close(ended)
+	err = errors.Join(err, p.Close())
+	select {
+	case <-w.agentGone:
+		return exitFailed, errAgentGone
+	default:
+		return code, err
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// wait keeps a mount until it is unmounted, a signal comes, or its agent ends.
+func (k *keeper) wait(w *watched) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer signal.Stop(signals)
+	k.Stages["total"] = ms(time.Since(k.Began))
+	fmt.Fprintf(os.Stderr, "thaw: %s is mounted at %s\n", k.instance.Image, k.instance.Target)
+	gone, err := k.unmounted()
+	if err != nil {
+		return err
+	}
+	defer gone.close()
+	select {
+	case <-signals:
+		return nil
+	case <-gone.done:
+		return nil
+	case <-w.agentGone:
+		return fmt.Errorf("the agent that served %s has ended: unmounting it", k.instance.Target)
+	}
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watchPoll is how often, in ms, a watched process is asked for an end that its
+// descriptor did not tell: only to see the end of the watching.
+const watchPoll = 200
+
+// watched tells what happens to those the instance depends on.
+type watched struct {
+	agentGone chan struct{} // closed when the agent has ended
+	work      sync.WaitGroup
+}
+
+// watch looks after agent and fetcher until ctx ends: failed reads are told, a
+// fetcher that was killed is started again.
+func (k *keeper) watch(ctx context.Context) *watched {
+	w := &watched{agentGone: make(chan struct{})}
+	w.work.Go(func() { k.tellEvents(ctx) })
+	w.work.Go(func() {
+		f, err := k.host.AgentEnd(k.image)
+		if err == nil && f != nil && !waitEnd(ctx, f) {
+			return
+		}
+		close(w.agentGone)
+	})
+	w.work.Go(func() { k.keepFetcher(ctx) })
+	return w
+}
+
+// tellEvents prints a line for each failed read.
+func (k *keeper) tellEvents(ctx context.Context) {
+	conn, err := k.host.Agent(ctx, k.image)
+	if err != nil {
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	defer conn.Close()
+	_ = conn.Events(func(line string) { say("%s", line) })
+}
+
+// keepFetcher starts the fetcher again whenever it has ended.
+func (k *keeper) keepFetcher(ctx context.Context) {
+	const pause = 100 * time.Millisecond // between starts of one that ends at once
+	for ctx.Err() == nil {
+		f, err := k.host.ReviveFetcher(ctx, k.fetcher)
+		if err != nil && ctx.Err() == nil {
+			say("%v", err)
+			return
+		}
+		if f != nil && !waitEnd(ctx, f) {
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// waitEnd waits for the end of the process behind a pidfd, and closes it; false
+// if ctx ended before.
+func waitEnd(ctx context.Context, f *os.File) bool {
+	defer f.Close()
+	for ctx.Err() == nil {
+		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(fds, watchPoll); n > 0 {
+			return true
+		}
+	}
+	return false
+}

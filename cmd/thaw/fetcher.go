@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"thaw/agent"
+	"thaw/cache"
+	"thaw/chunk"
+	"thaw/host"
+	"thaw/origin"
+)
+
+const (
+	// fetcherMemory is a soft limit in bytes: chunks under way, and what the
+	// origin's driver takes.
+	fetcherMemory = 96 << 20
+	// idleSweep is how often memory that is not used is given back.
+	idleSweep = 5 * time.Second
+)
+
+// fetcherCmd is the process that takes chunks from the origin into the cache;
+// see package cache. Only thaw starts it, with a listening socket.
+type fetcherCmd struct{}
+
+// Run serves until it is told to end.
+func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
+	debug.SetMemoryLimit(fetcherMemory)
+	debug.SetGCPercent(50)
+	f := os.NewFile(host.FetcherListener, "listener")
+	listener, err := net.FileListener(f)
+	if err != nil {
+		return fmt.Errorf("this verb is thaw's own: it needs a listening socket as descriptor %d: %w", host.FetcherListener, err)
+	}
+	_ = f.Close()
+	folder, err := cache.OpenFolder(g.Cache, int64(g.CacheSize))
+	if err != nil {
+		return err
+	}
+	o := lazyOrigin{url: g.Origin}
+	defer o.close()
+	fetcher := cache.NewFetcher(cache.FetcherOptions{
+		Folder: folder, Peers: []uint32{uint32(os.Getuid()), agent.UID},
+		Upstreams: []cache.Upstream{{Tier: cache.Origin, Source: o.chunks}},
+		Warn:      func(err error) { g.logger().Warn(oneLine(err.Error())) },
+	})
+	var work sync.WaitGroup
+	defer work.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	work.Go(func() {
+		tick := time.NewTicker(idleSweep)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				debug.FreeOSMemory()
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return fetcher.Serve(ctx, listener)
+}
+
+// lazyOrigin opens the origin at the first fetch: with a warm cache there is
+// none, and the origin may be down. A failure is the next fetch's to try again.
+type lazyOrigin struct {
+	url string
+
+	mu   sync.Mutex // guards open
+	open *origin.Origin
+}
+
+func (l *lazyOrigin) chunks(root string) (chunk.Source, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open == nil {
+		o, err := origin.Open(context.Background(), l.url, originDrivers()...)
+		if err != nil {
+			return nil, err
+		}
+		l.open = o
+	}
+	return l.open.Chunks(root), nil
+}
+
+func (l *lazyOrigin) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open != nil {
+		_ = l.open.Close()
+	}
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"thaw/host"
+)
+
+type psCmd struct {
+	JSON bool `name:"json" help:"One JSON object a line."`
+}
+
+// psLine is one instance, for --json.
+type psLine struct {
+	ID      string    `json:"id"`
+	Kind    string    `json:"kind"`
+	Image   string    `json:"image"`
+	ImageID string    `json:"image_id"`
+	Status  string    `json:"status"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	Command []string  `json:"command,omitempty"`
+	Target  string    `json:"target,omitempty"`
+}
+
+// Run lists instances.
+func (c *psCmd) Run(g *Globals) error {
+	h, err := host.Open(g.State)
+	if err != nil {
+		return err
+	}
+	all, err := h.Instances()
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		enc := json.NewEncoder(g.stdout)
+		for _, i := range all {
+			if err := enc.Encode(psLine{i.ID, i.Kind, i.Image, i.ImageID, instanceStatus(&i), i.Keeper, i.Started, i.Command, i.Target}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t := tabwriter.NewWriter(g.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "ID\tIMAGE\tSTATUS\tSINCE\tPID\tWHAT")
+	for _, i := range all {
+		what := strings.Join(i.Command, " ")
+		if i.Kind == host.KindMount {
+			what = "mounted at " + i.Target
+		} else if what == "" {
+			what = "(the image's own command)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", i.ID, oneLine(i.Image), instanceStatus(&i), time.Since(i.Started).Round(time.Second), i.Keeper, oneLine(what))
+	}
+	return t.Flush()
+}
+
+// instanceStatus tells a kept instance from a leftover.
+func instanceStatus(i *host.Instance) string {
+	if i.Kept() {
+		return "running"
+	}
+	return "left over"
+}
+
+type pruneCmd struct{}
+
+// Run removes what killed processes have left.
+func (pruneCmd) Run(ctx context.Context, g *Globals) error {
+	h, err := host.Open(g.State)
+	if err != nil {
+		return err
+	}
+	removed, err := h.Reap(ctx)
+	for _, what := range removed {
+		fmt.Fprintln(g.stdout, "removed "+what)
+	}
+	return err
+}
+
+type umountCmd struct {
+	Dir string `arg:"" type:"path" help:"Where an image is mounted."`
+}
+
+// Run ends the process that keeps the mount, and waits for it.
+func (c *umountCmd) Run(ctx context.Context, g *Globals) error {
+	h, err := host.Open(g.State)
+	if err != nil {
+		return err
+	}
+	dir := c.Dir
+	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = resolved
+	}
+	all, err := h.Instances()
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, i := range all {
+		if i.Kind == host.KindMount && i.Target == dir {
+			found = true
+			err = errors.Join(err, i.Stop(ctx))
+		}
+	}
+	if _, rerr := h.Reap(ctx); rerr != nil {
+		err = errors.Join(err, rerr)
+	}
+	if !found {
+		return fmt.Errorf("%s: no image of this --state is mounted there (thaw ps)", c.Dir)
+	}
+	return err
+}

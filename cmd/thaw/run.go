@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"thaw/host"
+	"thaw/sandbox"
+)
+
+type runCmd struct {
+	Image   string   `arg:"" help:"IMAGE, or a SOURCE that is converted first: docker://REF, oci:DIR[:TAG], …, or a reference alone."`
+	Command []string `arg:"" optional:"" passthrough:"all" help:"Command and arguments, in place of the image's Cmd."`
+
+	Interactive bool     `short:"i" help:"Keep standard input."`
+	TTY         bool     `short:"t" help:"Give it a terminal."`
+	Env         []string `short:"e" sep:"none" help:"K=V, or K alone for the value that it has here." placeholder:"K=V"`
+	Workdir     string   `short:"w" help:"Working directory." placeholder:"DIR"`
+	User        string   `short:"u" help:"User, by name or number, and :GROUP." placeholder:"USER"`
+	Volume      []string `short:"v" sep:"none" help:"Folder or file of this machine: SRC:DST[:ro]." placeholder:"SRC:DST"`
+	Memory      byteSize `short:"m" help:"Limit of memory."`
+	CPUs        float64  `name:"cpus" help:"Limit of processors, such as 0.5." placeholder:"N"`
+	Net         string   `help:"Network: none, or this machine's (host)." enum:"none,host" default:"none"`
+	Runtime     string   `help:"OCI runtime: runc, crun, runsc, or a path (by default the best that this machine can run)." placeholder:"R"`
+	RwBlock     bool     `help:"Write through the image's own ext4 file system, in place of an overlay of folders."`
+	StatsJSON   string   `name:"stats-json" help:"File for the numbers of this start, as JSON." placeholder:"FILE"`
+}
+
+// Help teaches by example.
+func (runCmd) Help() string {
+	return `The program starts at once: what it touches of the image is fetched when it is touched. The
+exit status is the program's; 125 if thaw failed, 126 if the command cannot be executed, 127 if
+it is not there.
+
+  thaw run debian:12 cat /etc/os-release
+  thaw run -it --net host oci:./layout:v1 /bin/bash
+  thaw run -m 512MiB --cpus 0.5 -v "$PWD":/work:ro -w /work app ./task
+
+What was loaded is told on stderr at the end.`
+}
+
+// Run starts the image's program. It returns only an error: the shim takes the
+// place of this process.
+func (c *runCmd) Run(ctx context.Context, g *Globals) error {
+	if err := c.run(ctx, g); err != nil {
+		return &exitError{exitRunFailed, err}
+	}
+	return nil
+}
+
+func (c *runCmd) run(ctx context.Context, g *Globals) error {
+	volumes := make([]sandbox.Volume, len(c.Volume))
+	for i, v := range c.Volume {
+		var err error
+		if volumes[i], err = sandbox.ParseVolume(v); err != nil {
+			return err
+		}
+	}
+	s, err := g.start(ctx, c.Image, host.KindRun)
+	if err != nil {
+		return err
+	}
+	if err = c.prepare(ctx, s, volumes); err == nil {
+		err = s.hand(g, shimOrder{Runtime: c.Runtime, Terminal: c.TTY, Interactive: c.Interactive, StatsFile: c.StatsJSON})
+	}
+	return errors.Join(err, s.release(ctx))
+}
+
+// prepare makes the root file system and the bundle.
+func (c *runCmd) prepare(ctx context.Context, s *started, volumes []sandbox.Volume) error {
+	var err error
+	if c.RwBlock {
+		err = s.instance.MountWritable(ctx, s.image, s.instance.Dir("rootfs"), true)
+	} else {
+		err = s.instance.MountOverlay(s.image)
+	}
+	if err != nil {
+		return fmt.Errorf("image %s: %w", s.name, err)
+	}
+	s.watch.lap("rootfs")
+	s.instance.Command, s.instance.Runtime = c.Command, c.Runtime
+	err = sandbox.WriteBundle(sandbox.Config{
+		Image: s.Config, Root: s.instance.Dir("rootfs"), Bundle: s.instance.Dir("bundle"), Cgroup: s.instance.Cgroup(), Hostname: s.instance.ID,
+		Args: c.Command, Env: c.Env, Dir: c.Workdir, User: c.User, Volumes: volumes, Terminal: c.TTY, HostNetwork: c.Net == "host",
+		Memory: int64(c.Memory), CPUs: c.CPUs,
+	})
+	s.watch.lap("bundle")
+	return err
+}
+
+type mountCmd struct {
+	Image     string `arg:"" help:"IMAGE or SOURCE."`
+	Dir       string `arg:"" type:"path" help:"An empty folder."`
+	RW        bool   `name:"rw" help:"Writable: what is written is gone with the mount."`
+	StatsJSON string `name:"stats-json" help:"File for the numbers of this mount, as JSON." placeholder:"FILE"`
+}
+
+// Help teaches by example.
+func (mountCmd) Help() string {
+	return `Stays in the foreground until the folder is unmounted, or a signal comes.
+
+  thaw mount debian:12 /mnt &
+  ls /mnt/etc
+  thaw umount /mnt`
+}
+
+// Run mounts the image. It returns only an error: the shim takes the place of
+// this process.
+func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
+	dir, err := filepath.EvalSymlinks(c.Dir)
+	if err != nil {
+		return err
+	}
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return fmt.Errorf("%s is not a folder", c.Dir)
+	}
+	s, err := g.start(ctx, c.Image, host.KindMount)
+	if err != nil {
+		return err
+	}
+	s.instance.Target = dir
+	if err = s.instance.Save(); err == nil {
+		if c.RW {
+			err = s.instance.MountWritable(ctx, s.image, dir, false)
+		} else {
+			err = s.instance.BindTo(s.image, dir)
+		}
+		s.watch.lap("rootfs")
+	}
+	if err == nil {
+		err = s.hand(g, shimOrder{StatsFile: c.StatsJSON})
+	}
+	return errors.Join(err, s.release(ctx))
+}

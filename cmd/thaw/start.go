@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"thaw/catalog"
+	"thaw/convert"
+	"thaw/host"
+	"thaw/oci"
+)
+
+// stopwatch measures the stages of a start.
+type stopwatch struct {
+	began, last time.Time
+	stages      map[string]float64 // ms
+}
+
+func newStopwatch() *stopwatch {
+	now := time.Now()
+	return &stopwatch{now, now, map[string]float64{}}
+}
+
+// lap ends a stage.
+func (s *stopwatch) lap(stage string) {
+	now := time.Now()
+	s.stages[stage] += float64(now.Sub(s.last).Microseconds()) / 1000
+	s.last = now
+}
+
+// started is an image in use, and an instance of it that this process keeps.
+type started struct {
+	*startable
+	host           *host.Host
+	fetcher, image *host.Use
+	instance       *host.Instance
+	watch          *stopwatch
+}
+
+// start mounts an image, or has it mounted, and makes an instance. On an error
+// nothing is left.
+func (g *Globals) start(ctx context.Context, what, kind string) (*started, error) {
+	s := &started{watch: newStopwatch()}
+	var err error
+	if s.host, err = host.Open(g.State); err != nil {
+		return nil, err
+	}
+	if _, err := s.host.Reap(ctx); err != nil {
+		g.logger().Warn("left over from before, and not cleaned: " + oneLine(err.Error()))
+	}
+	s.watch.lap("clean")
+	if s.startable, err = g.findOrConvert(ctx, what); err != nil {
+		return nil, err
+	}
+	s.watch.lap("resolve")
+	if err := g.acquire(ctx, s); err != nil {
+		return nil, errors.Join(err, s.release(ctx))
+	}
+	if s.instance, err = s.host.NewInstance(kind, s.image, s.fetcher); err != nil {
+		return nil, errors.Join(err, s.release(ctx))
+	}
+	s.instance.Image, s.instance.ImageID = what, s.id.String()
+	return s, nil
+}
+
+// acquire has the fetcher run and the image mounted.
+func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(g.Cache, 0o755); err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	s.fetcher, err = s.host.UseFetcher(ctx, host.Fetcher{Origin: g.Origin, Cache: g.Cache, Args: []string{
+		self, "fetcher", "--origin=" + g.Origin, "--state=" + g.State, "--cache=" + g.Cache, "--cache-size=" + g.CacheSize.String(), "--log-format=" + g.LogFormat,
+	}})
+	if err != nil {
+		return err
+	}
+	s.watch.lap("fetcher")
+	program, err := g.part("thaw-agent")
+	if err != nil {
+		return err
+	}
+	s.image, err = s.host.UseImage(ctx, s.fetcher, host.Image{
+		ID: s.id.String(), Name: s.name, Root: s.root, Agent: program, Cache: g.Cache, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
+	})
+	s.watch.lap("mount")
+	return err
+}
+
+// release gives back what was acquired.
+func (s *started) release(ctx context.Context) (err error) {
+	ctx = context.WithoutCancel(ctx)
+	if s.instance != nil {
+		err = s.instance.End(ctx)
+	}
+	if s.image != nil {
+		err = errors.Join(err, s.host.ReleaseImage(ctx, s.image))
+	}
+	if s.fetcher != nil {
+		err = errors.Join(err, s.host.ReleaseFetcher(ctx, s.fetcher))
+	}
+	return err
+}
+
+// findOrConvert finds an image, or converts what names a source.
+func (g *Globals) findOrConvert(ctx context.Context, what string) (*startable, error) {
+	if scheme, _, ok := strings.Cut(what, ":"); ok {
+		switch scheme {
+		case "docker", "oci", "oci-archive", "docker-archive":
+			return g.convertAndFind(ctx, what)
+		}
+	}
+	s, err := g.find(ctx, what)
+	if errors.Is(err, catalog.ErrNotFound) && strings.ContainsAny(what, ":/.") {
+		return g.convertAndFind(ctx, what) // a reference
+	}
+	return s, err
+}
+
+// convertAndFind converts a source. What was converted before is not read
+// again.
+func (g *Globals) convertAndFind(ctx context.Context, source string) (*startable, error) {
+	secret, err := g.secret()
+	if err != nil {
+		return nil, err
+	}
+	s, err := g.open(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	p := newProgress(g.stderr)
+	conv := convert.Converter{
+		Origin: s.Origin, Tenant: g.Tenant, Keeper: s.key, KeyURL: s.key.URL(), Secret: secret,
+		Warn: func(format string, args ...any) { g.logger().Warn(fmt.Sprintf(format, args...)) },
+	}
+	res, err := conv.Convert(ctx, convert.Options{Source: source, Image: oci.Options{}, ChunkSize: defaultChunkSize, Free: defaultFree, Progress: p})
+	p.close()
+	if err != nil {
+		return nil, err
+	}
+	found, err := g.findIn(ctx, g.local(), res.Name)
+	if err == nil && found.id.String() != res.Image {
+		return nil, fmt.Errorf("%s: the name %s was given to another image meanwhile: try again", source, res.Name)
+	}
+	return found, err
+}
+
+// shimOrder is what the shim is told besides the instance.
+type shimOrder struct {
+	Runtime     string             `json:"runtime,omitempty"` // name or path; "" = the best
+	Terminal    bool               `json:"terminal,omitempty"`
+	Interactive bool               `json:"interactive,omitempty"`
+	StopSignal  string             `json:"stopSignal,omitempty"`
+	StatsFile   string             `json:"statsFile,omitempty"`
+	Began       time.Time          `json:"began"`
+	Stages      map[string]float64 `json:"stages"`
+	DeviceBytes int64              `json:"deviceBytes"`
+	ImageBytes  int64              `json:"imageBytes"` // of all chunks
+	ImageChunks int64              `json:"imageChunks"`
+}
+
+// hand replaces this program by the shim, which keeps the instance and takes
+// everything down at its end. It returns only an error.
+func (s *started) hand(g *Globals, o shimOrder) error {
+	if o.StatsFile != "" {
+		var err error
+		if o.StatsFile, err = filepath.Abs(o.StatsFile); err != nil {
+			return err
+		}
+	}
+	o.Began, o.Stages, o.DeviceBytes = s.watch.began, s.watch.stages, s.Size
+	for _, c := range s.Chunks {
+		o.ImageBytes += int64(c.Size)
+		o.ImageChunks++
+	}
+	program, err := g.part("thaw-shim")
+	if err != nil {
+		return err
+	}
+	order, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.instance.Dir("order.json"), order, 0o600); err != nil {
+		return err
+	}
+	if err := s.instance.Save(); err != nil {
+		return err
+	}
+	args, err := host.Handoff(s.instance, s.image, s.fetcher)
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", program, syscall.Exec(program, append([]string{"thaw-shim"}, args...), os.Environ()))
+}

@@ -1,0 +1,150 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/agent"
+)
+
+// FetcherListener is the descriptor on which a fetcher finds its listening socket.
+const FetcherListener = 3
+
+// Fetcher says how to start a fetcher: the process that takes chunks from an
+// origin into a cache. One serves all images of that origin and cache.
+type Fetcher struct {
+	Origin string   // its URL
+	Cache  string   // the cache's folder
+	Args   []string // the command, with the program's path first
+}
+
+func (f *Fetcher) key() string { return hashKey(f.Origin, f.Cache) }
+
+// fetcherRecord is fetcher.json.
+type fetcherRecord struct {
+	Process process `json:"process"`
+	Fetcher Fetcher `json:"fetcher"`
+}
+
+// UseFetcher starts the fetcher unless it runs, and gives the lock that keeps
+// it. Its users call ReleaseFetcher.
+func (h *Host) UseFetcher(ctx context.Context, f Fetcher) (*Use, error) {
+	u, err := h.use(ctx, "fetchers", f.key())
+	if err != nil {
+		return nil, fmt.Errorf("fetcher: %w", err)
+	}
+	defer u.unlock()
+	if err := h.ensureFetcher(u.key, f); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the fetcher: %w", err), u.users.Close())
+	}
+	return u, nil
+}
+
+// ensureFetcher starts the fetcher if it does not run. The key's lock is held.
+func (h *Host) ensureFetcher(key string, f Fetcher) error {
+	var r fetcherRecord
+	dir := h.dir("fetchers", key)
+	if readRecord(filepath.Join(dir, "fetcher.json"), &r) == nil && r.Process.alive() {
+		return nil
+	}
+	if err := makeDir(dir, searchOnly); err != nil { // agents search it
+		return err
+	}
+	listener, err := listen(filepath.Join(dir, agent.SocketName), 0o666) // it asks who connects
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(f.Args[0], f.Args[1:]...)
+	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
+	cmd.ExtraFiles = []*os.File{listener}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	r = fetcherRecord{Fetcher: f}
+	if r.Process, err = identify(cmd.Process.Pid); err != nil {
+		return fmt.Errorf("it ended at once: %w", err)
+	}
+	// It outlives us; who ends it waits for it by its pidfd.
+	return errors.Join(writeRecord(filepath.Join(dir, "fetcher.json"), r), cmd.Process.Release())
+}
+
+// listen gives a listening unix socket in the place of any that was there.
+// The path may be longer than the 107 bytes that an address holds.
+func listen(path string, perm os.FileMode) (*os.File, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	l, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+	if err != nil {
+		return nil, err
+	}
+	u := l.(*net.UnixListener)
+	u.SetUnlinkOnClose(false)
+	defer u.Close()
+	if err := os.Chmod(path, perm); err != nil {
+		return nil, err
+	}
+	return u.File()
+}
+
+// ReleaseFetcher ends the fetcher if this was its last user.
+func (h *Host) ReleaseFetcher(ctx context.Context, u *Use) error {
+	return h.release(ctx, u, func() error { return h.endFetcher(ctx, u.key) })
+}
+
+// endFetcher ends the process. Nobody uses it, and the key's lock is held.
+func (h *Host) endFetcher(ctx context.Context, key string) error {
+	var r fetcherRecord
+	if err := readRecord(h.dir("fetchers", key, "fetcher.json"), &r); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	if err := r.Process.signal(unix.SIGTERM); err != nil {
+		return err
+	}
+	return r.Process.end(ctx, patience)
+}
+
+// ReviveFetcher starts the fetcher of a user again if it has ended, and gives a
+// descriptor that becomes readable when it ends.
+func (h *Host) ReviveFetcher(ctx context.Context, u *Use) (*os.File, error) {
+	held, err := waitLock(ctx, u.lockPath)
+	if err != nil {
+		return nil, err
+	}
+	defer held.Close()
+	var r fetcherRecord
+	record := h.dir("fetchers", u.key, "fetcher.json")
+	if err := readRecord(record, &r); err != nil {
+		return nil, err
+	}
+	if err := h.ensureFetcher(u.key, r.Fetcher); err != nil {
+		return nil, fmt.Errorf("starting the fetcher again: %w", err)
+	}
+	if err := readRecord(record, &r); err != nil {
+		return nil, err
+	}
+	return r.Process.open()
+}

@@ -1,0 +1,129 @@
+// Package host keeps what runs of Thaw on this machine: fetchers, mounted
+// images, instances. It starts and shares them, takes them down with their last
+// user, and cleans up what killed processes left.
+//
+// Everything is under one folder, made anew for each state folder:
+//
+//	/run/thaw/<12 hex of the state's path>/
+//	    fetchers/<key>.lock      held while a fetcher is started or ended
+//	    fetchers/<key>/users     shared lock of each user
+//	                   sock      where agents connect
+//	                   fetcher.json, log
+//	    images/<key>.lock        held while an image is mounted or unmounted
+//	    images/<key>/users       shared lock of each user
+//	                 fuse/       the agent's file system: image, rw/<instance>
+//	                 root/       its image, mounted read-only
+//	                 mapped/     the same with the ids of containers
+//	                 jail/       where the agent builds its jail
+//	                 control     the agent's socket
+//	                 image.json, log
+//	    instances/<id>/lock      held by the instance's process
+//	                   instance.json
+//	                   bundle/, rootfs/, runtime/
+//	STATE/overlays/<id>/         what the instance has written
+//
+// In use is what somebody holds a lock on. Locks are flock(2)'s: a killed
+// process holds none, and whoever comes next takes down what is held by nobody
+// (Reap). Only root can use the package.
+package host
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+const (
+	// runDir is where runtime files belong (hier(7)); a reboot may leave it.
+	runDir = "/run/thaw"
+	// searchOnly lets the user of a container reach its root file system, and
+	// read no names on the way.
+	searchOnly = 0o711
+	// patience is how long a process may take to end by itself.
+	patience = 5 * time.Second
+	// stopPatience is how long an instance may take to take itself down.
+	stopPatience = 30 * time.Second
+)
+
+// Host is one state folder's part of this machine. It is safe for concurrent
+// use, also by several processes.
+type Host struct {
+	state string
+	run   string
+}
+
+// Open makes the folders that are missing.
+func Open(state string) (*Host, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("mounting and running need root: try with sudo")
+	}
+	sum := sha256.Sum256([]byte(state))
+	h := &Host{state: state, run: filepath.Join(runDir, hex.EncodeToString(sum[:6]))}
+	for _, dir := range []string{runDir, h.run, h.dir("fetchers"), h.dir("images"), h.dir("instances")} {
+		if err := makeDir(dir, searchOnly); err != nil {
+			return nil, err
+		}
+	}
+	// Between root and the file systems of containers lies this folder alone.
+	if err := os.MkdirAll(state, searchOnly); err != nil {
+		return nil, err
+	}
+	return h, makeDir(h.overlays(), 0o700)
+}
+
+// makeDir makes a folder with exactly these permissions, whatever the umask.
+func makeDir(dir string, perm os.FileMode) error {
+	err := os.Mkdir(dir, perm)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, perm)
+}
+
+func (h *Host) dir(kind string, names ...string) string {
+	return filepath.Join(append([]string{h.run, kind}, names...)...)
+}
+
+func (h *Host) overlays() string { return filepath.Join(h.state, "overlays") }
+
+// hashKey gives a short name for what several strings say.
+func hashKey(parts ...string) string {
+	sum := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(sum, "%d:%s", len(p), p)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:6])
+}
+
+// writeRecord keeps a record, whole or not at all.
+func writeRecord(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// readRecord reads what writeRecord wrote.
+func readRecord(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}

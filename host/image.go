@@ -1,0 +1,229 @@
+package host
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/agent"
+	"thaw/mount"
+	"thaw/sandbox"
+)
+
+// Image says what to mount, and how its agent gets at the chunks.
+type Image struct {
+	ID       string // image id
+	Name     string // for messages
+	Root     string // the origin's root
+	Agent    string // the agent's program
+	Cache    string // the worker's cache
+	Deadline time.Duration
+	Manifest []byte // sealed
+	DataKey  []byte // of the manifest's key table
+}
+
+// key is that of an image version as one fetcher serves it.
+func (i *Image) key(fetcher *Use) string { return hashKey(i.ID, i.Root, fetcher.key) }
+
+// imageRecord is image.json: an image is mounted when it is there.
+type imageRecord struct {
+	ID      string  `json:"id"`
+	Name    string  `json:"name"`
+	Process process `json:"process"` // the agent
+}
+
+// UseImage mounts an image unless it is, and gives the lock that keeps it. Its
+// users call ReleaseImage.
+func (h *Host) UseImage(ctx context.Context, fetcher *Use, i Image) (*Use, error) {
+	u, err := h.use(ctx, "images", i.key(fetcher))
+	if err != nil {
+		return nil, fmt.Errorf("mounting image %s: %w", i.Name, err)
+	}
+	defer u.unlock()
+	if h.mounted(u.key) {
+		return u, nil
+	}
+	if err := h.setUpImage(ctx, u.key, fetcher.key, i); err != nil {
+		err = errors.Join(err, h.tearDownImage(context.WithoutCancel(ctx), u.key), u.users.Close())
+		return nil, fmt.Errorf("mounting image %s: %w", i.Name, err)
+	}
+	return u, nil
+}
+
+// mounted reports whether an image is there to be shared.
+func (h *Host) mounted(key string) bool {
+	var r imageRecord
+	return readRecord(h.dir("images", key, "image.json"), &r) == nil && r.Process.alive()
+}
+
+// setUpImage starts the agent and mounts what it serves.
+func (h *Host) setUpImage(ctx context.Context, key, fetcher string, i Image) error {
+	// What an agent left that died: its users see only errors and are ending.
+	if err := h.tearDownImage(ctx, key); err != nil {
+		return fmt.Errorf("clearing what was left: %w", err)
+	}
+	for _, dir := range []string{"", "fuse", "root", "mapped", "jail"} {
+		if err := makeDir(h.dir("images", key, dir), searchOnly); err != nil {
+			return err
+		}
+	}
+	agent, err := h.startAgent(key, fetcher, i)
+	if err != nil {
+		return fmt.Errorf("starting the agent: %w", err)
+	}
+	if err := h.mountImage(key); err != nil {
+		return err
+	}
+	return writeRecord(h.dir("images", key, "image.json"), imageRecord{i.ID, i.Name, agent})
+}
+
+// mountImage has the kernel read the agent's file.
+func (h *Host) mountImage(key string) error {
+	loop, err := mount.AttachLoop(h.dir("images", key, "fuse", "image"), true)
+	if err != nil {
+		return err
+	}
+	defer loop.Close() // the mount keeps it
+	if err := mount.MountExt4(loop.Device, h.dir("images", key, "root"), true); err != nil {
+		return err
+	}
+	return mount.IDMap(h.dir("images", key, "root"), h.dir("images", key, "mapped"), containerIDs())
+}
+
+// containerIDs is how the ids of files become those of containers.
+func containerIDs() mount.IDs { return mount.IDs{Host: sandbox.IDBase, Count: sandbox.IDCount} }
+
+// startAgent mounts the agent's file system and starts it. It outlives us, and
+// ends with its file system.
+func (h *Host) startAgent(key, fetcher string, i Image) (process, error) {
+	fuse, err := mount.OpenFUSE(h.dir("images", key, "fuse"))
+	if err != nil {
+		return process{}, err
+	}
+	defer fuse.Close() // or a dead agent would be a hang
+	control, err := listen(h.dir("images", key, "control"), 0o600)
+	if err != nil {
+		return process{}, err
+	}
+	defer control.Close()
+	log, err := os.OpenFile(h.dir("images", key, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return process{}, err
+	}
+	defer log.Close()
+	return startJailed(i.Agent, log, fuse, control, &agent.Setup{
+		Image: i.Name, Root: i.Root, Jail: h.dir("images", key, "jail"), Cache: i.Cache, Fetcher: h.dir("fetchers", fetcher),
+		Deadline: i.Deadline, DataKey: i.DataKey, Manifest: i.Manifest,
+	})
+}
+
+// startJailed starts an agent in namespaces of its own and waits until it
+// serves.
+func startJailed(program string, log, fuse, control *os.File, setup *agent.Setup) (process, error) {
+	setupR, setupW, err := os.Pipe()
+	if err != nil {
+		return process{}, err
+	}
+	defer setupW.Close()
+	readyR, readyW, err := os.Pipe()
+	if err != nil {
+		return process{}, errors.Join(err, setupR.Close())
+	}
+	defer readyR.Close()
+	cmd := exec.Command(program)
+	cmd.Args = []string{"thaw-agent", setup.Image}
+	cmd.Env = []string{} // it needs none, and may not see ours
+	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
+	cmd.ExtraFiles = []*os.File{setupR, fuse, control, readyW} // agent.FDSetup and on
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid:     true,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWPID,
+	}
+	err = cmd.Start()
+	_, _ = setupR.Close(), readyW.Close()
+	if err != nil {
+		return process{}, err
+	}
+	p, err := identify(cmd.Process.Pid)
+	if err == nil {
+		err = setup.Send(setupW)
+	}
+	_ = setupW.Close()
+	line, rerr := bufio.NewReader(readyR).ReadString('\n')
+	switch {
+	case line == "ok\n" && err == nil:
+		return p, cmd.Process.Release()
+	case line != "":
+		err = errors.New(strings.TrimSpace(line))
+	case err == nil:
+		err = fmt.Errorf("it ended without a word (%w)", rerr)
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	return process{}, err
+}
+
+// ReleaseImage unmounts the image and ends its agent if this was its last user.
+func (h *Host) ReleaseImage(ctx context.Context, u *Use) error {
+	return h.release(ctx, u, func() error { return h.tearDownImage(ctx, u.key) })
+}
+
+// tearDownImage unmounts all that an image has mounted and waits until its
+// agent has ended. The key's lock is held.
+func (h *Host) tearDownImage(ctx context.Context, key string) error {
+	dir := h.dir("images", key)
+	var r imageRecord
+	known := readRecord(filepath.Join(dir, "image.json"), &r) == nil
+	if known && r.Process.alive() {
+		for _, sub := range []string{"mapped", "root", "fuse"} { // with the last the agent ends
+			if err := mount.Unmount(filepath.Join(dir, sub)); err != nil {
+				return fmt.Errorf("unmounting: %w", err)
+			}
+		}
+	}
+	if err := mount.DetachAll(dir); err != nil { // what is left of one that died
+		return fmt.Errorf("unmounting: %w", err)
+	}
+	if known {
+		if err := r.Process.end(ctx, patience); err != nil {
+			return fmt.Errorf("ending the agent: %w", err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "image.json")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Rootfs is where the image is mounted, as its own ids have it or as containers
+// see it.
+func (h *Host) Rootfs(u *Use, mapped bool) string {
+	if mapped {
+		return h.dir("images", u.key, "mapped")
+	}
+	return h.dir("images", u.key, "root")
+}
+
+// Agent connects to the agent of an image.
+func (h *Host) Agent(ctx context.Context, u *Use) (*agent.Conn, error) {
+	return agent.Dial(ctx, h.dir("images", u.key, "control"))
+}
+
+// AgentEnd gives a descriptor that becomes readable when the image's agent
+// ends, or nil if it has ended.
+func (h *Host) AgentEnd(u *Use) (*os.File, error) {
+	var r imageRecord
+	if err := readRecord(h.dir("images", u.key, "image.json"), &r); err != nil {
+		return nil, err
+	}
+	return r.Process.open()
+}

@@ -1,0 +1,277 @@
+package host
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/mount"
+	"thaw/sandbox"
+)
+
+// cgroupPrefix begins the name of an instance's group in every hierarchy.
+const cgroupPrefix = "/thaw-"
+
+// Kinds of instances.
+const (
+	KindRun   = "run"   // a container
+	KindMount = "mount" // an image at a folder
+)
+
+// Instance is a container, or a mounted folder, and the process that keeps it:
+// its record, instance.json. It holds no secret.
+type Instance struct {
+	ID      string    `json:"id"`
+	Kind    string    `json:"kind"`
+	Image   string    `json:"image"`   // as it was asked for
+	ImageID string    `json:"imageID"` // manifest id
+	Command []string  `json:"command,omitempty"`
+	Target  string    `json:"target,omitempty"`  // the folder of a mount
+	Runtime string    `json:"runtime,omitempty"` // program of a container
+	Writes  bool      `json:"writes,omitempty"`  // has a writable device
+	Started time.Time `json:"started"`
+	Keeper  int       `json:"keeper"` // pid of the process that keeps it
+	ImageOf string    `json:"imageKey"`
+	Fetcher string    `json:"fetcherKey"`
+
+	host *Host
+	lock *os.File
+}
+
+// NewInstance makes an instance that this process keeps: its folder, and the
+// lock that says so. The caller sets what it knows and calls Save.
+func (h *Host) NewInstance(kind string, image, fetcher *Use) (*Instance, error) {
+	var id [6]byte
+	_, _ = rand.Read(id[:]) // never fails
+	i := &Instance{ID: hex.EncodeToString(id[:]), Kind: kind, Started: time.Now().UTC(), Keeper: os.Getpid(), ImageOf: image.key, Fetcher: fetcher.key, host: h}
+	dir := h.dir("instances", i.ID)
+	// Nobody may find it without its lock: it gets its name when it is held.
+	hidden := h.dir("instances", "."+i.ID)
+	if err := makeDir(hidden, searchOnly); err != nil {
+		return nil, err
+	}
+	var err error
+	if i.lock, err = lock(filepath.Join(hidden, "lock"), unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	for _, sub := range []string{"bundle", "rootfs", "runtime"} {
+		if err := makeDir(filepath.Join(hidden, sub), searchOnly); err != nil {
+			return nil, err
+		}
+	}
+	if err := i.save(hidden); err != nil {
+		return nil, err
+	}
+	return i, os.Rename(hidden, dir)
+}
+
+// Save writes the record.
+func (i *Instance) Save() error { return i.save(i.Dir()) }
+
+func (i *Instance) save(dir string) error {
+	return writeRecord(filepath.Join(dir, "instance.json"), i)
+}
+
+// Dir is the instance's folder.
+func (i *Instance) Dir(names ...string) string {
+	return i.host.dir("instances", append([]string{i.ID}, names...)...)
+}
+
+// Cgroup is the instance's group, as a path in a hierarchy.
+func (i *Instance) Cgroup() string { return cgroupPrefix + i.ID }
+
+// MountOverlay gives the instance a root file system of its own: the image, and
+// above it what the instance writes.
+func (i *Instance) MountOverlay(image *Use) error {
+	dir := filepath.Join(i.host.overlays(), i.ID)
+	for _, sub := range []string{"", "upper", "work"} {
+		if err := makeDir(filepath.Join(dir, sub), 0o755); err != nil {
+			return err
+		}
+	}
+	upper := filepath.Join(dir, "upper")
+	// The root of what is seen is the upper folder: it takes the image's owner
+	// and permissions. Owners are those that containers have.
+	var st unix.Stat_t
+	if err := unix.Stat(i.host.Rootfs(image, true), &st); err != nil {
+		return err
+	}
+	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := unix.Chmod(upper, st.Mode&0o7777); err != nil {
+		return err
+	}
+	return mount.MountOverlay(i.Dir("rootfs"), mount.Overlay{
+		Lower: []string{i.host.Rootfs(image, true)}, Upper: upper, Work: filepath.Join(dir, "work"),
+	})
+}
+
+// MountWritable mounts the image's own file system at dir, writable: what is
+// written goes to a file without a name, encrypted, and is gone with the
+// instance. mapped gives files the ids of containers.
+func (i *Instance) MountWritable(ctx context.Context, image *Use, dir string, mapped bool) error {
+	conn, err := i.host.Agent(ctx, image)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	file, err := os.OpenFile(i.host.overlays(), unix.O_TMPFILE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("a file for what is written: %w", err)
+	}
+	defer file.Close()
+	i.Writes = true
+	if err := errors.Join(i.Save(), conn.Add(i.ID, file)); err != nil {
+		return err
+	}
+	loop, err := mount.AttachLoop(i.host.dir("images", image.key, "fuse", "rw", i.ID), false)
+	if err != nil {
+		return err
+	}
+	defer loop.Close()
+	if !mapped {
+		return mount.MountExt4(loop.Device, dir, false)
+	}
+	plain := i.Dir("plain")
+	if err := makeDir(plain, 0o700); err != nil {
+		return err
+	}
+	if err := mount.MountExt4(loop.Device, plain, false); err != nil {
+		return err
+	}
+	if err := mount.IDMap(plain, dir, containerIDs()); err != nil {
+		return err
+	}
+	return mount.Unmount(plain) // the mapped one keeps the file system
+}
+
+// BindTo shows the image at a folder, read-only.
+func (i *Instance) BindTo(image *Use, dir string) error {
+	return mount.Bind(i.host.Rootfs(image, false), dir, true)
+}
+
+// End takes the instance down: its processes, groups, mounts, files. It can be
+// called again.
+func (i *Instance) End(ctx context.Context) error {
+	if err := i.host.clean(ctx, i); err != nil {
+		return fmt.Errorf("instance %s: %w", i.ID, err)
+	}
+	return i.lock.Close()
+}
+
+// clean removes what an instance has. The caller holds its lock.
+func (h *Host) clean(ctx context.Context, i *Instance) error {
+	dir := h.dir("instances", i.ID)
+	if i.Kind == KindRun {
+		if err := sandbox.Delete(ctx, filepath.Join(dir, "runtime"), i.ID, i.Cgroup()); err != nil {
+			return err
+		}
+	}
+	if i.Target != "" {
+		if err := h.unmountTarget(i); err != nil {
+			return err
+		}
+	}
+	if err := mount.DetachAll(dir); err != nil {
+		return err
+	}
+	if i.Writes {
+		h.removeWritable(ctx, i)
+	}
+	if err := removeAll(filepath.Join(h.overlays(), i.ID)); err != nil {
+		return err
+	}
+	return removeAll(dir)
+}
+
+// removeWritable has the agent forget the instance's pages. An agent that has
+// ended has forgotten them.
+func (h *Host) removeWritable(ctx context.Context, i *Instance) {
+	conn, err := h.Agent(ctx, &Use{kind: "images", key: i.ImageOf})
+	if err == nil {
+		_ = conn.Remove(i.ID)
+		_ = conn.Close()
+	}
+}
+
+// unmountTarget unmounts a mount's folder if what is there is ours.
+func (h *Host) unmountTarget(i *Instance) error {
+	if !i.Mounted() {
+		return nil
+	}
+	return mount.Unmount(i.Target)
+}
+
+// Mounted reports whether the folder of a mount still shows the instance's
+// device: what is mounted there is of a loop device that reads a file of the
+// image's agent.
+func (i *Instance) Mounted() bool {
+	mounts, err := mount.Under(i.Target)
+	if err != nil {
+		return false
+	}
+	loops, err := mount.Loops(i.host.dir("images", i.ImageOf))
+	return err == nil && slices.ContainsFunc(mounts, func(m mount.Mount) bool {
+		return m.Dir == i.Target && slices.Contains(loops, m.Source)
+	})
+}
+
+// Instances lists what is kept, and what was left over.
+func (h *Host) Instances() ([]Instance, error) {
+	ids, err := h.keys("instances")
+	var all []Instance
+	for _, id := range ids {
+		i := Instance{}
+		err := readRecord(h.dir("instances", id, "instance.json"), &i)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it has just ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		i.host = h
+		all = append(all, i)
+	}
+	slices.SortFunc(all, func(a, b Instance) int { return a.Started.Compare(b.Started) })
+	return all, err
+}
+
+// Kept reports whether a process keeps the instance.
+func (i *Instance) Kept() bool {
+	f, err := os.Open(i.Dir("lock"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(flock(f, unix.LOCK_SH), errHeld)
+}
+
+// Stop asks the process that keeps the instance to end it, and waits until it
+// has. It kills nothing: a process that does not end in time is an error.
+func (i *Instance) Stop(ctx context.Context) error {
+	p, err := identify(i.Keeper)
+	if err != nil || !i.Kept() {
+		return nil // a leftover, for Reap
+	}
+	if err := p.signal(unix.SIGTERM); err != nil {
+		return err
+	}
+	f, err := p.open()
+	if f == nil {
+		return err
+	}
+	defer f.Close()
+	if !waitFd(ctx, int(f.Fd()), stopPatience) {
+		return fmt.Errorf("process %d, which keeps instance %s, does not end", i.Keeper, i.ID)
+	}
+	return nil
+}

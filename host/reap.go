@@ -1,0 +1,149 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/mount"
+)
+
+// Reap takes down what nobody keeps: instances whose process has gone, then
+// images and fetchers without users. It disturbs nothing that is in use and
+// goes on behind a failure. It names what it has removed.
+func (h *Host) Reap(ctx context.Context) (removed []string, err error) {
+	for _, step := range []func(context.Context) ([]string, error){h.reapInstances, h.reapImages, h.reapFetchers, h.reapOverlays} {
+		names, serr := step(ctx)
+		removed = append(removed, names...)
+		err = errors.Join(err, serr)
+	}
+	return removed, err
+}
+
+func (h *Host) reapInstances(ctx context.Context) (removed []string, err error) {
+	items, err := os.ReadDir(h.dir("instances"))
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range items {
+		name := item.Name()
+		held, lerr := lock(h.dir("instances", name, "lock"), unix.LOCK_EX)
+		if errors.Is(lerr, errHeld) || errors.Is(lerr, fs.ErrNotExist) {
+			continue // kept, or just ended
+		}
+		if lerr == nil {
+			lerr = h.reapInstance(ctx, name)
+			_ = held.Close()
+		}
+		if lerr != nil {
+			err = errors.Join(err, fmt.Errorf("instance %s: %w", name, lerr))
+			continue
+		}
+		removed = append(removed, "instance "+strings.TrimPrefix(name, "."))
+	}
+	return removed, err
+}
+
+// reapInstance removes an instance whose lock is held by us.
+func (h *Host) reapInstance(ctx context.Context, name string) error {
+	var i Instance
+	if err := readRecord(h.dir("instances", name, "instance.json"), &i); err != nil || strings.HasPrefix(name, ".") {
+		// It died before it had a name, or a record: it has mounted nothing.
+		return removeAll(h.dir("instances", name))
+	}
+	i.host = h
+	return h.clean(ctx, &i)
+}
+
+func (h *Host) reapImages(ctx context.Context) ([]string, error) {
+	return h.reapShared("images", func(key string) error { return h.tearDownImage(ctx, key) })
+}
+
+func (h *Host) reapFetchers(ctx context.Context) ([]string, error) {
+	return h.reapShared("fetchers", func(key string) error { return h.endFetcher(ctx, key) })
+}
+
+// reapShared takes down the things of a kind that have no users.
+func (h *Host) reapShared(kind string, end func(key string) error) (removed []string, err error) {
+	items, err := os.ReadDir(h.dir(kind))
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range items {
+		key, isLock := strings.CutSuffix(item.Name(), ".lock")
+		if !isLock {
+			continue // its lock was there before it and is there after it
+		}
+		done, rerr := h.reapOne(kind, key, end)
+		if rerr != nil {
+			err = errors.Join(err, fmt.Errorf("%s %s: %w", strings.TrimSuffix(kind, "s"), key, rerr))
+		}
+		if done {
+			removed = append(removed, strings.TrimSuffix(kind, "s")+" "+key)
+		}
+	}
+	return removed, err
+}
+
+func (h *Host) reapOne(kind, key string, end func(key string) error) (bool, error) {
+	held, err := lock(h.dir(kind, key+".lock"), unix.LOCK_EX)
+	if errors.Is(err, errHeld) {
+		return false, nil // being set up or taken down
+	}
+	if err != nil {
+		return false, err
+	}
+	defer held.Close()
+	_, err = os.Stat(h.dir(kind, key))
+	existed := err == nil
+	if existed {
+		users, err := lock(h.dir(kind, key, "users"), unix.LOCK_EX)
+		if errors.Is(err, errHeld) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		defer users.Close()
+	}
+	return existed, h.takeDown(kind, key, func() error { return end(key) })
+}
+
+// reapOverlays removes what instances wrote that are no more.
+func (h *Host) reapOverlays(context.Context) (removed []string, err error) {
+	items, err := os.ReadDir(h.overlays())
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range items {
+		// The instance's folder is there before its overlay and after it.
+		if _, serr := os.Stat(h.dir("instances", item.Name())); !errors.Is(serr, fs.ErrNotExist) {
+			continue
+		}
+		if rerr := removeAll(filepath.Join(h.overlays(), item.Name())); rerr != nil {
+			err = errors.Join(err, rerr)
+			continue
+		}
+		removed = append(removed, "overlay "+item.Name())
+	}
+	return removed, err
+}
+
+// refuseMounts fails if something is mounted under a folder.
+func refuseMounts(dir string) error {
+	mounts, err := mount.Under(dir)
+	if err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(mounts, func(m mount.Mount) bool { return m.Dir != "" }); i >= 0 {
+		return fmt.Errorf("%s is still mounted", mounts[i].Dir)
+	}
+	return nil
+}

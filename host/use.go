@@ -1,0 +1,96 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Use is the right to something shared: as long as its lock is held, by this
+// process or by one that inherited it, the thing stays.
+type Use struct {
+	kind, key string
+	lockPath  string
+	users     *os.File // shared lock
+	held      *os.File // the key's own lock, until unlock
+}
+
+// use takes a share of a thing and holds the thing's own lock, so that the
+// caller can look what is there and set it up.
+func (h *Host) use(ctx context.Context, kind, key string) (*Use, error) {
+	u := &Use{kind: kind, key: key, lockPath: h.dir(kind, key+".lock")}
+	var err error
+	if u.held, err = waitLock(ctx, u.lockPath); err != nil {
+		return nil, err
+	}
+	if err = makeDir(h.dir(kind, key), searchOnly); err == nil {
+		u.users, err = lock(h.dir(kind, key, "users"), unix.LOCK_SH)
+	}
+	if err != nil {
+		u.unlock()
+		return nil, err
+	}
+	return u, nil
+}
+
+func (u *Use) unlock() {
+	if u.held != nil {
+		_ = u.held.Close()
+		u.held = nil
+	}
+}
+
+// release gives a share back. If it was the last, end takes the thing down and
+// its folder is removed.
+func (h *Host) release(ctx context.Context, u *Use, end func() error) error {
+	held, err := waitLock(ctx, u.lockPath)
+	if err != nil {
+		return errors.Join(err, u.users.Close())
+	}
+	defer held.Close()
+	defer u.users.Close()
+	if err := flock(u.users, unix.LOCK_EX); err != nil {
+		if errors.Is(err, errHeld) {
+			return nil // others use it
+		}
+		return err
+	}
+	return h.takeDown(u.kind, u.key, end)
+}
+
+// takeDown ends a thing and removes its folder and its lock, which the caller
+// holds. Nobody uses it.
+func (h *Host) takeDown(kind, key string, end func() error) error {
+	if err := end(); err != nil {
+		return err // the next Reap tries again
+	}
+	dir := h.dir(kind, key)
+	if err := removeAll(dir); err != nil {
+		return err
+	}
+	return os.Remove(dir + ".lock")
+}
+
+// removeAll removes a folder of ours. It never crosses into a file system that
+// is still mounted there: unlinkat(2) would delete what is in it.
+func removeAll(dir string) error {
+	if err := refuseMounts(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// keys lists the things of a kind that have a folder.
+func (h *Host) keys(kind string) ([]string, error) {
+	items, err := os.ReadDir(h.dir(kind))
+	var keys []string
+	for _, item := range items {
+		if item.IsDir() && !strings.HasPrefix(item.Name(), ".") {
+			keys = append(keys, item.Name())
+		}
+	}
+	return keys, err
+}
