@@ -1,0 +1,122 @@
+// Package cache is the worker's own tier (L1): a folder of sealed chunks that
+// several processes share, the fetcher that fills it from the tiers beyond, and
+// the client with which an agent reads from both.
+//
+// # Folder
+//
+//	chunks/<2 hex>/<name>   sealed chunks, 0444, in folders 0755
+//	used                    8 bytes, big-endian: bytes stored, or more, never fewer
+//	lock                    no content; its bytes are locks (open file description locks)
+//	tmp/<random>            unfinished chunks, where files without a name do not work
+//
+// A file gets its name once whole and verified. Nothing is synced: a power cut
+// may damage a chunk, and whoever opens one hashes it. Byte 0 of lock is held
+// shared by who adds a chunk, exclusively by who evicts; byte 1 + h, where h is
+// the first 62 bits of a name, by who fetches that chunk.
+//
+// # Protocol between client and fetcher
+//
+// One stream, a unix socket, carries many requests at a time. Integers are
+// big-endian, reserved bytes zero. The client sends a hello
+//
+//	 0  8  "thaw-L1\n"
+//	 8  1  version, 1
+//	 9  1  length of the root's name, 1 to 32
+//	10  n  the root's name
+//
+// which is not answered, then requests of 48 bytes:
+//
+//	 0  4  id, chosen by the client, not of a request under way; 0 for touch
+//	 4  1  op: 1 get, 2 touch (which is not answered)
+//	 5  3  reserved
+//	 8  4  how long to try, ms, at least 1; 0 for touch
+//	12  4  sealed length of the chunk, 1 to 2 MiB; 0 for touch
+//	16 32  the chunk's name
+//
+// The fetcher answers each get, in any order:
+//
+//	 0  4  id of the request; 0: this ends the connection, for the reason that follows
+//	 4  1  status: 0 found, 1 not found, 2 corrupt, 3 unavailable, 4 internal
+//	 5  1  tier it came from or failed in: 1 cache, 2 zone, 3 origin, 0 none
+//	 6  2  reserved
+//	 8  4  length of what follows, at most 2 MiB; at most 512 if the status is not 0
+//	12  n  the sealed chunk, which the fetcher has hashed; else one line of text
+//
+// There is no way to report a bad file: a get of a chunk whose file is there is
+// that report, since the fetcher hashes every file before it gives it away and
+// replaces a bad one.
+package cache
+
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrUnavailable says that no tier gave the chunk in the time allowed: it may
+// well be there, and a later try may work.
+var ErrUnavailable = errors.New("chunk unavailable")
+
+// Tier is a place where chunks are found.
+type Tier uint8
+
+// The tiers, nearest first. The zero Tier is none of them.
+const (
+	Cache  Tier = iota + 1 // the worker's folder
+	Zone                   // the shared cache of the zone
+	Origin                 // the durable store
+)
+
+// String gives the word for the tier that metrics and errors use.
+func (t Tier) String() string {
+	switch t {
+	case Cache:
+		return "cache"
+	case Zone:
+		return "zone"
+	case Origin:
+		return "origin"
+	}
+	return "fetcher" // it failed before it could ask a tier
+}
+
+// Count is what one tier did.
+type Count struct {
+	Chunks  int64 // chunks whose first touch this tier served
+	Bytes   int64 // their sealed bytes
+	Hits    int64 // times it was asked and gave a chunk, first touches included
+	Corrupt int64 // times it gave bytes that were not the chunk's
+	Errors  int64 // times it failed in another way than not having the chunk
+}
+
+// Stats counts by tier. A Client's Chunks and Bytes count each chunk once, by
+// the tier that served its first touch; a Fetcher's count each time it had to
+// get a chunk.
+type Stats struct {
+	Cache, Zone, Origin Count
+}
+
+// of gives the tier's own count, nil for none.
+func (s *Stats) of(t Tier) *Count {
+	switch t {
+	case Cache:
+		return &s.Cache
+	case Zone:
+		return &s.Zone
+	case Origin:
+		return &s.Origin
+	}
+	return nil
+}
+
+// failure is what a fetcher answers instead of a chunk.
+type failure struct {
+	status status
+	tier   Tier
+	text   string // one line
+}
+
+// Error names the tier and the cause.
+func (f *failure) Error() string { return fmt.Sprintf("%s: %s", f.tier, f.text) }
+
+// Unwrap gives the sentinel of the status.
+func (f *failure) Unwrap() error { return f.status.err() }

@@ -1,0 +1,282 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/chunk"
+)
+
+// held is a chunk in memory. It is a chunk.Verified.
+type held struct {
+	data []byte // nobody changes it
+}
+
+// ReadAt implements io.ReaderAt.
+func (h *held) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, os.ErrInvalid
+	}
+	if off >= int64(len(h.data)) {
+		return 0, io.EOF
+	}
+	n := copy(p, h.data[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Close does nothing: the garbage collector knows when the last reader is gone.
+func (h *held) Close() error { return nil }
+
+// openFile is a chunk's file that has been hashed. It is a chunk.Verified for
+// each who has a reference.
+type openFile struct {
+	c    *Client
+	file *os.File
+	name chunk.Name
+	size int
+	refs atomic.Int32 // one of the client's list, while it is there, and the readers'
+}
+
+// ReadAt implements io.ReaderAt. A file that has been cut since it was hashed
+// is read from where the client finds the chunk now.
+func (f *openFile) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, os.ErrInvalid
+	}
+	part, end := p, error(nil)
+	if left := int64(f.size) - off; int64(len(p)) > left {
+		part, end = p[:max(left, 0)], io.EOF
+	}
+	if n, err := f.file.ReadAt(part, off); n < len(part) {
+		if errors.Is(err, fs.ErrClosed) {
+			return n, err
+		}
+		if err := f.c.readElsewhere(f, part, off); err != nil {
+			return 0, err
+		}
+	}
+	return len(part), end
+}
+
+// Close gives a reference back. Each Find is closed once.
+func (f *openFile) Close() error {
+	if f.refs.Add(-1) != 0 {
+		return nil
+	}
+	return f.file.Close()
+}
+
+// readElsewhere drops a file that cannot be read, and finds the chunk anew.
+func (c *Client) readElsewhere(f *openFile, p []byte, off int64) error {
+	c.mu.Lock()
+	if r := c.records[f.name]; r.file == f {
+		r.known = identity{}
+		c.files.remove(r.fileAt)
+	}
+	c.mu.Unlock()
+	v, err := c.Find(context.Background(), f.name, f.size) // the client's deadline bounds it
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	_, err = v.ReadAt(p, off)
+	return err
+}
+
+// identity changes when a file's content does, unless somebody turns back the
+// clock: no system call sets ctime.
+type identity struct {
+	dev, ino uint64
+	ctime    unix.Timespec
+	size     int64
+}
+
+// open opens a chunk's file in the folder. Its length and content are not
+// checked.
+func (c *Client) open(name chunk.Name) (*os.File, identity, error) {
+	file, err := openChunk(chunkPath(c.o.Folder, name))
+	if err != nil {
+		return nil, identity{}, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(int(file.Fd()), &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = chunk.ErrCorrupt
+	}
+	if err != nil {
+		_ = file.Close()
+		return nil, identity{}, err
+	}
+	return file, identity{st.Dev, st.Ino, st.Ctim, st.Size}, nil
+}
+
+// reopen gives the file of a chunk that was hashed before and is the same
+// still; nil: it is not so.
+func (c *Client) reopen(name chunk.Name, size int) chunk.Verified {
+	c.mu.Lock()
+	var known identity
+	if r := c.records[name]; r != nil {
+		known = r.known
+	}
+	c.mu.Unlock()
+	if known.size != int64(size) {
+		return nil
+	}
+	file, id, err := c.open(name)
+	if err != nil {
+		return nil
+	}
+	if id != known {
+		_ = file.Close()
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keepOpen(name, size, file)
+	v, _ := c.atHand(name, size)
+	return v
+}
+
+// keepOpen takes a hashed file into the list, or closes it if there is one
+// already. It needs mu held.
+func (c *Client) keepOpen(name chunk.Name, size int, file *os.File) {
+	r := c.record(name)
+	if r.file != nil || c.closed {
+		_ = file.Close()
+		return
+	}
+	r.file = &openFile{c: c, file: file, name: name, size: size}
+	r.file.refs.Store(1)
+	r.fileAt = c.files.add(r, 1)
+}
+
+// keepHeld takes a chunk into memory. It needs mu held.
+func (c *Client) keepHeld(r *record, h *held) {
+	if r.held != nil {
+		c.memory.remove(r.heldAt)
+	}
+	if size := int64(len(h.data)); size <= c.memory.limit && !c.closed {
+		r.held, r.heldAt = h, c.memory.add(r, size)
+	}
+}
+
+// load is the work for a chunk that is not at hand. It tries until its ctx
+// ends, that is, until nobody waits any more.
+func (c *Client) load(w wanted) work[*held] {
+	return func(ctx context.Context, tell func(error)) (*held, error) {
+		if !take(ctx, c.slots) {
+			return nil, ctx.Err()
+		}
+		defer func() { <-c.slots }()
+		bad := false
+		for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
+			if !bad { // a bad file is counted once, and is the fetcher's to replace
+				var h *held
+				if h, bad = c.fromFolder(w); h != nil {
+					return h, nil
+				}
+			}
+			h, err := c.fromFetcher(ctx, w)
+			if err == nil || ctx.Err() != nil {
+				return h, err
+			}
+			var failed *failure
+			if !errors.As(err, &failed) {
+				failed = &failure{status: statusUnavailable, text: oneLine(err.Error())}
+			}
+			if failed.status != statusUnavailable {
+				return nil, failed
+			}
+			tell(failed)
+			if err := sleep(ctx, pause); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// fromFolder reads and hashes a chunk's file. bad: it is there, and wrong.
+func (c *Client) fromFolder(w wanted) (h *held, bad bool) {
+	file, id, err := c.open(w.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false
+	}
+	if err == nil {
+		h = &held{data: make([]byte, w.size)}
+		err = check(file, id, h.data, w.name)
+		if err != nil {
+			_ = file.Close()
+		}
+	}
+	if err != nil {
+		bad = errors.Is(err, chunk.ErrCorrupt)
+		c.count(Cache, func(n *Count) {
+			if bad {
+				n.Corrupt++
+			} else {
+				n.Errors++
+			}
+		})
+		return nil, bad
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.record(w.name)
+	r.known = id
+	c.first(r, Cache, w.size)
+	c.hit(w.name, r)
+	c.keepHeld(r, h)
+	c.keepOpen(w.name, w.size, file)
+	return h, false
+}
+
+// check reads the whole file into data, and holds it to the name.
+func check(file *os.File, id identity, data []byte, name chunk.Name) error {
+	if id.size != int64(len(data)) {
+		return chunk.ErrCorrupt
+	}
+	if _, err := io.ReadFull(file, data); errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return chunk.ErrCorrupt
+	} else if err != nil {
+		return err
+	}
+	return chunk.Check(data, name)
+}
+
+// fromFetcher asks once.
+func (c *Client) fromFetcher(ctx context.Context, w wanted) (*held, error) {
+	// The fetcher is to say why it failed before those who wait have gone.
+	wait := max(c.o.Deadline-min(c.o.Deadline/10, time.Second), time.Millisecond)
+	a, err := c.links.call(ctx, request{op: opGet, wait: wait, size: uint32(w.size), name: w.name})
+	if err != nil {
+		return nil, err
+	}
+	if a.failed != nil {
+		c.count(a.failed.tier, func(n *Count) {
+			if a.failed.status == statusCorrupt {
+				n.Corrupt++
+			} else {
+				n.Errors++
+			}
+		})
+		return nil, a.failed
+	}
+	h := &held{data: a.data}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.record(w.name)
+	r.touched = time.Since(c.start) // its file is new
+	c.first(r, a.tier, w.size)
+	c.stats.of(a.tier).Hits++
+	c.keepHeld(r, h)
+	return h, nil
+}

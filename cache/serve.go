@@ -1,0 +1,141 @@
+package cache
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// helloWithin is how long a new connection may say nothing.
+	helloWithin = 10 * time.Second
+	// writeWithin bounds the sending of one frame: a peer that does not read
+	// would keep its chunk's bytes from others.
+	writeWithin = 30 * time.Second
+)
+
+// peer is one agent's connection.
+type peer struct {
+	conn net.Conn
+	root string
+
+	writing sync.Mutex // held while a frame is sent
+}
+
+// serveConn reads requests until the connection ends, and waits for the work
+// that it began.
+func (f *Fetcher) serveConn(ctx context.Context, conn net.Conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	defer conn.Close()
+	if err := f.checkPeer(conn); err != nil {
+		f.o.Warn(fmt.Errorf("cache: connection refused: %w", err))
+		return
+	}
+	p := &peer{conn: conn}
+	err := f.readRequests(ctx, p, &running)
+	if errors.Is(err, errProtocol) {
+		p.send(header{status: statusInternal}, []byte(oneLine(err.Error())))
+	}
+	if err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
+		f.o.Warn(fmt.Errorf("cache: connection ended: %w", err))
+	}
+}
+
+func (f *Fetcher) readRequests(ctx context.Context, p *peer, running *sync.WaitGroup) (err error) {
+	_ = p.conn.SetReadDeadline(time.Now().Add(helloWithin))
+	in := bufio.NewReader(p.conn)
+	if p.root, err = readHello(in); err != nil {
+		return err
+	}
+	_ = p.conn.SetReadDeadline(time.Time{})
+	slots := make(chan struct{}, perConnection)
+	for {
+		r, err := readRequest(in)
+		if err != nil {
+			return err
+		}
+		if r.op == opTouch {
+			f.o.Folder.Touch(r.name)
+			continue
+		}
+		if !take(ctx, slots) {
+			return ctx.Err()
+		}
+		if !take(ctx, f.requests) {
+			return ctx.Err()
+		}
+		running.Go(func() {
+			defer func() { <-f.requests; <-slots }()
+			f.answer(ctx, p, r)
+		})
+	}
+}
+
+// take waits for a slot; false: ctx ended before.
+func take(ctx context.Context, slots chan struct{}) bool {
+	select {
+	case slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// answer gets a chunk and sends it, or why not.
+func (f *Fetcher) answer(ctx context.Context, p *peer, r request) {
+	wait, cancel := context.WithTimeout(ctx, r.wait)
+	defer cancel()
+	var got fetched
+	err := f.bytes.Acquire(wait, int64(r.size))
+	if err == nil {
+		defer f.bytes.Release(int64(r.size))
+		w := wanted{p.root, r.name, int(r.size)}
+		got, err = f.flights.do(wait, w, f.get(w))
+	}
+	if ctx.Err() != nil {
+		return // nobody listens
+	}
+	if err != nil {
+		h, text := refusal(err)
+		h.id = r.id
+		p.send(h, text)
+		return
+	}
+	p.send(header{id: r.id, status: statusFound, tier: got.tier}, got.data)
+}
+
+// refusal says in a frame why there is no chunk.
+func refusal(err error) (header, []byte) {
+	var cause *failure
+	h := header{status: statusInternal}
+	text := err.Error()
+	switch {
+	case errors.As(err, &cause):
+		h.status, h.tier, text = cause.status, cause.tier, cause.text
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, errClosed):
+		h.status, text = statusUnavailable, "no answer from any tier"
+	}
+	return h, []byte(oneLine(text))
+}
+
+// send writes one frame. A failure ends the connection: its reader notices.
+func (p *peer) send(h header, payload []byte) {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	h.length = uint32(len(payload))
+	_ = p.conn.SetWriteDeadline(time.Now().Add(writeWithin))
+	frame := net.Buffers{h.append(nil), payload}
+	if _, err := frame.WriteTo(p.conn); err != nil {
+		_ = p.conn.Close()
+	}
+}
