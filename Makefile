@@ -14,12 +14,11 @@ demo: setup build ## convert two images that share a base, verify one, print wha
 	@demo/run
 
 test: setup ## go vet and every test; as root, also those that mount
-	@$(GO) vet ./...
+	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw
 	@$(GO) test -timeout 20m ./...
 
-build: ## bin/thaw
-	@mkdir -p bin
-	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/thaw ./cmd/thaw
+build: ## bin/thaw, with the programs it starts inside
+	@cmd/thaw/build
 
 corpus: ## the images of corpus/, into out/corpus or $THAW_CORPUS
 	@./setup.sh
@@ -40,5 +39,5 @@ bench: setup build ## every published number, with the 9,000 MiB image
 
 lint: ## gofmt, go vet, the rules of internal/tidy
 	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)"
-	@$(GO) vet ./...
+	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw
 	@$(GO) test ./internal/tidy

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -61,15 +62,24 @@ IMAGE is a name, an image id, or the first digits of one (at least 4).
 Exit status: 0 done, 1 failed, 2 wrong command line, 3 verify found damage.`
 
 func main() {
+	parts, err := fs.Sub(embedded(), partsDir)
+	if err != nil {
+		panic("thaw: " + err.Error()) // the name is wrong
+	}
+	os.Exit(mainWith(parts))
+}
+
+// mainWith is main with programs to hold.
+func mainWith(parts fs.FS) int {
 	// The second signal kills at once: nothing that matters is left behind.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	return run(ctx, parts, os.Args[1:], os.Stdout, os.Stderr)
 }
 
 // run is the program with its end as a number.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	var c cli
+func run(ctx context.Context, parts fs.FS, args []string, stdout, stderr io.Writer) int {
+	c := cli{Globals: Globals{parts: parts}}
 	out := &results{Writer: stdout}
 	exited := -1
 	parser, err := kong.New(&c, kong.Name("thaw"), kong.Description(description),
@@ -92,6 +102,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		fmt.Fprintf(stderr, "thaw: %s (thaw --help)\n", oneLine(err.Error()))
 		return exitUsage
+	}
+	if err := c.Globals.handOver(ctx, args); err != nil {
+		return status(ctx, stderr, err)
 	}
 	k.BindTo(ctx, (*context.Context)(nil))
 	err = k.Run(&c.Globals)

@@ -30,8 +30,13 @@ import (
 	"thaw/internal/testoci"
 )
 
-// TestMain makes the test binary the program, if it is called thaw.
-func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"thaw": main}) }
+// TestMain makes the test binary the program, if it is called thaw. Its parts
+// are those of builtParts.
+func TestMain(m *testing.M) {
+	testscript.Main(cleaning{m}, map[string]func(){
+		"thaw": func() { os.Exit(mainWith(os.DirFS(os.Getenv(partsEnv)))) },
+	})
+}
 
 // patience bounds every wait for another process; nothing takes it all unless
 // it hangs.
@@ -58,9 +63,11 @@ func TestScripts(t *testing.T) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
+	parts := builtParts(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
+			e.Setenv(partsEnv, parts)
 			e.Vars = append(e.Vars, "THAW_STATE="+e.WorkDir+"/state", "AWS_EC2_METADATA_DISABLED=true", "DOCKER_CONFIG="+e.WorkDir)
 			e.Values[stalledKey{}] = make(chan struct{})
 			e.Values[testKey{}] = e.T()

@@ -1,0 +1,43 @@
+//go:build !cloud
+
+package main
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+
+	"thaw/keys"
+	"thaw/origin"
+)
+
+//go:embed all:parts
+var localParts embed.FS
+
+func embedded() embed.FS { return localParts }
+
+func originDrivers() []origin.Option { return nil }
+
+func keyDrivers() []keys.Option { return nil }
+
+// handOver makes this process the build with all drivers, if the origin or the
+// key needs one of those, with the same arguments and environment. It returns
+// if none is needed, or with the reason why it cannot. Only in that build are
+// the services' SDKs: they would take some 15 ms of every start.
+func (g *Globals) handOver(ctx context.Context, args []string) error {
+	if !slices.Contains(cloudOrigins, scheme(g.Origin)) && !slices.Contains(cloudKeys, scheme(g.Key)) {
+		return nil
+	}
+	path, err := g.part(cloudPart)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil { // a signal, which that build would not hear of
+		return err
+	}
+	err = syscall.Exec(path, append([]string{os.Args[0]}, args...), os.Environ())
+	return fmt.Errorf("starting the build with drivers of clouds: %w", &os.PathError{Op: "exec", Path: path, Err: err})
+}
