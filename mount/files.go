@@ -23,10 +23,13 @@ const (
 	nameBytes  = 255  // of a file name, at most
 	blockBytes = 4096 // what loop devices discard in
 	statBytes  = 512  // what stat counts blocks in
-	validity   = 3600 // seconds that the kernel may keep what never changes
 	dirMode    = unix.S_IFDIR | 0o700
 	imageMode  = unix.S_IFREG | 0o400
 	rwMode     = unix.S_IFREG | 0o600
+
+	// validity is how many seconds the kernel may keep what never changes: for ever. It then need not ask a server that may hang, which
+	// it does for what it knows of loop devices too.
+	validity = 1 << 40
 
 	// opened has all data of files pass by the page cache, where it would be a second time, and writers not wait for each other.
 	opened = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES | fuse.FOPEN_NOFLUSH
@@ -109,15 +112,11 @@ func (f *files) remove(name string) bool {
 	return true
 }
 
-func (f *files) find(node uint64) *file {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	return f.byNode[node]
-}
-
 // with runs do with a file that is not removed before it ends, nor ever if do finds no file, which is ESTALE.
 func (f *files) with(node uint64, do func(*file) fuse.Status) fuse.Status {
-	found := f.find(node)
+	f.mu.RLock()
+	found := f.byNode[node]
+	f.mu.RUnlock()
 	if found == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -159,19 +158,16 @@ func (f *files) status(ctx context.Context, fault Fault) fuse.Status {
 
 // Lookup finds a file by its name.
 func (f *files) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	f.mu.RLock()
+	found := f.byName[name]
+	f.mu.RUnlock()
 	var node uint64
 	switch {
 	case in.NodeId == rootNode && name == "image":
 		node = imageNode
 	case in.NodeId == rootNode && name == "rw":
 		node = rwNode
-	case in.NodeId == rwNode:
-		f.mu.RLock()
-		found := f.byName[name]
-		f.mu.RUnlock()
-		if found == nil {
-			return fuse.ENOENT
-		}
+	case in.NodeId == rwNode && found != nil:
 		node = found.node
 	default:
 		return fuse.ENOENT
@@ -222,8 +218,7 @@ func (f *files) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryLi
 	}
 	slices.SortFunc(entries, func(a, b fuse.DirEntry) int { return cmp.Compare(a.Ino, b.Ino) })
 	for _, e := range entries {
-		e.Off = e.Ino
-		if e.Off > in.Offset && !out.AddDirEntry(e) {
+		if e.Off = e.Ino; e.Off > in.Offset && !out.AddDirEntry(e) {
 			break
 		}
 	}

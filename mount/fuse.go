@@ -18,7 +18,7 @@ func OpenFUSE(dir string) (*os.File, error) {
 	// Not os.OpenFile, which would make it non-blocking.
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("mount: open /dev/fuse: %w", err)
+		return nil, fmt.Errorf("mount: /dev/fuse: %w", err)
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=%d", fd, maxTransfer)
 	if err := unix.Mount("thaw", dir, "fuse.thaw", hardened|unix.MS_NOEXEC, data); err != nil {
@@ -30,6 +30,7 @@ func OpenFUSE(dir string) (*os.File, error) {
 
 // AbortFUSE ends the FUSE connection of the mount on dir: every request of it fails at once, also those that wait for a server that
 // hangs, and all that come. The mount goes too, unless it is in use. No FUSE mount there is success. It never waits for the server.
+// Abort before Unmount: a connection whose mount is detached but in use cannot be found any more.
 func AbortFUSE(dir string) error {
 	mounts, err := Under(dir)
 	if err != nil {

@@ -16,13 +16,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
 // role is the environment variable that makes the test binary another process: a server of a mount or a program in a container.
 const role = "THAW_MOUNT_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"server": serveCommands, "container": probe}
+	roles := map[string]func() error{"server": serveCommands, "plain": servePlain(fuse.FOPEN_DIRECT_IO), "cached": servePlain(fuse.FOPEN_KEEP_CACHE), "container": probe}
 	if run := roles[os.Getenv(role)]; run != nil {
 		if err := run(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -280,14 +282,14 @@ type served struct {
 // serve mounts FUSE on dir and starts an unprivileged server of an image in it.
 func serve(t testing.TB, dir, image, as string) *served {
 	t.Helper()
-	fuse, err := OpenFUSE(dir)
+	descriptor, err := OpenFUSE(dir)
 	try(t, err)
 	data, err := os.Open(image)
 	try(t, err)
 	defer data.Close()
 	s := &served{t: t, dir: dir, process: exec.Command("/proc/self/exe")}
 	s.process.Env = append(os.Environ(), role+"="+as)
-	s.process.ExtraFiles = []*os.File{fuse, data}
+	s.process.ExtraFiles = []*os.File{descriptor, data}
 	s.process.Stderr = os.Stderr
 	s.process.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	s.in, err = s.process.StdinPipe()
@@ -295,7 +297,7 @@ func serve(t testing.TB, dir, image, as string) *served {
 	out, err := s.process.StdoutPipe()
 	try(t, err)
 	s.out = bufio.NewScanner(out)
-	try(t, s.process.Start(), fuse.Close())
+	try(t, s.process.Start(), descriptor.Close())
 	t.Cleanup(func() {
 		if err := Unmount(dir); err != nil {
 			t.Error(err)

@@ -42,8 +42,7 @@ func AttachLoop(path string, readOnly bool) (Loop, error) {
 		return fail(err)
 	}
 	defer control.Close()
-	config := loopConfig(path, readOnly)
-	config.Fd = uint32(backing.Fd())
+	config := loopConfig(backing, readOnly)
 	for range loopTries {
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
@@ -69,13 +68,13 @@ func AttachLoop(path string, readOnly bool) (Loop, error) {
 	return fail(fmt.Errorf("each of %d free devices was taken by somebody else: %w", loopTries, unix.EBUSY))
 }
 
-func loopConfig(path string, readOnly bool) unix.LoopConfig {
-	c := unix.LoopConfig{Size: loopBlock}
+func loopConfig(backing *os.File, readOnly bool) unix.LoopConfig {
+	c := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: loopBlock}
 	c.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
 	if readOnly {
 		c.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 	}
-	copy(c.Info.File_name[:len(c.Info.File_name)-1], path) // for people, and for Loops
+	copy(c.Info.File_name[:len(c.Info.File_name)-1], backing.Name()) // for people, and for Loops
 	return c
 }
 
@@ -96,7 +95,7 @@ func Loops(prefix string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	prefix = filepath.Clean(prefix) + "/"
+	prefix = strings.TrimSuffix(filepath.Clean(prefix), "/") + "/"
 	var devices []string
 	for _, dir := range dirs {
 		device := "/dev/" + filepath.Base(filepath.Dir(dir))
@@ -151,8 +150,8 @@ func clearLoop(device string) error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); !errors.Is(err, unix.ENXIO) { // ENXIO: it is free
-		return err
+	if err = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); errors.Is(err, unix.ENXIO) {
+		return nil // it is free
 	}
-	return nil
+	return err
 }

@@ -3,7 +3,7 @@
 //	Device ── Server (FUSE) ── DIR/image ───── loop, read-only ── ext4, read-only ── [id-mapped copy] ── overlayfs, one an instance
 //	                       └── DIR/rw/NAME ─── loop ───────────── ext4
 //
-// Two processes share the work. The privileged one mounts: OpenFUSE, AttachLoop, MountExt4, IDMap, MountOverlay, and Unmount,
+// Two processes share the work. The privileged one mounts: OpenFUSE, AttachLoop, MountExt4, IDMap, MountOverlay; and Unmount,
 // AbortFUSE, DetachAll to take it all back. The other, which may be jailed and without any privilege, gets the open FUSE descriptor
 // and answers the kernel's requests with a Server. They must not be the same process: a process that waits for a file that it serves
 // itself can wait forever.
@@ -59,8 +59,8 @@ func Under(prefix string) ([]Mount, error) {
 
 func depth(dir string) int { return strings.Count(dir, "/") }
 
-// Unmount takes the topmost mount off a directory. One that is busy is detached: it is gone from here at once, and from the kernel
-// with its last user. No mount there, or no such directory, is success.
+// Unmount takes the topmost mount off a directory, which must not be a symbolic link. One that is busy is detached: it is gone from
+// here at once, and from the kernel with its last user. No mount there, or no such directory, is success.
 func Unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
@@ -111,8 +111,7 @@ func Private(dir string) error {
 
 // MountExt4 mounts the ext4 file system of a block device on dir. Read-only it neither replays nor writes anything.
 func MountExt4(device, dir string, readOnly bool) error {
-	var flags uintptr = hardened
-	data := ""
+	flags, data := uintptr(hardened), ""
 	if readOnly {
 		flags, data = flags|unix.MS_RDONLY, "noload"
 	}
@@ -131,7 +130,7 @@ func Bind(src, dst string, readOnly bool) error {
 	return clone(src, dst, unix.MountAttr{Attr_set: set})
 }
 
-// clone mounts a copy of src on dst that already has the attributes when it appears, and is private.
+// clone mounts a copy of src on dst that has the attributes from the start, and shares no mounts below it with src.
 func clone(src, dst string, attr unix.MountAttr) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, src, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {

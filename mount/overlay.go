@@ -1,9 +1,7 @@
 package mount
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,35 +20,32 @@ func MountOverlay(dst string, o Overlay) error {
 		return fmt.Errorf("mount: overlay on %s: too few directories to join: %d to read, none to write", dst, len(o.Lower))
 	}
 	// Directories are named by descriptor: options are limited to a page and split at commas and colons, paths are not.
-	var open []*os.File
+	var fds []int
 	defer func() {
-		for _, f := range open {
-			_ = f.Close()
+		for _, fd := range fds {
+			_ = unix.Close(fd)
 		}
 	}()
 	var errs []error
 	name := func(dir string) string {
-		f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			errs = append(errs, err)
+			errs = append(errs, fmt.Errorf("%q: %w", dir, err))
 			return ""
 		}
-		open = append(open, f)
-		return fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+		fds = append(fds, fd)
+		return fmt.Sprintf("/proc/self/fd/%d", fd)
 	}
-	lowers := make([]string, 0, len(o.Lower))
-	for _, dir := range o.Lower {
-		lowers = append(lowers, name(dir))
+	lowers := make([]string, len(o.Lower))
+	for i, dir := range o.Lower {
+		lowers[i] = name(dir)
 	}
-	data := "lowerdir=" + strings.Join(lowers, ":")
-	var flags uintptr = hardened
+	data, flags := "lowerdir="+strings.Join(lowers, ":"), uintptr(hardened|unix.MS_RDONLY)
 	if o.Upper != "" {
-		data += ",upperdir=" + name(o.Upper) + ",workdir=" + name(o.Work) + ",volatile"
-	} else {
-		flags |= unix.MS_RDONLY
+		data, flags = data+",volatile,upperdir="+name(o.Upper)+",workdir="+name(o.Work), hardened
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("mount: overlay on %s: %w", dst, err)
+	if len(errs) > 0 {
+		return fmt.Errorf("mount: overlay on %s: %w", dst, errs[0])
 	}
 	if err := unix.Mount("thaw", dst, "overlay", flags, data); err != nil {
 		return fmt.Errorf("mount: overlay of %q and %q on %s: %w", o.Lower, o.Upper, dst, err)

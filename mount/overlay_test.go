@@ -44,6 +44,14 @@ func probe() error {
 	return nil
 }
 
+func userNamespace(t testing.TB) *os.File {
+	t.Helper()
+	ns, err := UserNamespace(IDs{Host: hostID, Count: idSpan})
+	try(t, err)
+	t.Cleanup(func() { _ = ns.Close() })
+	return ns
+}
+
 func contain(t *testing.T, dir string) string {
 	t.Helper()
 	ids := []syscall.SysProcIDMap{{HostID: hostID, Size: idSpan}}
@@ -66,7 +74,7 @@ func TestContainerOwners(t *testing.T) {
 	s := serve(t, mkdir(t, base, "fuse"), file, "server")
 	plain, mapped := mkdir(t, base, "plain"), mkdir(t, base, "mapped")
 	mountLoop(t, s.image(), plain, true)
-	try(t, IDMap(plain, mapped, IDs{Host: hostID, Count: idSpan}))
+	try(t, IDMap(plain, mapped, userNamespace(t)))
 	try(t, Unmount(plain))
 	merged, upper, work := mkdir(t, base, "merged:,\\"), mkdir(t, base, "upper:,\\"), mkdir(t, base, "work")
 	try(t, os.Chown(upper, hostID, hostID))
@@ -154,10 +162,46 @@ func TestBind(t *testing.T) {
 	if err := Bind(filepath.Join(base, "none"), to, true); err == nil {
 		t.Error("bound what is not there")
 	}
-	if err := IDMap(from, filepath.Join(base, "none"), IDs{hostID, idSpan}); err == nil {
+	if err := IDMap(from, filepath.Join(base, "none"), userNamespace(t)); err == nil {
 		t.Error("mounted on nothing")
 	}
 	if err := MountExt4("/dev/null", to, true); err == nil {
 		t.Error("mounted no device")
 	}
+}
+
+// TestUserNamespace refuses a map that cannot be, and leaves no process behind.
+func TestUserNamespace(t *testing.T) {
+	asRoot(t)
+	if ns, err := UserNamespace(IDs{Host: hostID}); err == nil {
+		t.Errorf("a namespace without ids: %v", ns.Close())
+	}
+	first, second := userNamespace(t), userNamespace(t)
+	a, err := first.Stat()
+	try(t, err)
+	b, err := second.Stat()
+	try(t, err)
+	if os.SameFile(a, b) {
+		t.Error("two namespaces are one")
+	}
+	if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != unix.ECHILD {
+		t.Errorf("a child is left: %d, %v", pid, err)
+	}
+}
+
+// TestPrivate finds that what is mounted in a private directory is not seen where its surroundings are shared.
+func TestPrivate(t *testing.T) {
+	base := place(t)
+	shared, peer := mkdir(t, base, "shared"), mkdir(t, base, "peer")
+	run, open, source := mkdir(t, shared, "run"), mkdir(t, shared, "open"), mkdir(t, base, "source")
+	mkdir(t, run, "x")
+	try(t, Bind(shared, shared, false), unix.Mount("", shared, "", unix.MS_SHARED, ""), unix.Mount(shared, peer, "", unix.MS_BIND, ""))
+	try(t, Private(run), Bind(source, filepath.Join(run, "x"), true), Bind(source, open, true))
+	if mounts, err := Under(filepath.Join(peer, "run", "x")); err != nil || len(mounts) != 0 {
+		t.Errorf("seen elsewhere: %+v, %v", mounts, err)
+	}
+	if mounts, err := Under(filepath.Join(peer, "open")); err != nil || len(mounts) != 1 {
+		t.Errorf("the surroundings are not shared: %+v, %v", mounts, err)
+	}
+	try(t, DetachAll(base))
 }

@@ -85,12 +85,11 @@ func NewServer(descriptor *os.File, image Device, onError func(Fault)) (*Server,
 		DisableSplice:           true, // it fills a pipe for nothing when data is in memory
 		Logger:                  log.New(io.Discard, "", 0),
 		PanicHandler: func(what any) fuse.Status {
-			onError(Fault{Op: "serve", Err: fmt.Errorf("mount: panic: %v\n%s", what, debug.Stack())})
+			onError(Fault{Op: "serve", Err: fmt.Errorf("mount: panic: %v at %q", what, debug.Stack())})
 			return fuse.EIO
 		},
 	})
-	if err != nil {
-		_ = unix.Close(fd)
+	if err != nil { // it has closed fd
 		return nil, fmt.Errorf("mount: first FUSE message: %w", err)
 	}
 	return &Server{files: f, fuse: server}, nil
