@@ -1,0 +1,143 @@
+package sandbox
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	runc "github.com/containerd/go-runc"
+	"golang.org/x/sys/unix"
+)
+
+// launcher starts the runtime's commands from one OS thread that lives as long as this process does, so that they, who are to die with
+// the thread that forked them, die with the process. It is go-runc's ProcessMonitor, and the only one who reaps: it knows which children
+// are commands that somebody waits for, and which are orphans.
+type launcher struct {
+	jobs        chan func()
+	hideUnified bool
+
+	mu      sync.Mutex // guards running; held while a child starts, so that none is taken for an orphan
+	running map[int]chan struct{}
+}
+
+func newLauncher(hideUnified bool) (*launcher, error) {
+	// The instances' first processes become our children when the runtime that made them exits.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("become a child subreaper: %w", err)
+	}
+	l := &launcher{jobs: make(chan func()), hideUnified: hideUnified, running: map[int]chan struct{}{}}
+	go func() {
+		runtime.LockOSThread() // for ever
+		for job := range l.jobs {
+			job()
+		}
+	}()
+	return l, nil
+}
+
+// Start is StartLocked: all commands start from the one thread.
+func (l *launcher) Start(cmd *exec.Cmd) (chan runc.Exit, error) { return l.StartLocked(cmd) }
+
+// StartLocked starts a command; its exit comes over the channel.
+func (l *launcher) StartLocked(cmd *exec.Cmd) (chan runc.Exit, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	started := make(chan error)
+	l.jobs <- func() {
+		if l.hideUnified {
+			started <- withoutUnified(cmd.Start)
+		} else {
+			started <- cmd.Start()
+		}
+	}
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	gone := make(chan struct{})
+	l.running[cmd.Process.Pid] = gone
+	exit := make(chan runc.Exit, 1)
+	go func() {
+		_ = cmd.Wait() // the status tells
+		l.mu.Lock()
+		delete(l.running, cmd.Process.Pid)
+		l.mu.Unlock()
+		close(gone)
+		exit <- runc.Exit{Timestamp: time.Now(), Pid: cmd.Process.Pid, Status: cmd.ProcessState.ExitCode()}
+	}()
+	return exit, nil
+}
+
+// Wait gives the exit status of a command: 0 … 255, or -1 if a signal ended it.
+func (l *launcher) Wait(_ *exec.Cmd, exit chan runc.Exit) (int, error) { return (<-exit).Status, nil }
+
+// withoutUnified calls f on this thread while the thread, and what it forks, does not see the cgroup v2 hierarchy of a hybrid host. The
+// thread leaves that mount namespace at once: it holds copies of all mounts, which nobody could unmount for good while it exists.
+func withoutUnified(f func() error) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns wants it
+		return fmt.Errorf("unshare: %w", err)
+	}
+	home, err := os.Open("/proc/thread-self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare the mount namespace: %w", err)
+	}
+	err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, "")
+	if err == nil {
+		err = unix.Unmount(unified, unix.MNT_DETACH)
+	}
+	if err == nil {
+		err = f()
+	} else {
+		err = fmt.Errorf("hide %s: %w", unified, err)
+	}
+	return errors.Join(err, unix.Setns(int(home.Fd()), unix.CLONE_NEWNS))
+}
+
+// reap waits for a child that StartLocked did not start, and takes away whatever else has ended and nobody waits for.
+func (l *launcher) reap(pid int) (syscall.WaitStatus, error) {
+	for {
+		ended, err := peek()
+		if err != nil {
+			return 0, err
+		}
+		l.mu.Lock()
+		gone := l.running[ended]
+		l.mu.Unlock()
+		if gone != nil { // a command: its own waiter takes it
+			<-gone
+			continue
+		}
+		var status syscall.WaitStatus
+		if _, err := syscall.Wait4(ended, &status, 0, nil); err != nil && !errors.Is(err, unix.ECHILD) {
+			return 0, fmt.Errorf("wait for process %d: %w", ended, err)
+		}
+		if ended == pid {
+			return status, nil
+		}
+	}
+}
+
+// peek waits until some child has ended, and leaves it to be reaped.
+func peek() (int, error) {
+	var info [128]byte // siginfo_t; on 64-bit Linux si_pid is at offset 16
+	for {
+		err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("wait for an instance: %w", err)
+		}
+		return int(int32(binary.NativeEndian.Uint32(info[16:]))), nil
+	}
+}

@@ -1,0 +1,64 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Runtime is an OCI runtime of this host. Find makes one.
+type Runtime struct {
+	Name string // crun, runc or runsc: which command line it understands
+	Path string // absolute
+	// hideUnified: it refuses hosts whose controllers are split over cgroup v1 and v2, and runs where it does not see v2.
+	hideUnified bool
+}
+
+const unified = "/sys/fs/cgroup/unified" // where a hybrid host mounts cgroup v2
+
+// Find picks the runtime of that name or path. With "" it is the fastest that this host has: crun, then runc, then runsc; crun starts a
+// program in less than half of runc's time. It looks, but runs nothing: Check does.
+func Find(name string) (Runtime, error) {
+	if name != "" {
+		return find(name)
+	}
+	for _, name := range []string{"crun", "runc", "runsc"} {
+		if r, err := find(name); err == nil {
+			return r, nil
+		}
+	}
+	return Runtime{}, errors.New("no OCI runtime: found neither crun, runc nor runsc; apt-get install crun")
+}
+
+func find(name string) (Runtime, error) {
+	file, err := exec.LookPath(name)
+	if err == nil {
+		file, err = filepath.Abs(file)
+	}
+	if err != nil {
+		return Runtime{}, fmt.Errorf("runtime %s: %w; apt-get install crun, or name another with --runtime", name, errors.Unwrap(err))
+	}
+	r := Runtime{Path: file}
+	for _, kind := range []string{"crun", "runsc", "runc"} {
+		if strings.HasPrefix(filepath.Base(file), kind) {
+			r.Name = kind
+			break
+		}
+	}
+	switch r.Name {
+	case "":
+		return Runtime{}, fmt.Errorf("runtime %s: its name must begin with crun, runc or runsc, to tell how to call it", file)
+	case "crun":
+		r.hideUnified = isCgroup2(unified)
+	}
+	return r, nil
+}
+
+func isCgroup2(dir string) bool {
+	var s unix.Statfs_t
+	return unix.Statfs(dir, &s) == nil && s.Type == unix.CGROUP2_SUPER_MAGIC
+}

@@ -1,0 +1,225 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	runc "github.com/containerd/go-runc"
+)
+
+// Supervisor starts instances with one runtime. A process has one at most: it makes the process the reaper of all its descendants, and
+// itself the one who starts go-runc's commands, which is a variable of the whole process. Its methods are safe for concurrent use.
+type Supervisor struct {
+	runtime  Runtime
+	launcher *launcher
+}
+
+// NewSupervisor makes this process the supervisor of instances.
+func NewSupervisor(r Runtime) (*Supervisor, error) {
+	l, err := newLauncher(r.hideUnified)
+	if err != nil {
+		return nil, err
+	}
+	runc.Monitor = l
+	return &Supervisor{runtime: r, launcher: l}, nil
+}
+
+// Instance says which bundle to start, and with what as its standard streams.
+type Instance struct {
+	ID     string // unique below State; letters, digits, "-", "_", "."
+	Bundle string // absolute path of what WriteBundle wrote
+	State  string // absolute path of the folder for the runtime's own state, on a local file system; made if it is missing
+
+	// The instance gets these very files, or with a terminal copies of their bytes. A nil Stdin is /dev/null.
+	// Files that the instance may not open by name (/dev/stdout) are put behind a pipe.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Process is a running instance. Close it.
+type Process struct {
+	PID int // of its first process, on the host; not reused before Wait has returned
+
+	stop     syscall.Signal
+	launcher *launcher
+	streams  *streams
+	wait     func() (int, error)
+}
+
+// Start makes a container of the bundle and starts its program. On an error nothing runs, but Delete is still due. The error says in one
+// line what is wrong, and ExitCode what to exit with. If this process dies while it starts, so does the runtime.
+func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
+	if err := checkID(in.ID); err != nil {
+		return nil, err
+	}
+	var spec struct { // what is needed of a specs.Spec: less to decode
+		Process     *struct{ Terminal bool }
+		Annotations map[string]string
+	}
+	data, err := os.ReadFile(filepath.Join(in.Bundle, "config.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &spec)
+	}
+	if err == nil && spec.Process == nil {
+		err = errors.New("no process")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bundle %s: config.json: %w", in.Bundle, err)
+	}
+	if err := os.MkdirAll(in.State, 0o700); err != nil {
+		return nil, fmt.Errorf("runtime's state: %w", err)
+	}
+	st, err := newStreams(in, spec.Process.Terminal)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := s.run(ctx, in, st)
+	if err != nil {
+		return nil, errors.Join(err, st.abandon())
+	}
+	p := &Process{PID: pid, stop: stopSignal(spec.Annotations[stopSignalKey]), launcher: s.launcher, streams: st}
+	p.wait = sync.OnceValues(p.reap)
+	if err := st.begin(); err != nil {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		_, _ = p.wait()
+		return nil, errors.Join(err, st.abandon())
+	}
+	return p, nil
+}
+
+func (s *Supervisor) run(ctx context.Context, in Instance, st *streams) (int, error) {
+	log, pidFile := filepath.Join(in.Bundle, "runtime.log"), filepath.Join(in.Bundle, "pid")
+	_ = os.Remove(log)
+	opts := &runc.CreateOpts{IO: st, PidFile: pidFile, Detach: true}
+	if st.socket != nil {
+		opts.ConsoleSocket = st.socket
+	}
+	client := s.client(in.State)
+	client.Log = log
+	if _, err := client.Run(ctx, in.ID, in.Bundle, opts); err != nil {
+		if ctx.Err() != nil {
+			return 0, fmt.Errorf("start: %w", ctx.Err())
+		}
+		return 0, s.runtime.explain(err, log)
+	}
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", s.runtime.Name, err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid <= 1 {
+		return 0, fmt.Errorf("%s wrote %.20q for the instance's process id", s.runtime.Name, text)
+	}
+	return pid, nil
+}
+
+func (s *Supervisor) client(state string) *runc.Runc {
+	r := &runc.Runc{Command: s.runtime.Path, Root: state, LogFormat: runc.JSON, PdeathSignal: syscall.SIGKILL}
+	if s.runtime.Name == "runsc" {
+		r.ExtraArgs = []string{"--platform=systrap"}
+	}
+	return r
+}
+
+// State asks the runtime about an instance: "created", "running", "paused" or "stopped".
+func (s *Supervisor) State(ctx context.Context, state, id string) (string, error) {
+	c, err := s.client(state).State(ctx, id)
+	if err != nil {
+		return "", fmt.Errorf("%s: state of %s: %w", s.runtime.Name, id, err)
+	}
+	return c.Status, nil
+}
+
+// Wait waits for the instance's end, and until all that it wrote has been passed on. It gives the exit code: its status, or 128 + the
+// signal that ended it. It reaps whatever else ends meanwhile and was not started by a Supervisor. It may be called more than once.
+func (p *Process) Wait() (int, error) { return p.wait() }
+
+func (p *Process) reap() (int, error) {
+	status, err := p.launcher.reap(p.PID)
+	p.streams.drain()
+	if err != nil {
+		return 0, err
+	}
+	if status.Signaled() {
+		return 128 + int(status.Signal()), nil
+	}
+	return status.ExitStatus(), nil
+}
+
+// Signal sends the instance's first process a signal, as long as Wait has not returned.
+func (p *Process) Signal(sig syscall.Signal) error {
+	if err := syscall.Kill(p.PID, sig); err != nil {
+		return fmt.Errorf("signal the instance: %w", err)
+	}
+	return nil
+}
+
+// Close gives the caller's terminal back as it was. It does not end the instance.
+func (p *Process) Close() error { return p.streams.close() }
+
+// Exit codes for what kept a program from starting, as docker has them.
+const (
+	codeOurs          = 125
+	codeNotExecutable = 126
+	codeNotFound      = 127
+)
+
+// startError is why a runtime did not start a program.
+type startError struct {
+	text string
+	code int
+}
+
+func (e *startError) Error() string { return e.text }
+
+// ExitCode is what a command exits with that could not start an instance: 127 if the program was not found, 126 if it could not be
+// executed, else 125.
+func ExitCode(err error) int {
+	var s *startError
+	if errors.As(err, &s) {
+		return s.code
+	}
+	return codeOurs
+}
+
+// explain makes one line of what a runtime logged before it failed.
+func (r Runtime) explain(err error, log string) error {
+	text := ""
+	if f, openErr := os.Open(log); openErr == nil {
+		data, _ := io.ReadAll(io.LimitReader(f, 1<<20))
+		f.Close()
+		text = lastError(string(data))
+	}
+	e := &startError{text: text, code: codeOurs}
+	switch lower := strings.ToLower(text); {
+	case text == "":
+		e.text = err.Error()
+	case !strings.Contains(lower, "exec"):
+	case strings.Contains(lower, "permission denied"), strings.Contains(lower, "exec format error"), strings.Contains(lower, "not permitted"):
+		e.code = codeNotExecutable
+	case strings.Contains(lower, "not found"), strings.Contains(lower, "no such file"):
+		e.code = codeNotFound
+	}
+	e.text = r.Name + ": " + strings.TrimPrefix(e.text, r.Name+" run failed: ")
+	return e
+}
+
+// lastError finds the last error in a runtime's log, a JSON object a line.
+func lastError(log string) string {
+	found := ""
+	for line := range strings.Lines(log) {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg != "" && (entry.Level == "error" || entry.Level == "fatal" || found == "") {
+			found = entry.Msg
+		}
+	}
+	return strings.Join(strings.Fields(found), " ")
+}
