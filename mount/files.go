@@ -53,14 +53,6 @@ func (f *file) path() string {
 	return "rw/" + f.name
 }
 
-func (f *file) attr() fuse.Attr {
-	mode, size := uint32(rwMode), uint64(f.device.Size())
-	if f.node == imageNode {
-		mode = imageMode
-	}
-	return fuse.Attr{Ino: f.node, Mode: mode, Nlink: 1, Size: size, Blocks: (size + statBytes - 1) / statBytes, Blksize: blockBytes}
-}
-
 // files is the served tree, in the shape that the library calls. What is not implemented is ENOSYS, upon which the kernel does not ask
 // again.
 type files struct {
@@ -191,7 +183,11 @@ func (f *files) attr(node uint64, out *fuse.Attr) fuse.Status {
 		return fuse.OK
 	}
 	return f.with(node, func(file *file) fuse.Status {
-		*out = file.attr()
+		mode, size := uint32(rwMode), uint64(file.device.Size())
+		if node == imageNode {
+			mode = imageMode
+		}
+		*out = fuse.Attr{Ino: node, Mode: mode, Nlink: 1, Size: size, Blocks: (size + statBytes - 1) / statBytes, Blksize: blockBytes}
 		return fuse.OK
 	})
 }

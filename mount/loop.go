@@ -80,7 +80,7 @@ func loopConfig(backing *os.File, readOnly bool) unix.LoopConfig {
 
 // SetReadAhead sets how far the kernel reads ahead, in KiB. Files take it over when they are opened.
 func (l Loop) SetReadAhead(kib int) error {
-	if err := unix.IoctlSetInt(int(l.file.Fd()), unix.BLKRASET, kib*1024/512); err != nil {
+	if err := unix.IoctlSetInt(int(l.file.Fd()), unix.BLKRASET, kib*2); err != nil { // in sectors of 512 bytes
 		return fmt.Errorf("mount: set read-ahead of %s: %w", l.Device, err)
 	}
 	return nil
