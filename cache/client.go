@@ -117,6 +117,9 @@ func (c *Client) Stats() Stats {
 // Find implements chunk.Finder. It waits until ctx ends or for the client's
 // deadline; then the error is ErrUnavailable and names the tier and the cause.
 func (c *Client) Find(ctx context.Context, name chunk.Name, size int) (chunk.Verified, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("cache: chunk %s: %w", short(name), err)
+	}
 	c.mu.Lock()
 	v, err := c.atHand(name, size)
 	c.mu.Unlock()

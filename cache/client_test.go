@@ -194,7 +194,7 @@ func TestRestart(t *testing.T) {
 func TestManyReaders(t *testing.T) {
 	r := newRig(t, 1, 1<<20)
 	goOn := make(chan struct{})
-	r.origin.before = func(context.Context, chunk.Name) error { <-goOn; return nil }
+	r.origin.first(func(context.Context, chunk.Name) error { <-goOn; return nil })
 	clients := []*Client{r.client, r.bare(t), r.bare(t)}
 	var readers sync.WaitGroup
 	for i := range 30 {
@@ -210,7 +210,7 @@ func TestManyReaders(t *testing.T) {
 func TestClosed(t *testing.T) {
 	r := newRig(t, 2, 1<<20)
 	begun := make(chan struct{})
-	r.origin.before = func(ctx context.Context, _ chunk.Name) error { close(begun); <-ctx.Done(); return ctx.Err() }
+	r.origin.first(func(ctx context.Context, _ chunk.Name) error { close(begun); <-ctx.Done(); return ctx.Err() })
 	done := make(chan error)
 	go func() {
 		_, err := r.client.Find(context.Background(), r.chunks[0].Name, small)

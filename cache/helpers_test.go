@@ -22,14 +22,34 @@ const small = 4 << 10
 // fakeOrigin is a Source that counts, and does what the test says first.
 type fakeOrigin struct {
 	chunktest.Memory
-	gets   atomic.Int64
-	before func(ctx context.Context, name chunk.Name) error
+	gets atomic.Int64
+
+	mu   sync.Mutex // guards what follows
+	hook before
+}
+
+// before runs in place of a get, if it gives an error.
+type before func(ctx context.Context, name chunk.Name) error
+
+func newOrigin(hook before) *fakeOrigin {
+	o := new(fakeOrigin)
+	o.first(hook)
+	return o
+}
+
+func (o *fakeOrigin) first(hook before) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.hook = hook
 }
 
 func (o *fakeOrigin) Get(ctx context.Context, name chunk.Name) ([]byte, error) {
 	o.gets.Add(1)
-	if o.before != nil {
-		if err := o.before(ctx, name); err != nil {
+	o.mu.Lock()
+	hook := o.hook
+	o.mu.Unlock()
+	if hook != nil {
+		if err := hook(ctx, name); err != nil {
 			return nil, err
 		}
 	}

@@ -1,0 +1,119 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestFlightFollowers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flights[string, int]
+		begun := 0
+		slow := func(ctx context.Context, tell func(error)) (int, error) {
+			begun++
+			tell(errors.New("slow"))
+			return 7, sleep(ctx, time.Minute)
+		}
+		type result struct {
+			value int
+			err   error
+			after time.Duration
+		}
+		start, results := time.Now(), make(chan result, 3)
+		for _, patience := range []time.Duration{time.Second, 2 * time.Second, time.Hour} {
+			go func() {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				v, err := g.do(ctx, "a", slow)
+				results <- result{v, err, time.Since(start)}
+			}()
+			synctest.Wait() // the first leads, and leaves first
+		}
+		for _, after := range []time.Duration{time.Second, 2 * time.Second} {
+			if r := <-results; !errors.Is(r.err, context.DeadlineExceeded) || r.after != after || !strings.Contains(r.err.Error(), "slow") {
+				t.Errorf("%+v, want the end of its context after %v, and the cause", r, after)
+			}
+		}
+		if r := <-results; r.value != 7 || r.err != nil || r.after != time.Minute || begun != 1 {
+			t.Errorf("%+v after %d works, want 7", r, begun)
+		}
+		g.close()
+	})
+}
+
+// TestFlightAbandoned: work that nobody waits for ends, and is not joined.
+func TestFlightAbandoned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flights[string, int]
+		ended, goOn := false, make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		_, err := g.do(ctx, "a", func(ctx context.Context, _ func(error)) (int, error) {
+			<-ctx.Done()
+			ended = true
+			<-goOn
+			return 1, nil
+		})
+		if synctest.Wait(); !errors.Is(err, context.Canceled) || !ended {
+			t.Errorf("%v; the work saw its end: %v", err, ended)
+		}
+		if v, err := g.do(t.Context(), "a", func(context.Context, func(error)) (int, error) { return 2, nil }); v != 2 || err != nil {
+			t.Errorf("joined work that was ending: %d, %v", v, err)
+		}
+		close(goOn)
+		g.close()
+		if _, err := g.do(t.Context(), "a", nil); !errors.Is(err, errClosed) {
+			t.Errorf("after close: %v", err)
+		}
+	})
+}
+
+func TestFlightPanics(t *testing.T) {
+	var g flights[string, int]
+	defer g.close()
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	errs := make(chan error)
+	for i := range 2 {
+		go func() {
+			if i > 0 {
+				<-begun
+			}
+			_, err := g.do(context.Background(), "a", func(context.Context, func(error)) (int, error) {
+				close(begun)
+				<-goOn
+				panic("at the disco")
+			})
+			errs <- err
+		}()
+	}
+	<-begun
+	eventually(t, func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.calls["a"].waiters == 2
+	})
+	close(goOn)
+	for range 2 {
+		if err := <-errs; !errors.Is(err, errInternal) || !strings.Contains(err.Error(), "disco") {
+			t.Errorf("%v, want the panic", err)
+		}
+	}
+}
+
+// eventually waits for what other goroutines do.
+func eventually(t testing.TB, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 20_000 {
+		if done() {
+			return
+		}
+		<-tick.C
+	}
+	t.Fatal("waited in vain")
+}
