@@ -17,8 +17,9 @@ const (
 	maxOverlay = 16 << 40
 	// keySize is two keys of AES-256: one for the bytes, one for the tweaks.
 	keySize = 64
-	// bufferSize is how many bytes are sealed and written at once: enough to
-	// make a system call's cost vanish against that of sealing.
+	// bufferSize is how many bytes are encrypted and written at once, and what a
+	// call may hold while it runs: enough to make a system call's cost vanish
+	// against that of the cipher.
 	bufferSize = 128 << 10
 )
 

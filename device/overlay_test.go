@@ -230,6 +230,36 @@ func TestOverlayMerges(t *testing.T) {
 	}
 }
 
+// TestOverlayDiscardsAll needs no write for a device that ends amid a page.
+func TestOverlayDiscardsAll(t *testing.T) {
+	w := newTwin(t, 3*pageSize, 2*pageSize+100)
+	w.discard(t, 0, 2*pageSize+100)
+	wantBytes(t, w, w.want)
+	if w.file.writes > 0 {
+		t.Errorf("%d writes", w.file.writes)
+	}
+}
+
+// TestStates watches pages that are discarded, then written: once they have
+// left the base, nobody finds them there.
+func TestStates(t *testing.T) {
+	const count = 4 * piecePages
+	table := newPages(count)
+	table.set(0, count, zeroed)
+	go func() {
+		for page := range int64(count) {
+			table.set(page, page+1, inFile)
+		}
+	}()
+	for page := range int64(count) {
+		for s := zeroed; s != inFile; {
+			if s = table.state(page); s == inBase {
+				t.Fatalf("page %d is in the base again", page)
+			}
+		}
+	}
+}
+
 // TestOverlayPrivate writes to two overlays of one base.
 func TestOverlayPrivate(t *testing.T) {
 	a := newTwin(t, 4*pageSize, 4*pageSize)
