@@ -71,7 +71,10 @@ type record struct {
 // closes it.
 func NewClient(o ClientOptions) (*Client, error) {
 	if err := checkRoot(o.Root); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cache: %w", err)
+	}
+	if o.Dial == nil {
+		return nil, errors.New("cache: a client needs a way to reach the fetcher")
 	}
 	orDefault(&o.Deadline, defaultDeadline)
 	orDefault(&o.Memory, defaultMemory)

@@ -140,8 +140,8 @@ func TestOriginFails(t *testing.T) {
 				t.Errorf("the first: %v", err)
 			}
 		})
-		both.Go(func() { time.Sleep(20 * time.Second); read(t, c, chunks[1]) })
-		time.Sleep(40 * time.Second)
+		both.Go(func() { _ = sleep(t.Context(), 20*time.Second); read(t, c, chunks[1]) })
+		_ = sleep(t.Context(), 40*time.Second)
 		down.Store(false)
 		both.Wait()
 	})

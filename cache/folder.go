@@ -83,7 +83,7 @@ func OpenFolder(dir string, limit int64) (*Folder, error) {
 		return nil, fmt.Errorf("cache: folder %q with a limit of %d bytes: give an absolute path and a limit above 0", dir, limit)
 	}
 	f := &Folder{dir: filepath.Clean(dir), limit: limit}
-	if err := os.MkdirAll(f.path(chunksDir), dirPerm); err != nil {
+	if err := f.make(); err != nil {
 		return nil, fmt.Errorf("cache: make folder: %w", err)
 	}
 	f.clean()
@@ -238,11 +238,19 @@ func (f *Folder) openOwn(name string) (*os.File, error) {
 	const flags = os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
 	file, err := os.OpenFile(f.path(name), flags, 0o644)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(f.dir, dirPerm); err == nil {
+		if err = f.make(); err == nil {
 			file, err = os.OpenFile(f.path(name), flags, 0o644)
 		}
 	}
 	return file, err
+}
+
+// make makes the folder, and those above it as the umask has it.
+func (f *Folder) make() error {
+	if err := os.MkdirAll(filepath.Dir(f.dir), dirPerm); err != nil {
+		return err
+	}
+	return errors.Join(makeDir(f.dir), makeDir(f.path(chunksDir)))
 }
 
 // makeDir makes a folder that agents can look into, whatever the umask is.

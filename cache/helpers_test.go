@@ -139,6 +139,9 @@ func newClient(t testing.TB, o ClientOptions) *Client {
 	if o.Root == "" {
 		o.Root = "r1"
 	}
+	if o.Dial == nil {
+		o.Dial = dialer("/dev/null")
+	}
 	if o.Deadline == 0 {
 		o.Deadline = 20 * time.Second
 	}

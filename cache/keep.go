@@ -290,22 +290,42 @@ func (f *Folder) writeNamed(path string, data []byte) error {
 	if err := makeDir(f.path(tempDir)); err != nil {
 		return err
 	}
-	file, err := os.OpenFile(filepath.Join(f.dir, tempDir, rand.Text()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, filePerm)
+	file, err := f.createTemp()
 	if err != nil {
 		return err
 	}
 	defer file.Close() // and with it the lock, last
-	// Until it is locked another's clean may take the file away; then link
-	// fails, and the chunk is not kept.
-	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		err = fill(file, data)
-	}
-	if err == nil {
+	if err = fill(file, data); err == nil {
 		err = os.Link(file.Name(), path)
 	}
 	_ = os.Remove(file.Name())
 	return err
+}
+
+// createTemp gives a new file in tmp with its lock held. Between creation and
+// lock another's clean may take it for a leftover: it has no name left then,
+// and the next is made.
+func (f *Folder) createTemp() (*os.File, error) {
+	for range 100 { // one would have to lose every time
+		file, err := os.OpenFile(filepath.Join(f.dir, tempDir, rand.Text()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, filePerm)
+		if err != nil {
+			return nil, err
+		}
+		var st unix.Stat_t
+		err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			err = unix.Fstat(int(file.Fd()), &st)
+		}
+		if err == nil && st.Nlink > 0 {
+			return file, nil
+		}
+		_ = os.Remove(file.Name())
+		_ = file.Close()
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) { // which is a clean at work
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("%s: other processes keep removing temporary files", f.dir)
 }
 
 // clean removes what killed processes left in tmp.
