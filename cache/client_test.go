@@ -3,10 +3,14 @@ package cache
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"thaw/chunk"
@@ -282,4 +286,80 @@ func TestHashedOnce(t *testing.T) {
 	if s := r.client.Stats(); s.Cache.Corrupt != 1 {
 		t.Errorf("stats %+v, want one corrupt", s)
 	}
+}
+
+// TestReadAt holds both kinds of found chunks to io.ReaderAt.
+func TestReadAt(t *testing.T) {
+	r := newRig(t, 1, 1<<20)
+	want := r.chunks[0]
+	filled(t, r.folder, want)
+	for _, kind := range []string{"*cache.held", "*cache.openFile"} {
+		v, err := r.client.Find(t.Context(), want.Name, small)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("%T", v); got != kind {
+			t.Errorf("found a %s, want %s", got, kind)
+		}
+		if err := iotest.TestReader(io.NewSectionReader(v, 0, small), want.Data); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		p := make([]byte, 10)
+		for off, n := range map[int64]int{small - 4: 4, small: 0, small + 9: 0} {
+			if got, err := v.ReadAt(p, off); got != n || err != io.EOF {
+				t.Errorf("%s: ReadAt %d: %d, %v", kind, off, got, err)
+			}
+		}
+		if _, err := v.ReadAt(p, -1); err == nil || err == io.EOF {
+			t.Errorf("%s: ReadAt -1: %v", kind, err)
+		}
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestMemory: what was received last stays in memory, up to the bound.
+func TestMemory(t *testing.T) {
+	r := newRig(t, 5, 1<<20)
+	c := newClient(t, ClientOptions{Folder: t.TempDir(), Dial: dialer(r.fetcher.socket), Memory: 3 * small})
+	for _, want := range r.chunks {
+		read(t, c, want)
+	}
+	read(t, c, r.chunks[2])
+	read(t, c, r.chunks[4])
+	if s := c.Stats(); s.Cache.Hits != 2 || c.memory.weight != 3*small {
+		t.Errorf("stats %+v, %d bytes in memory", s, c.memory.weight)
+	}
+	read(t, c, r.chunks[0]) // pushes out the one not used for longest
+	for i, want := range []bool{true, false, true, false, true} {
+		if got := c.records[r.chunks[i].Name].held != nil; got != want {
+			t.Errorf("chunk %d in memory: %v, want %v", i, got, want)
+		}
+	}
+}
+
+// TestTouchesAreFew: of many hits one a minute is reported, some time later.
+func TestTouchesAreFew(t *testing.T) {
+	folder := newFolder(t, 1<<20)
+	want := sample(1, small)
+	filled(t, folder, want)
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, ClientOptions{Folder: folder.dir})
+		var mu sync.Mutex
+		sent := 0
+		c.touches.send = func(names []chunk.Name) {
+			mu.Lock()
+			defer mu.Unlock()
+			sent += len(names)
+		}
+		for range 30 { // for 150 s
+			read(t, c, want)
+			time.Sleep(5 * time.Second)
+		}
+		_ = c.Close()
+		if sent != 3 {
+			t.Errorf("%d touches, want 3", sent)
+		}
+	})
 }

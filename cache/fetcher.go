@@ -102,7 +102,8 @@ func orDefault[T int | int64 | time.Duration](v *T, value T) {
 	}
 }
 
-// Stats counts the chunks got, by tier.
+// Stats counts the chunks got, by tier. The cache's errors are chunks that
+// could not be kept.
 func (f *Fetcher) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -317,3 +317,26 @@ func TestDistrust(t *testing.T) {
 	filled(t, f, sample(4, small))
 	checkFolder(t, f)
 }
+
+// TestCrowd fills a small folder from many goroutines, through two Folders as
+// two processes would: nobody waits in vain for a lock, and the limit holds.
+func TestCrowd(t *testing.T) {
+	f := newFolder(t, 5*small)
+	g, err := OpenFolder(f.dir, f.limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range 16 {
+		all.Go(func() {
+			for j := range 20 {
+				filled(t, []*Folder{f, g}[i%2], sample((i*7+j*3)%40, small))
+			}
+		})
+	}
+	all.Wait()
+	if n := f.Stats().Failures + g.Stats().Failures; n != 0 {
+		t.Errorf("%d chunks were not kept", n)
+	}
+	checkFolder(t, f)
+}
