@@ -25,45 +25,40 @@ const checkTime = 10 * time.Second
 
 // Check looks at the host. It changes nothing and takes some 50 ms.
 func Check(ctx context.Context) []Fact {
-	facts := checkRuntimes(ctx)
-	facts = append(facts,
-		checkCgroups(),
-		checkFile("user namespaces", "/proc/sys/user/max_user_namespaces", "sysctl -w user.max_user_namespaces=65536"),
-		checkFilesystem("overlay", "modprobe overlay"),
-		checkFilesystem("ext4", "modprobe ext4"),
-		checkDevice("FUSE", "/dev/fuse", "modprobe fuse"),
-		checkDevice("loop devices", "/dev/loop-control", "modprobe loop"),
-		checkSeccomp(),
-	)
 	root := Fact{Name: "root", OK: os.Geteuid() == 0, Detail: fmt.Sprintf("user %d", os.Geteuid())}
 	if !root.OK {
 		root.Detail, root.Mend = root.Detail+": mounting and running need root", "sudo thaw …"
 	}
-	return append(facts, root)
+	return append(checkRuntimes(ctx), checkCgroups(),
+		checkNumber("user namespaces", "/proc/sys/user/max_user_namespaces", "sysctl -w user.max_user_namespaces=65536"),
+		checkWord("overlayfs", "overlay", "/proc/filesystems", "modprobe overlay"),
+		checkWord("ext4", "ext4", "/proc/filesystems", "modprobe ext4"),
+		checkDevice("FUSE", "/dev/fuse", "modprobe fuse"),
+		checkDevice("loop devices", "/dev/loop-control", "modprobe loop"),
+		checkWord("seccomp", "errno", "/proc/sys/kernel/seccomp/actions_avail", ""),
+		root)
 }
 
-// checkRuntimes tells of the runtime that Find picks, and of others that are there.
+// checkRuntimes tells of the runtimes that are there, first the one that Find picks.
 func checkRuntimes(ctx context.Context) []Fact {
-	const mend = "apt-get install crun"
-	best, err := Find("")
-	if err != nil {
-		return []Fact{{Name: "OCI runtime", Detail: err.Error(), Mend: mend}}
-	}
-	facts := []Fact{checkRuntime(ctx, best, mend)}
-	for _, name := range []string{"crun", "runc", "runsc"} {
-		if r, err := find(name); err == nil && r.Path != best.Path {
-			facts = append(facts, checkRuntime(ctx, r, ""))
+	var facts []Fact
+	for _, name := range runtimeNames() {
+		if r, err := find(name); err == nil {
+			facts = append(facts, checkRuntime(ctx, r))
 		}
+	}
+	if len(facts) == 0 {
+		return []Fact{{Name: "OCI runtime", Detail: "neither of " + strings.Join(runtimeNames(), ", "), Mend: "apt-get install crun"}}
 	}
 	return facts
 }
 
-func checkRuntime(ctx context.Context, r Runtime, mend string) Fact {
+func checkRuntime(ctx context.Context, r Runtime) Fact {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, r.Path, "--version").Output()
 	if err != nil {
-		return Fact{Name: "OCI runtime", Detail: fmt.Sprintf("%s --version: %v", r.Path, err), Mend: mend}
+		return Fact{Name: "OCI runtime", Detail: fmt.Sprintf("%s --version: %v", r.Path, err), Mend: "apt-get install --reinstall " + r.Name}
 	}
 	first, _, _ := bytes.Cut(out, []byte("\n"))
 	f := Fact{Name: "OCI runtime", OK: true, Detail: fmt.Sprintf("%s (%s)", first, r.Path)}
@@ -111,25 +106,22 @@ func checkCgroups() Fact {
 	return Fact{Name: f.Name, OK: true, Detail: version + ": " + strings.Join(slices.Compact(found), " ")}
 }
 
-// checkFile wants a number above zero in a file of the kernel's.
-func checkFile(name, file, mend string) Fact {
+// checkNumber wants a number above zero in a file of the kernel's.
+func checkNumber(name, file, mend string) Fact {
 	data, err := os.ReadFile(file)
-	text := strings.TrimSpace(string(data))
-	switch {
-	case err != nil:
-		return Fact{Name: name, Detail: "the kernel has none: " + err.Error()}
-	case text == "0":
-		return Fact{Name: name, Detail: file + " is 0", Mend: mend}
+	if text := strings.TrimSpace(string(data)); err == nil && text != "0" {
+		return Fact{Name: name, OK: true, Detail: "up to " + text}
 	}
-	return Fact{Name: name, OK: true, Detail: "up to " + text}
+	return Fact{Name: name, Detail: "none: see " + file, Mend: mend}
 }
 
-func checkFilesystem(name, mend string) Fact {
-	data, err := os.ReadFile("/proc/filesystems")
-	if err == nil && slices.Contains(strings.Fields(string(data)), name) {
-		return Fact{Name: name, OK: true, Detail: "in /proc/filesystems"}
+// checkWord wants a word in a list of the kernel's.
+func checkWord(name, word, file, mend string) Fact {
+	data, _ := os.ReadFile(file)
+	if slices.Contains(strings.Fields(string(data)), word) {
+		return Fact{Name: name, OK: true, Detail: word + " in " + file}
 	}
-	return Fact{Name: name, Detail: "not in /proc/filesystems", Mend: mend}
+	return Fact{Name: name, Detail: "no " + word + " in " + file, Mend: mend}
 }
 
 func checkDevice(name, file, mend string) Fact {
@@ -137,15 +129,4 @@ func checkDevice(name, file, mend string) Fact {
 		return Fact{Name: name, Detail: "no " + file, Mend: mend}
 	}
 	return Fact{Name: name, OK: true, Detail: file}
-}
-
-func checkSeccomp() Fact {
-	f := Fact{Name: "seccomp"}
-	data, err := os.ReadFile("/proc/sys/kernel/seccomp/actions_avail")
-	if f.OK = err == nil && slices.Contains(strings.Fields(string(data)), "errno"); f.OK {
-		f.Detail = "filters"
-	} else {
-		f.Detail = "the kernel has no filters: it must be built with CONFIG_SECCOMP_FILTER"
-	}
-	return f
 }

@@ -26,13 +26,16 @@ func Find(name string) (Runtime, error) {
 	if name != "" {
 		return find(name)
 	}
-	for _, name := range []string{"crun", "runc", "runsc"} {
+	for _, name := range runtimeNames() {
 		if r, err := find(name); err == nil {
 			return r, nil
 		}
 	}
-	return Runtime{}, errors.New("no OCI runtime: found neither crun, runc nor runsc; apt-get install crun")
+	return Runtime{}, fmt.Errorf("no OCI runtime: found neither of %s; apt-get install crun", strings.Join(runtimeNames(), ", "))
 }
+
+// runtimeNames are those that we know how to call, the fastest first.
+func runtimeNames() []string { return []string{"crun", "runc", "runsc"} }
 
 func find(name string) (Runtime, error) {
 	file, err := exec.LookPath(name)
@@ -43,7 +46,7 @@ func find(name string) (Runtime, error) {
 		return Runtime{}, fmt.Errorf("runtime %s: %w; apt-get install crun, or name another with --runtime", name, errors.Unwrap(err))
 	}
 	r := Runtime{Path: file}
-	for _, kind := range []string{"crun", "runsc", "runc"} {
+	for _, kind := range runtimeNames() {
 		if strings.HasPrefix(filepath.Base(file), kind) {
 			r.Name = kind
 			break

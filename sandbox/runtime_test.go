@@ -52,7 +52,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
-	for _, name := range []string{"OCI runtime", "cgroups", "user namespaces", "overlay", "ext4", "FUSE", "loop devices", "seccomp", "root"} {
+	for _, name := range []string{"OCI runtime", "cgroups", "user namespaces", "overlayfs", "ext4", "FUSE", "loop devices", "seccomp", "root"} {
 		if !names[name] {
 			t.Errorf("nothing about %s", name)
 		}

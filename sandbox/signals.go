@@ -33,7 +33,7 @@ func Catch() *Signals {
 }
 
 // Forward passes signals on to p until stop is called; those that were caught before come first. SIGTERM becomes the image's stop signal.
-// The third SIGINT or SIGTERM kills. Call it once, and stop before p.Wait's result is used up: never signal a process that is gone.
+// The third SIGINT or SIGTERM kills. Call it once.
 func (s *Signals) Forward(p *Process) (stop func()) {
 	var done sync.WaitGroup
 	done.Go(func() {

@@ -35,13 +35,14 @@ const (
 // stopSignalKey is the annotation that OCI defines for an image's stop signal; Start reads it back.
 const stopSignalKey = "org.opencontainers.image.stopSignal"
 
-// Config says what to run and how. The zero value of each field but the first four is docker's default.
+// Config says what to run and how. The zero value of each field after these is docker's default.
 type Config struct {
 	Image    []byte // the image's config JSON
 	Root     string // the instance's root file system, an absolute path on the host
 	Bundle   string // absolute path of the folder for config.json and the files beside it
 	Cgroup   string // absolute path of the instance's cgroup below every hierarchy's mount: "/thaw-1f-c0ffee"
 	Hostname string // "" = the last element of Cgroup
+	Filters  string // folder of root's alone where compiled system call filters are kept between starts; "" = compile each time
 
 	Args        []string // replace the image's Cmd; its Entrypoint stays
 	Env         []string // "K=V"; "K" alone takes the caller's value, and unsets K if the caller has none
@@ -78,11 +79,12 @@ func NewSpec(c Config) (*specs.Spec, error) {
 		return nil, err
 	}
 	s := &specs.Spec{
-		Version:  "1.0.2", // of the oldest runtimes that we run
-		Process:  process,
-		Root:     &specs.Root{Path: c.Root, Readonly: c.ReadOnly},
-		Hostname: c.hostname(),
-		Mounts:   mounts,
+		Version:     "1.0.2", // of the oldest runtimes that we run
+		Process:     process,
+		Root:        &specs.Root{Path: c.Root, Readonly: c.ReadOnly},
+		Hostname:    c.hostname(),
+		Mounts:      mounts,
+		Annotations: map[string]string{stopSignalKey: image.StopSignal},
 		Linux: &specs.Linux{
 			UIDMappings:   []specs.LinuxIDMapping{{ContainerID: 0, HostID: IDBase, Size: IDCount}},
 			GIDMappings:   []specs.LinuxIDMapping{{ContainerID: 0, HostID: IDBase, Size: IDCount}},
@@ -96,14 +98,14 @@ func NewSpec(c Config) (*specs.Spec, error) {
 	if !c.HostNetwork {
 		s.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
 	}
-	if image.StopSignal != "" {
-		s.Annotations = map[string]string{stopSignalKey: image.StopSignal}
-	}
 	s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
 	if err != nil {
 		return nil, fmt.Errorf("system call filter: %w", err)
 	}
-	return s, nil
+	if c.Filters != "" {
+		err = useFilter(s, c.Filters)
+	}
+	return s, err
 }
 
 func (c Config) hostname() string {

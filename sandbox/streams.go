@@ -19,10 +19,12 @@ import (
 // open by name it gets as a pipe, which a goroutine empties. With a terminal it gets one that the runtime makes; goroutines carry bytes
 // between it and the caller's, which is raw meanwhile.
 type streams struct {
-	given Instance
-	// What the runtime's command gets; nil is /dev/null.
-	stdin, stdout, stderr *os.File
-	pipes                 []pipe
+	runc.IO // nil: go-runc calls nothing but Set
+	given   Instance
+
+	stdin          io.Reader // what the runtime's command gets; nil is /dev/null
+	stdout, stderr io.Writer
+	pipes          []pipe
 
 	socket   *runc.Socket    // over which the runtime sends the terminal
 	terminal console.Console // the instance's, our side
@@ -36,8 +38,6 @@ type streams struct {
 // pipe is one between an instance and a file of the caller's.
 type pipe struct{ from, to, inside *os.File }
 
-var _ runc.IO = (*streams)(nil)
-
 func newStreams(in Instance, terminal bool) (*streams, error) {
 	s := &streams{given: in}
 	var err error
@@ -49,7 +49,9 @@ func newStreams(in Instance, terminal bool) (*streams, error) {
 		}
 		return s, nil
 	}
-	s.stdin = in.Stdin
+	if in.Stdin != nil { // a nil *os.File is not a nil io.Reader
+		s.stdin = in.Stdin
+	}
 	s.stdout, err = s.open(in.Stdout)
 	if err == nil {
 		s.stderr, err = s.open(in.Stderr)
@@ -63,7 +65,7 @@ func newStreams(in Instance, terminal bool) (*streams, error) {
 // open makes an output something that the instance may open by name again, as programs do that log to /dev/stdout: its users own none of
 // the caller's files. A pipe is opened to all who can reach it, which are those that hold it; a terminal or a file stays as it is and is
 // reached through a pipe; anything else is passed.
-func (s *streams) open(f *os.File) (*os.File, error) {
+func (s *streams) open(f *os.File) (io.Writer, error) {
 	if f == nil {
 		return nil, nil
 	}
@@ -116,15 +118,15 @@ func (s *streams) begin() error {
 	if s.given.Stdout != nil {
 		s.output.Go(func() { _, _ = io.Copy(s.given.Stdout, s.terminal) })
 	}
-	if s.given.Stdin != nil {
-		if s.caller, err = console.ConsoleFromFile(s.given.Stdin); err == nil {
-			err = s.attach()
-		} else {
-			s.caller, err = nil, nil
-		}
-	}
 	s.input.Go(func() { s.carry(stop) })
-	return err
+	if s.given.Stdin == nil {
+		return nil
+	}
+	if caller, err := console.ConsoleFromFile(s.given.Stdin); err == nil {
+		s.caller = caller
+		return s.attach()
+	}
+	return nil
 }
 
 // attach makes the caller's terminal raw and keeps the instance's as large as it is.
@@ -174,28 +176,23 @@ func (s *streams) drain() { s.output.Wait() }
 
 // close ends input and puts the caller's terminal back.
 func (s *streams) close() error {
-	var err error
-	if s.stop != nil {
-		s.stop.Close()
-		s.stop = nil
+	if s.socket == nil {
+		return nil
 	}
-	if s.resized != nil {
+	s.socket.Close()
+	s.socket = nil
+	var err error
+	if s.caller != nil {
 		signal.Stop(s.resized)
 		close(s.resized)
-		s.resized = nil
-	}
-	if s.caller != nil {
 		err = s.caller.Reset()
-		s.caller = nil
 	}
-	s.input.Wait()
+	if s.stop != nil {
+		s.stop.Close()
+		s.input.Wait()
+	}
 	if s.terminal != nil {
 		s.terminal.Close()
-		s.terminal = nil
-	}
-	if s.socket != nil {
-		s.socket.Close()
-		s.socket = nil
 	}
 	return err
 }
@@ -210,29 +207,4 @@ func (s *streams) abandon() error {
 }
 
 // Set gives a runtime's command the streams.
-func (s *streams) Set(cmd *exec.Cmd) {
-	for _, f := range []struct {
-		file *os.File
-		set  func(*os.File)
-	}{
-		{s.stdin, func(f *os.File) { cmd.Stdin = f }},
-		{s.stdout, func(f *os.File) { cmd.Stdout = f }},
-		{s.stderr, func(f *os.File) { cmd.Stderr = f }},
-	} {
-		if f.file != nil { // a nil *os.File is not a nil io.Reader
-			f.set(f.file)
-		}
-	}
-}
-
-// Close does nothing: close does, later than go-runc would.
-func (s *streams) Close() error { return nil }
-
-// Stdin is none: go-runc need not write.
-func (s *streams) Stdin() io.WriteCloser { return nil }
-
-// Stdout is none: go-runc need not read.
-func (s *streams) Stdout() io.ReadCloser { return nil }
-
-// Stderr is none: go-runc need not read.
-func (s *streams) Stderr() io.ReadCloser { return nil }
+func (s *streams) Set(cmd *exec.Cmd) { cmd.Stdin, cmd.Stdout, cmd.Stderr = s.stdin, s.stdout, s.stderr }

@@ -48,6 +48,7 @@ type Instance struct {
 type Process struct {
 	PID int // of its first process, on the host; not reused before Wait has returned
 
+	process  *os.Process // holds a pidfd: a signal never reaches another that got the same id
 	stop     syscall.Signal
 	launcher *launcher
 	streams  *streams
@@ -85,11 +86,18 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	if err != nil {
 		return nil, errors.Join(err, st.abandon())
 	}
-	p := &Process{PID: pid, stop: stopSignal(spec.Annotations[stopSignalKey]), launcher: s.launcher, streams: st}
+	if name := spec.Annotations[keepFilterKey]; name != "" && s.runtime.Name == "crun" {
+		keepFilter(filepath.Join(in.State, in.ID), name)
+	}
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("instance: %w", err), st.abandon())
+	}
+	p := &Process{PID: pid, process: process, stop: stopSignal(spec.Annotations[stopSignalKey]), launcher: s.launcher, streams: st}
 	p.wait = sync.OnceValues(p.reap)
 	if err := st.begin(); err != nil {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-		_, _ = p.wait()
+		_ = p.Signal(syscall.SIGKILL)
+		_, _ = p.Wait()
 		return nil, errors.Join(err, st.abandon())
 	}
 	return p, nil
@@ -154,16 +162,16 @@ func (p *Process) reap() (int, error) {
 	return status.ExitStatus(), nil
 }
 
-// Signal sends the instance's first process a signal, as long as Wait has not returned.
+// Signal sends the instance's first process a signal. One that has ended gets none.
 func (p *Process) Signal(sig syscall.Signal) error {
-	if err := syscall.Kill(p.PID, sig); err != nil {
+	if err := p.process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal the instance: %w", err)
 	}
 	return nil
 }
 
 // Close gives the caller's terminal back as it was. It does not end the instance.
-func (p *Process) Close() error { return p.streams.close() }
+func (p *Process) Close() error { return errors.Join(p.streams.close(), p.process.Release()) }
 
 // Exit codes for what kept a program from starting, as docker has them.
 const (
