@@ -25,7 +25,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -69,17 +68,23 @@ type Reference struct {
 	Time  time.Time // when it was set, to the second
 }
 
-var (
-	nameRule   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$`)
-	idRule     = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	prefixRule = regexp.MustCompile(`^[0-9a-f]{4,63}$`) // shorter ones are typing errors
+const (
+	letters    = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	nameSize   = 255 // bytes at most
+	idSize     = 64  // hex digits
+	prefixSize = 4   // at least: a shorter one is a typing error
 )
+
+// isHex tells whether s is of lower-case hex digits.
+func isHex(s string) bool { return strings.Trim(s, "0123456789abcdef") == "" }
+
+func isID(s string) bool { return len(s) == idSize && isHex(s) }
 
 // Check refuses what cannot be an image's name: 1 to 255 letters, digits and
 // "._/:@-", starting with a letter or digit.
 func Check(name string) error {
-	if !nameRule.MatchString(name) {
-		return fmt.Errorf("catalog: %.80q cannot be an image's name (%s)", name, nameRule)
+	if name == "" || len(name) > nameSize || !strings.Contains(letters, name[:1]) || strings.Trim(name, letters+"._/:@-") != "" {
+		return fmt.Errorf("catalog: %.80q cannot be an image's name (1 to %d letters, digits and ._/:@-, starting with a letter or digit)", name, nameSize)
 	}
 	return nil
 }
@@ -97,7 +102,7 @@ func (c *Catalog) prefix() string { return "names/" + c.tenant }
 // once all succeed, and the highest number counts. The image's manifest is
 // durable before.
 func (c *Catalog) Set(ctx context.Context, name, image, root string) (Reference, error) {
-	if !idRule.MatchString(image) || root == "" {
+	if !isID(image) || root == "" {
 		return Reference{}, fmt.Errorf("catalog: %s cannot mean image %.80q in root %q", name, image, root)
 	}
 	return c.put(ctx, name, record{Image: image, Root: root})
@@ -185,12 +190,12 @@ func (c *Catalog) List(ctx context.Context) (refs []Reference, err error) {
 // id of the same spelling. It gives ErrNotFound or ErrAmbiguous. An image that
 // several roots have is taken from the latest.
 func (c *Catalog) Resolve(ctx context.Context, what string) (Reference, error) {
-	isID := idRule.MatchString(what) || prefixRule.MatchString(what)
-	if err := Check(what); err != nil && !isID {
+	mayBeID := len(what) >= prefixSize && len(what) <= idSize && isHex(what)
+	if err := Check(what); err != nil && !mayBeID {
 		return Reference{}, err
 	}
 	ref, err := c.Get(ctx, what)
-	if !errors.Is(err, ErrNotFound) || !isID {
+	if !errors.Is(err, ErrNotFound) || !mayBeID {
 		return ref, err
 	}
 	roots, err := c.origin.Roots(ctx)
@@ -203,7 +208,7 @@ func (c *Catalog) Resolve(ctx context.Context, what string) (Reference, error) {
 			switch {
 			case err != nil:
 				return Reference{}, fmt.Errorf("catalog: %w", err)
-			case !idRule.MatchString(info.Name):
+			case !isID(info.Name):
 				continue // not a manifest
 			case found.Image != "" && found.Image != info.Name:
 				return Reference{}, fmt.Errorf("catalog: %w: %s: %.16s… and %.16s…", ErrAmbiguous, what, found.Image, info.Name)

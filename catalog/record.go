@@ -77,7 +77,7 @@ func (c *Catalog) open(ctx context.Context, p place, data []byte) (r record, err
 	if subtle.ConstantTimeCompare(digest, r.digest(p)) != 1 {
 		return r, fmt.Errorf("%w: sealed for something else", ErrCorrupt)
 	}
-	if set := idRule.MatchString(r.Image) && r.Root != ""; set == r.Removed {
+	if set := isID(r.Image) && r.Root != ""; set == r.Removed {
 		return r, fmt.Errorf("%w: neither an image nor a removal", ErrCorrupt)
 	}
 	return r, nil

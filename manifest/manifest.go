@@ -53,7 +53,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"regexp"
+	"strings"
 
 	"thaw/chunk"
 )
@@ -82,8 +82,15 @@ const (
 	maxWrapped = 1<<16 - 1
 )
 
-// tenantForm is also what a path component of the origin may look like.
-var tenantForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+const (
+	lower     = "abcdefghijklmnopqrstuvwxyz0123456789"
+	maxTenant = 64 // bytes
+)
+
+// isTenant allows what can be a path component of the origin.
+func isTenant(s string) bool {
+	return s != "" && len(s) <= maxTenant && strings.Contains(lower, s[:1]) && strings.Trim(s, lower+"._-") == ""
+}
 
 // Kind says what a manifest describes.
 type Kind uint8
@@ -151,8 +158,8 @@ func (m *Manifest) check() error {
 	switch {
 	case m.Kind != Image && m.Kind != Layer:
 		return fmt.Errorf("unknown kind %d", m.Kind)
-	case !tenantForm.MatchString(m.Tenant):
-		return fmt.Errorf("tenant %.70q is not %s", m.Tenant, tenantForm)
+	case !isTenant(m.Tenant):
+		return fmt.Errorf("tenant %.70q is not 1 to %d of a-z, 0-9 and ._-, starting with a letter or digit", m.Tenant, maxTenant)
 	case !chunk.ValidSize(m.ChunkSize):
 		return fmt.Errorf("chunk size %d is no power of two between %d and %d", m.ChunkSize, chunk.MinSize, chunk.MaxSize)
 	case m.Size < 0 || m.Size == 0 && m.Kind == Image:

@@ -99,7 +99,7 @@ func (m *Objects) List(ctx context.Context, namePrefix string) iter.Seq2[Info, e
 	if err != nil {
 		return func(yield func(Info, error) bool) { yield(Info{}, err) }
 	}
-	return m.o.infos(ctx, prefix+namePrefix, objectRule.MatchString)
+	return m.o.infos(ctx, prefix+namePrefix, objectRule.match)
 }
 
 // Tenants gives the tenants that have manifests in a root, ascending; an error
@@ -123,7 +123,7 @@ func (o *Origin) Children(ctx context.Context, key string) iter.Seq2[string, err
 				return
 			}
 			name := strings.TrimSuffix(strings.TrimPrefix(e.Key, prefix), "/")
-			if e.Dir && objectRule.MatchString(name) && !yield(name, nil) {
+			if e.Dir && objectRule.match(name) && !yield(name, nil) {
 				return
 			}
 		}

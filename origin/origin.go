@@ -26,7 +26,6 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"regexp"
 	"strings"
 )
 
@@ -177,13 +176,39 @@ func (o *Origin) fail(verb, key string, err error) error {
 	return fmt.Errorf("origin: %s %s in %s: %w", verb, key, o.where, err)
 }
 
+const (
+	lower   = "abcdefghijklmnopqrstuvwxyz0123456789"
+	letters = lower + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+)
+
+// rule says which names are good: up to max bytes, each of first or more, and
+// the first one of first. These were regular expressions once, and took a
+// millisecond of every start.
+type rule struct {
+	first, more string
+	max         int
+}
+
 var (
-	tenantRule = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
-	rootRule   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+	tenantRule = rule{lower, "._-", 64}
+	rootRule   = rule{lower, "-", 32}
 	// objectRule holds names to what every store takes as it is and a folder
 	// cannot mistake: no slash, no leading dot, at most 255 bytes.
-	objectRule = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@!=+-]{0,254}$`)
+	objectRule = rule{letters, "._:@!=+-", 255}
 )
+
+func (r rule) match(name string) bool {
+	return name != "" && len(name) <= r.max && strings.Contains(r.first, name[:1]) && strings.Trim(name, r.first+r.more) == ""
+}
+
+// String gives the rule in words.
+func (r rule) String() string {
+	first := "a-z, 0-9"
+	if r.first == letters {
+		first = "A-Z, " + first
+	}
+	return fmt.Sprintf("1 to %d of %s and %s, starting with a letter or digit", r.max, first, r.more)
+}
 
 // CheckTenant refuses what cannot be a tenant's name: 1 to 64 of a-z, 0-9, dot,
 // underscore and hyphen, starting with a letter or digit.
@@ -191,9 +216,9 @@ func CheckTenant(tenant string) error {
 	return check(tenantRule, "tenant", tenant)
 }
 
-func check(rule *regexp.Regexp, what, name string) error {
-	if !rule.MatchString(name) {
-		return fmt.Errorf("origin: %.80q cannot be the name of a %s (%s)", name, what, rule)
+func check(r rule, what, name string) error {
+	if !r.match(name) {
+		return fmt.Errorf("origin: %.80q cannot be the name of a %s (%s)", name, what, r)
 	}
 	return nil
 }
