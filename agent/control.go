@@ -72,6 +72,7 @@ type control struct {
 	mu        sync.Mutex // guards what follows
 	listeners map[chan string]struct{}
 	conns     map[net.Conn]struct{}
+	files     map[string]*os.File // what instances write to, by their names
 	lastEvent time.Time
 	closed    bool
 }
@@ -89,7 +90,7 @@ func newControl(f *os.File, image string, m *manifest.Manifest, dev *device.Devi
 	u.SetUnlinkOnClose(false)
 	return &control{
 		image: image, m: m, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls),
-		listeners: map[chan string]struct{}{}, conns: map[net.Conn]struct{}{},
+		listeners: map[chan string]struct{}{}, conns: map[net.Conn]struct{}{}, files: map[string]*os.File{},
 	}, nil
 }
 
@@ -188,7 +189,7 @@ func (c *control) handle(r request, in *passing) answer {
 	case opAdd:
 		err = c.add(r.Name, in.take())
 	case opRemove:
-		err = c.server.RemoveFile(r.Name)
+		err = c.remove(r.Name)
 	default:
 		err = fmt.Errorf("no request %.20q", r.Op)
 	}
@@ -203,14 +204,29 @@ func (c *control) add(name string, file *os.File) error {
 	if file == nil {
 		return errors.New("no file came with the request")
 	}
-	overlay, err := device.NewOverlay(c.dev, file, c.dev.Size())
+	overlay, err := device.NewOverlay(c.dev, punchable{file}, c.dev.Size())
 	if err == nil {
 		err = c.server.AddFile(name, overlay)
 	}
 	if err != nil {
 		return errors.Join(err, file.Close())
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.files[name] = file
 	return nil
+}
+
+// remove forgets an instance's device and what was written to it.
+func (c *control) remove(name string) error {
+	err := c.server.RemoveFile(name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if file := c.files[name]; file != nil {
+		delete(c.files, name)
+		err = errors.Join(err, file.Close())
+	}
+	return err
 }
 
 // report tells those who listen of a failed read or write.
@@ -287,4 +303,17 @@ func (p *passing) drop() {
 	if f := p.take(); f != nil {
 		_ = f.Close()
 	}
+}
+
+// punchable is a file in which an overlay can free what it forgets.
+type punchable struct{ *os.File }
+
+// PunchHole is device.HolePuncher's. A file system without holes keeps the
+// bytes, which nobody reads.
+func (f punchable) PunchHole(off, n int64) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
 }

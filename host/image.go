@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -76,18 +77,28 @@ func (h *Host) setUpImage(ctx context.Context, key, fetcher string, i Image) err
 			return err
 		}
 	}
+	var users *os.File // a user namespace of containers' ids, made meanwhile
+	var uerr error
+	var work sync.WaitGroup
+	work.Go(func() { users, uerr = userNamespace() })
 	agent, err := h.startAgent(key, fetcher, i)
+	if work.Wait(); uerr == nil {
+		defer users.Close() // the mapped mount keeps it
+	}
 	if err != nil {
 		return fmt.Errorf("starting the agent: %w", err)
 	}
-	if err := h.mountImage(key); err != nil {
+	if uerr != nil {
+		return uerr
+	}
+	if err := h.mountImage(key, users); err != nil {
 		return err
 	}
 	return writeRecord(h.dir("images", key, "image.json"), imageRecord{i.ID, i.Name, agent})
 }
 
 // mountImage has the kernel read the agent's file.
-func (h *Host) mountImage(key string) error {
+func (h *Host) mountImage(key string, users *os.File) error {
 	loop, err := mount.AttachLoop(h.dir("images", key, "fuse", "image"), true)
 	if err != nil {
 		return err
@@ -96,11 +107,13 @@ func (h *Host) mountImage(key string) error {
 	if err := mount.MountExt4(loop.Device, h.dir("images", key, "root"), true); err != nil {
 		return err
 	}
-	return mount.IDMap(h.dir("images", key, "root"), h.dir("images", key, "mapped"), containerIDs())
+	return mount.IDMap(h.dir("images", key, "root"), h.dir("images", key, "mapped"), users)
 }
 
-// containerIDs is how the ids of files become those of containers.
-func containerIDs() mount.IDs { return mount.IDs{Host: sandbox.IDBase, Count: sandbox.IDCount} }
+// userNamespace maps the ids of files to those of containers.
+func userNamespace() (*os.File, error) {
+	return mount.UserNamespace(mount.IDs{Host: sandbox.IDBase, Count: sandbox.IDCount})
+}
 
 // startAgent mounts the agent's file system and starts it. It outlives us, and
 // ends with its file system.

@@ -148,7 +148,12 @@ func (i *Instance) MountWritable(ctx context.Context, image *Use, dir string, ma
 	if err := mount.MountExt4(loop.Device, plain, false); err != nil {
 		return err
 	}
-	if err := mount.IDMap(plain, dir, containerIDs()); err != nil {
+	users, err := userNamespace()
+	if err != nil {
+		return err
+	}
+	defer users.Close()
+	if err := mount.IDMap(plain, dir, users); err != nil {
 		return err
 	}
 	return mount.Unmount(plain) // the mapped one keeps the file system
