@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// watchPoll is how often, in ms, a watched process is asked for an end that its
-// descriptor did not tell: only to see the end of the watching.
-const watchPoll = 200
 
 // watched tells what happens to those the instance depends on.
 type watched struct {
@@ -70,11 +67,26 @@ func (k *keeper) keepFetcher(ctx context.Context) {
 // if ctx ended before.
 func waitEnd(ctx context.Context, f *os.File) bool {
 	defer f.Close()
-	for ctx.Err() == nil {
-		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(fds, watchPoll); n > 0 {
+	stopR, stopW, err := os.Pipe()
+	if err != nil {
+		return false
+	}
+	defer stopR.Close()
+	stop := context.AfterFunc(ctx, func() { _ = stopW.Close() })
+	defer func() {
+		if stop() {
+			_ = stopW.Close()
+		}
+	}()
+	for {
+		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}, {Fd: int32(stopR.Fd()), Events: unix.POLLIN}}
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil || fds[1].Revents != 0:
+			return false
+		case fds[0].Revents != 0:
 			return true
 		}
 	}
-	return false
 }
