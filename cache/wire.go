@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -60,11 +59,14 @@ func (s status) err() error {
 // errProtocol says that the peer sent what the package comment does not allow.
 var errProtocol = errors.New("protocol error")
 
-// rootRule is the origin's rule for the name of a root.
-var rootRule = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+// The origin's rule for the name of a root.
+const (
+	rootLetters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	maxRootSize = 32 // bytes
+)
 
 func checkRoot(root string) error {
-	if !rootRule.MatchString(root) {
+	if root == "" || len(root) > maxRootSize || !strings.Contains(rootLetters, root[:1]) || strings.Trim(root, rootLetters+"-") != "" {
 		return fmt.Errorf("%w: %.40q is not the name of a root", errProtocol, root)
 	}
 	return nil

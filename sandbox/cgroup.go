@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,10 +20,13 @@ import (
 // removeTime bounds how long a group's processes may take to end once killed: they may be in the middle of a large exit.
 const removeTime = 10 * time.Second
 
-var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+const (
+	letters   = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	maxIDSize = 128 // bytes
+)
 
 func checkID(id string) error {
-	if !validID.MatchString(id) {
+	if id == "" || len(id) > maxIDSize || !strings.Contains(letters, id[:1]) || strings.Trim(id, letters+"_.-") != "" {
 		return fmt.Errorf("instance id %q: want letters, digits, _ . -", id)
 	}
 	return nil

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -92,6 +94,33 @@ func TestQuickBuild(t *testing.T) {
 		}
 		if !bytes.Contains(full, []byte("\n"+sdk)) {
 			t.Errorf("the build with all drivers lacks %s: is that its name?", sdk)
+		}
+	}
+}
+
+// TestQuickStart bounds what our packages do before main, in every program that
+// a start runs: tables that are made then, and regular expressions, have been a
+// third of it. Bytes are counted, since they do not depend on the machine.
+func TestQuickStart(t *testing.T) {
+	const most = 1 << 10 // bytes that a package may allocate
+	programs := []string{"thaw"}
+	parts, err := filepath.Glob(builtParts(t) + "/thaw-*[^6]") // not the .sha256
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, program := range append(programs, parts...) {
+		cmd := exec.Command(program, "--help")
+		cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
+		out, _ := cmd.CombinedOutput() // not all know --help
+		seen := 0
+		for _, m := range regexp.MustCompile(`(?m)^init (\S+) @.* (\d+) bytes, `).FindAllStringSubmatch(string(out), -1) {
+			seen++
+			if n, err := strconv.Atoi(m[2]); strings.HasPrefix(m[1], "thaw/") && (err != nil || n > most) {
+				t.Errorf("%s: package %s allocates %s bytes at every start, want at most %d", filepath.Base(program), m[1], m[2], most)
+			}
+		}
+		if seen == 0 {
+			t.Errorf("%s: no trace of its start in %q", program, out)
 		}
 	}
 }
