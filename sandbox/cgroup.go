@@ -80,8 +80,13 @@ func Delete(ctx context.Context, state, id, cgroup string) error {
 		return err
 	}
 	names, err := filepath.Glob(filepath.Join(state, id+"_sandbox:*")) // runsc's
-	for _, name := range append(names, filepath.Join(state, id)) {
+	for _, name := range append(names, filepath.Join(state, "runsc-"+id+".sock"), filepath.Join(state, id)) {
 		err = errors.Join(err, os.RemoveAll(name))
+	}
+	if rest, _ := filepath.Glob(filepath.Join(state, "*_sandbox:*.state")); len(rest) == 0 { // the last of runsc's
+		nowhere := filepath.Join(state, "null-netns") // a network namespace, mounted
+		_ = unix.Unmount(nowhere, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		err = errors.Join(err, os.RemoveAll(nowhere))
 	}
 	return err
 }

@@ -192,6 +192,15 @@ func TestVolumes(t *testing.T) {
 		if got := r.run(c); got.out != "old new" {
 			t.Errorf("%+v", got)
 		}
+		if err := os.Chmod(dir, 0o700); err != nil { // a home: nobody else may look into it
+			t.Fatal(err)
+		}
+		if err := os.Chown(dir, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.run(c); got.out != "old new" {
+			t.Errorf("%+v %v", got, got.start)
+		}
 	})
 }
 
@@ -260,7 +269,7 @@ func TestOutputs(t *testing.T) {
 			if got := r.run(c); got.out != "text" {
 				t.Errorf("pipe, user %q: %+v", user, got)
 			}
-			f, err := os.Create(filepath.Join(r.dir, "log"))
+			f, err := os.OpenFile(filepath.Join(r.dir, "log"+user), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -438,4 +447,46 @@ func TestKilledWhileStarting(t *testing.T) {
 			r.delete(c)
 		}
 	})
+}
+
+// gVisor shows a kernel of its own, so what an instance sees differs; what we do for it does not.
+func TestGVisor(t *testing.T) {
+	if _, err := Find("runsc"); err != nil || os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root and runsc, which Debian 12 does not have: ", err)
+	}
+	r := newRig(t, "runsc")
+	c := r.config("look")
+	c.Image = []byte(`{"config":{"Entrypoint":["/bin/probe"],"Env":["B=image"],"User":"app","WorkingDir":"/srv/made"}}`)
+	s := r.look(c)
+	if s.UID != 1000 || s.GID != 1001 || s.Dir != "/srv/made" || !slices.Contains(s.Env, "B=image") || s.Status["NoNewPrivs"] != "1" {
+		t.Errorf("%+v", s)
+	}
+	if got := r.run(r.config("exit", "7")); got.code != 7 {
+		t.Errorf("%+v", got)
+	}
+	for program, code := range map[string]int{"none": 127, "/none": 127, "/etc/data": 126} {
+		c := r.config(program)
+		c.Image, c.Volumes = []byte(`{}`), []Volume{{Source: r.dir, Target: "/volume"}}
+		if got := r.run(c); ExitCode(got.start) != code {
+			t.Errorf("%s: %v, want %d", program, got.start, code)
+		}
+	}
+	c = r.config("wait")
+	c.Image = []byte(`{"config":{"Entrypoint":["/bin/probe"],"StopSignal":"SIGQUIT"}}`)
+	outR, outW := mustPipe(t)
+	in := r.instance(c)
+	in.Stdout = outW
+	signals := Catch()
+	p, err := r.start(c, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer signals.Forward(p)()
+	expect(t, bufio.NewReader(outR), "ready\n")
+	if err := unix.Kill(os.Getpid(), unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := p.Wait(); code != 3 || err != nil {
+		t.Error(code, err)
+	}
 }

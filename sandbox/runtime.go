@@ -61,6 +61,18 @@ func find(name string) (Runtime, error) {
 	return r, nil
 }
 
+// options are what a runtime must be told besides the specification. gVisor has its own kernel: with a network stack of its own, which has
+// the loopback alone, and an overlay of its own, of which there is no need.
+func (r Runtime) options(hostNetwork bool) []string {
+	switch {
+	case r.Name != "runsc":
+		return nil
+	case hostNetwork:
+		return []string{"--platform=systrap", "--overlay2=none", "--network=host"}
+	}
+	return []string{"--platform=systrap", "--overlay2=none", "--network=none"}
+}
+
 func isCgroup2(dir string) bool {
 	var s unix.Statfs_t
 	return unix.Statfs(dir, &s) == nil && s.Type == unix.CGROUP2_SUPER_MAGIC

@@ -18,10 +18,14 @@ type Signals struct{ caught chan os.Signal }
 // process does, and somebody at a terminal must be able to end it.
 const patience = 3
 
-// Catch catches all signals that mean the instance: not those about our own children, writes and terminal, or that cannot be caught.
+// Catch catches all signals that mean the instance: not those about our own children, writes and terminal, those
+// that our caller ignores, and those that cannot be caught.
 func Catch() *Signals {
 	s := &Signals{caught: make(chan os.Signal, 64)}
 	for sig := syscall.Signal(1); sig <= 64; sig++ {
+		if signal.Ignored(sig) { // as nohup and shells' background jobs have it
+			continue
+		}
 		switch sig {
 		case unix.SIGKILL, unix.SIGSTOP, unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGWINCH, unix.SIGTTIN, unix.SIGTTOU,
 			32, 33: // the C library's own

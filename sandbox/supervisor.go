@@ -8,12 +8,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 
 	runc "github.com/containerd/go-runc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Supervisor starts instances with one runtime. A process has one at most: it makes the process the reaper of all its descendants, and
@@ -56,7 +58,7 @@ type Process struct {
 }
 
 // Start makes a container of the bundle and starts its program. On an error nothing runs, but Delete is still due. The error says in one
-// line what is wrong, and ExitCode what to exit with. If this process dies while it starts, so does the runtime.
+// line what is wrong, and ExitCode what to exit with; the runtime's own words may precede it where the instance got a pipe of the caller's. If this process dies while it starts, so does the runtime.
 func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	if err := checkID(in.ID); err != nil {
 		return nil, err
@@ -64,6 +66,7 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	var spec struct { // what is needed of a specs.Spec: less to decode
 		Process     *struct{ Terminal bool }
 		Annotations map[string]string
+		Linux       struct{ Namespaces []specs.LinuxNamespace }
 	}
 	data, err := os.ReadFile(filepath.Join(in.Bundle, "config.json"))
 	if err == nil {
@@ -82,7 +85,7 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, err := s.run(ctx, in, st)
+	pid, err := s.run(ctx, in, st, !slices.Contains(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace}))
 	if err != nil {
 		return nil, errors.Join(err, st.abandon())
 	}
@@ -103,7 +106,7 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	return p, nil
 }
 
-func (s *Supervisor) run(ctx context.Context, in Instance, st *streams) (int, error) {
+func (s *Supervisor) run(ctx context.Context, in Instance, st *streams, hostNetwork bool) (int, error) {
 	log, pidFile := filepath.Join(in.Bundle, "runtime.log"), filepath.Join(in.Bundle, "pid")
 	_ = os.Remove(log)
 	opts := &runc.CreateOpts{IO: st, PidFile: pidFile, Detach: true}
@@ -112,6 +115,7 @@ func (s *Supervisor) run(ctx context.Context, in Instance, st *streams) (int, er
 	}
 	client := s.client(in.State)
 	client.Log = log
+	client.ExtraArgs = s.runtime.options(hostNetwork)
 	if _, err := client.Run(ctx, in.ID, in.Bundle, opts); err != nil {
 		if ctx.Err() != nil {
 			return 0, fmt.Errorf("start: %w", ctx.Err())
@@ -130,11 +134,7 @@ func (s *Supervisor) run(ctx context.Context, in Instance, st *streams) (int, er
 }
 
 func (s *Supervisor) client(state string) *runc.Runc {
-	r := &runc.Runc{Command: s.runtime.Path, Root: state, LogFormat: runc.JSON, PdeathSignal: syscall.SIGKILL}
-	if s.runtime.Name == "runsc" {
-		r.ExtraArgs = []string{"--platform=systrap"}
-	}
-	return r
+	return &runc.Runc{Command: s.runtime.Path, Root: state, LogFormat: runc.JSON, PdeathSignal: syscall.SIGKILL}
 }
 
 // State asks the runtime about an instance: "created", "running", "paused" or "stopped".
@@ -210,7 +210,7 @@ func (r Runtime) explain(err error, log string) error {
 	switch lower := strings.ToLower(text); {
 	case text == "":
 		e.text = err.Error()
-	case !strings.Contains(lower, "exec"):
+	case !strings.Contains(lower, "exec") && !strings.Contains(lower, "failed to load"): // not about the program
 	case strings.Contains(lower, "permission denied"), strings.Contains(lower, "exec format error"), strings.Contains(lower, "not permitted"):
 		e.code = codeNotExecutable
 	case strings.Contains(lower, "not found"), strings.Contains(lower, "no such file"):
