@@ -20,6 +20,13 @@ import (
 	"thaw/sandbox"
 )
 
+// readAhead is how far the kernel reads ahead on an image's device, in KiB. What
+// it reads past the end of a chunk opens the next: of python, node and a JRE
+// that say hello, 8.0, 21.2 and 11.8 % of the files' bytes are read with 32 KiB,
+// 8.1, 21.8 and 11.8 % with 128, and 9.4, 25.6 and 12.9 % with the 2,560 that a
+// loop device has by itself.
+const readAhead = 128
+
 // Image says what to mount, and how its agent gets at the chunks.
 type Image struct {
 	ID       string // image id
@@ -104,6 +111,9 @@ func (h *Host) mountImage(key string, users *os.File) error {
 		return err
 	}
 	defer loop.Close() // the mount keeps it
+	if err := loop.SetReadAhead(readAhead); err != nil {
+		return err
+	}
 	if err := mount.MountExt4(loop.Device, h.dir("images", key, "root"), true); err != nil {
 		return err
 	}
