@@ -18,13 +18,18 @@ import (
 
 // launcher starts the runtime's commands from one OS thread that lives as long as this process does, so that they, who are to die with
 // the thread that forked them, die with the process. It is go-runc's ProcessMonitor, and the only one who reaps: it knows which children
-// are commands that somebody waits for, and which are orphans.
+// are commands, which are instances that somebody waits for, and which are orphans.
 type launcher struct {
 	jobs        chan func()
 	hideUnified bool
+	reaping     chan struct{} // holds something while one who waits reaps for all
 
-	mu      sync.Mutex // guards running; held while a child starts, so that none is taken for an orphan
+	mu      sync.Mutex // guards running; held while a command starts, so that none is taken for an orphan
 	running map[int]chan struct{}
+
+	// starting is held by those who start an instance, and by one who reaps, against them: what a start has made is known by then.
+	starting  sync.RWMutex
+	instances sync.Map // process id → chan syscall.WaitStatus, until reaped
 }
 
 func newLauncher(hideUnified bool) (*launcher, error) {
@@ -32,7 +37,7 @@ func newLauncher(hideUnified bool) (*launcher, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become a child subreaper: %w", err)
 	}
-	l := &launcher{jobs: make(chan func()), hideUnified: hideUnified, running: map[int]chan struct{}{}}
+	l := &launcher{jobs: make(chan func()), hideUnified: hideUnified, reaping: make(chan struct{}, 1), running: map[int]chan struct{}{}}
 	go func() {
 		runtime.LockOSThread() // for ever
 		for job := range l.jobs {
@@ -103,28 +108,63 @@ func withoutUnified(f func() error) error {
 	return errors.Join(err, unix.Setns(int(home.Fd()), unix.CLONE_NEWNS))
 }
 
-// reap waits for a child that StartLocked did not start, and takes away whatever else has ended and nobody waits for.
-func (l *launcher) reap(pid int) (syscall.WaitStatus, error) {
+// adopt starts an instance by start, which gives its process id, and gives where its end will be told.
+func (l *launcher) adopt(start func() (int, error)) (int, <-chan syscall.WaitStatus, error) {
+	l.starting.RLock()
+	defer l.starting.RUnlock()
+	pid, err := start()
+	if err != nil {
+		return 0, nil, err
+	}
+	end := make(chan syscall.WaitStatus, 1)
+	l.instances.Store(pid, end)
+	return pid, end, nil
+}
+
+// wait waits for an instance's end. Of many who wait, one reaps for all.
+func (l *launcher) wait(end <-chan syscall.WaitStatus) (syscall.WaitStatus, error) {
 	for {
-		ended, err := peek()
-		if err != nil {
-			return 0, err
-		}
-		l.mu.Lock()
-		gone := l.running[ended]
-		l.mu.Unlock()
-		if gone != nil { // a command: its own waiter takes it
-			<-gone
-			continue
-		}
-		var status syscall.WaitStatus
-		if _, err := syscall.Wait4(ended, &status, 0, nil); err != nil && !errors.Is(err, unix.ECHILD) {
-			return 0, fmt.Errorf("wait for process %d: %w", ended, err)
-		}
-		if ended == pid {
+		select {
+		case status := <-end:
 			return status, nil
+		case l.reaping <- struct{}{}:
+			if len(end) > 0 {
+				<-l.reaping
+				continue
+			}
+			err := l.reap()
+			<-l.reaping
+			if err != nil {
+				return 0, err
+			}
 		}
 	}
+}
+
+// reap waits until some child has ended, tells who waits for it, and takes it away if nobody does.
+func (l *launcher) reap() error {
+	pid, err := peek()
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	gone := l.running[pid]
+	l.mu.Unlock()
+	if gone != nil { // a command: its own waiter takes it
+		<-gone
+		return nil
+	}
+	l.starting.Lock()
+	end, ok := l.instances.LoadAndDelete(pid)
+	l.starting.Unlock()
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil && !errors.Is(err, unix.ECHILD) {
+		return fmt.Errorf("wait for process %d: %w", pid, err)
+	}
+	if ok {
+		end.(chan syscall.WaitStatus) <- status
+	}
+	return nil
 }
 
 // peek waits until some child has ended, and leaves it to be reaped.

@@ -2,8 +2,10 @@ package sandbox
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -14,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -391,6 +394,39 @@ func TestWaitReaps(t *testing.T) {
 		}
 		if _, err := syscall.Wait4(other, nil, syscall.WNOHANG, nil); !errors.Is(err, syscall.ECHILD) {
 			t.Errorf("the orphan is still there: %v", err)
+		}
+	})
+}
+
+// One supervisor has many instances at once, which end in any order.
+func TestMany(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, r *rig) {
+		const count = 6
+		var group errgroup.Group
+		for i := range count {
+			c := r.config("exit", strconv.Itoa(i))
+			c.Bundle += strconv.Itoa(i)
+			c.Cgroup += "-" + strconv.Itoa(i)
+			if err := WriteBundle(c); err != nil {
+				t.Fatal(err)
+			}
+			in := r.instance(c)
+			group.Go(func() error {
+				for range 4 {
+					p, err := r.supervisor.Start(context.Background(), in)
+					if err != nil {
+						return err
+					}
+					code, err := p.Wait()
+					if err := errors.Join(err, p.Close(), Delete(context.Background(), in.State, in.ID, c.Cgroup)); err != nil || code != i {
+						return fmt.Errorf("instance %d: exit code %d, %w", i, code, err)
+					}
+				}
+				return nil
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Error(err)
 		}
 	})
 }

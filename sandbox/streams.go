@@ -53,7 +53,9 @@ func newStreams(in Instance, terminal bool) (*streams, error) {
 		s.stdin = in.Stdin
 	}
 	s.stdout, err = s.open(in.Stdout)
-	if err == nil {
+	if same(in.Stdout, in.Stderr) {
+		s.stderr = s.stdout // one pipe keeps their order
+	} else if err == nil {
 		s.stderr, err = s.open(in.Stderr)
 	}
 	if err != nil {
@@ -91,6 +93,15 @@ func (s *streams) open(f *os.File) (io.Writer, error) {
 func anonymous(f *os.File) bool {
 	var s unix.Statfs_t
 	return unix.Fstatfs(int(f.Fd()), &s) == nil && s.Type == unix.PIPEFS_MAGIC
+}
+
+func same(a, b *os.File) bool {
+	if a == nil || b == nil {
+		return false
+	}
+	first, err := a.Stat()
+	second, err2 := b.Stat()
+	return err == nil && err2 == nil && os.SameFile(first, second)
 }
 
 // begin carries bytes from now on. The instance runs.

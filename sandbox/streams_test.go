@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bufio"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -141,18 +142,22 @@ func TestTerminalNotStarted(t *testing.T) {
 	})
 }
 
-// Somebody who runs without a terminal at one sees output, and the program may open /dev/stdout.
+// Somebody who runs without a terminal at one sees output in its order, and the program may open /dev/stderr.
 func TestOutputToTerminal(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, r *rig) {
 		outer, inner := newTerminal(t)
-		c := r.config("write", "/dev/stderr", "text\n")
+		c := r.config("turns", "/dev/stderr", "20")
 		in := r.instance(c)
 		in.Stdin, in.Stdout, in.Stderr = inner, inner, inner
 		p, err := r.start(c, in)
 		if err != nil {
 			t.Fatal(err)
 		}
-		line(t, bufio.NewReader(outer), "text")
+		seen := bufio.NewReader(outer)
+		for i := range 20 {
+			line(t, seen, fmt.Sprint("out ", i))
+			line(t, seen, fmt.Sprint("err ", i))
+		}
 		if code, err := p.Wait(); code != 0 || err != nil {
 			t.Error(code, err)
 		}

@@ -50,15 +50,15 @@ type Instance struct {
 type Process struct {
 	PID int // of its first process, on the host; not reused before Wait has returned
 
-	process  *os.Process // holds a pidfd: a signal never reaches another that got the same id
-	stop     syscall.Signal
-	launcher *launcher
-	streams  *streams
-	wait     func() (int, error)
+	process *os.Process // holds a pidfd: a signal never reaches another that got the same id
+	stop    syscall.Signal
+	streams *streams
+	wait    func() (int, error)
 }
 
-// Start makes a container of the bundle and starts its program. On an error nothing runs, but Delete is still due. The error says in one
-// line what is wrong, and ExitCode what to exit with; the runtime's own words may precede it where the instance got a pipe of the caller's. If this process dies while it starts, so does the runtime.
+// Start makes a container of the bundle and starts its program. After an error Delete is still due. The error says in one line what is
+// wrong, and ExitCode what to exit with; on a standard error that the instance gets as it is, the runtime's own words precede it. If this
+// process dies meanwhile, so does the runtime.
 func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	if err := checkID(in.ID); err != nil {
 		return nil, err
@@ -85,7 +85,8 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, err := s.run(ctx, in, st, !slices.Contains(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace}))
+	hostNetwork := !slices.Contains(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+	pid, end, err := s.launcher.adopt(func() (int, error) { return s.run(ctx, in, st, hostNetwork) })
 	if err != nil {
 		return nil, errors.Join(err, st.abandon())
 	}
@@ -96,8 +97,8 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("instance: %w", err), st.abandon())
 	}
-	p := &Process{PID: pid, process: process, stop: stopSignal(spec.Annotations[stopSignalKey]), launcher: s.launcher, streams: st}
-	p.wait = sync.OnceValues(p.reap)
+	p := &Process{PID: pid, process: process, stop: stopSignal(spec.Annotations[stopSignalKey]), streams: st}
+	p.wait = sync.OnceValues(func() (int, error) { return p.end(s.launcher.wait(end)) })
 	if err := st.begin(); err != nil {
 		_ = p.Signal(syscall.SIGKILL)
 		_, _ = p.Wait()
@@ -150,12 +151,11 @@ func (s *Supervisor) State(ctx context.Context, state, id string) (string, error
 // signal that ended it. It reaps whatever else ends meanwhile and was not started by a Supervisor. It may be called more than once.
 func (p *Process) Wait() (int, error) { return p.wait() }
 
-func (p *Process) reap() (int, error) {
-	status, err := p.launcher.reap(p.PID)
-	p.streams.drain()
+func (p *Process) end(status syscall.WaitStatus, err error) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	p.streams.drain()
 	if status.Signaled() {
 		return 128 + int(status.Signal()), nil
 	}

@@ -33,6 +33,13 @@ func main() {
 		check(err)
 		_, err = f.WriteString(args[1])
 		check(err)
+	case "turns": // FILE N: lines to standard output and to FILE, in turn
+		f, err := os.OpenFile(args[0], os.O_WRONLY, 0)
+		check(err)
+		for i := range number(args[1]) {
+			fmt.Println("out", i)
+			fmt.Fprintln(f, "err", i)
+		}
 	case "cat":
 		in := bufio.NewReader(os.Stdin)
 		_, err := in.WriteTo(os.Stdout)
