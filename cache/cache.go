@@ -26,14 +26,15 @@
 //
 // which is not answered, then requests of 48 bytes:
 //
-//	 0  4  id, chosen by the client, not of a request under way; 0 for touch
-//	 4  1  op: 1 get, 2 touch (which is not answered)
+//	 0  4  id of a get, chosen by the client, not of one under way; 0 for touch
+//	 4  1  op: 1 get, 2 touch: the chunk is in use, 3 cancel: of the get of that id
 //	 5  3  reserved
-//	 8  4  how long to try, ms, at least 1; 0 for touch
-//	12  4  sealed length of the chunk, 1 to 2 MiB; 0 for touch
-//	16 32  the chunk's name
+//	 8  4  how long to try, ms, at least 1; 0 if no get
+//	12  4  sealed length of the chunk, 1 to 2 MiB; 0 if no get
+//	16 32  the chunk's name; zero for cancel
 //
-// The fetcher answers each get, in any order:
+// At most 64 gets are under way. The fetcher answers each one, in any order,
+// but those cancelled, which it may or may not answer:
 //
 //	 0  4  id of the request; 0: this ends the connection, for the reason that follows
 //	 4  1  status: 0 found, 1 not found, 2 corrupt, 3 unavailable, 4 internal

@@ -19,6 +19,10 @@ const (
 	// defaultFiles are 256 MiB of an image; more cost a hash at each opening,
 	// if the chunk was touched since.
 	defaultFiles = 512
+	// parallelHashes bounds the memory for files that are being hashed. It is
+	// apart from requests under way: while an origin hangs, what the folder has
+	// is still read.
+	parallelHashes = 16
 	// defaultDeadline is what a program may wait before it sees an I/O error.
 	defaultDeadline = time.Minute
 )
@@ -42,7 +46,8 @@ type ClientOptions struct {
 type Client struct {
 	o       ClientOptions
 	start   time.Time
-	slots   chan struct{} // one for each chunk being loaded
+	reading chan struct{} // one for each file being hashed
+	asking  chan struct{} // one for each request to the fetcher
 	flights flights[wanted, *held]
 	links   links
 	touches touches
@@ -81,7 +86,8 @@ func NewClient(o ClientOptions) (*Client, error) {
 	orDefault(&o.Files, defaultFiles)
 	c := &Client{
 		o: o, start: time.Now(),
-		slots:   make(chan struct{}, perConnection),
+		reading: make(chan struct{}, parallelHashes),
+		asking:  make(chan struct{}, perConnection),
 		records: map[chunk.Name]*record{},
 		links:   links{dial: o.Dial, root: o.Root, dialing: make(chan struct{}, 1)},
 	}

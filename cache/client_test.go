@@ -77,9 +77,7 @@ func TestCutWhileOpen(t *testing.T) {
 	if _, ok := v.(*openFile); !ok {
 		t.Fatalf("found a %T, want the file", v)
 	}
-	if err := os.Truncate(chunkPath(r.folder.dir, c.Name), 10); err != nil {
-		t.Fatal(err)
-	}
+	rewrite(t, chunkPath(r.folder.dir, c.Name), func(b []byte) []byte { return b[:10] })
 	got := make([]byte, 100)
 	if _, err := v.ReadAt(got, small-100); err != nil || string(got) != string(c.Data[small-100:]) {
 		t.Errorf("ReadAt of a cut file: %v, or wrong bytes", err)

@@ -52,7 +52,8 @@ type FetcherOptions struct {
 	// Peers are the user ids whose connections are taken; empty: those of all
 	// who can reach the listener.
 	Peers []uint32
-	// Warn, if set, is told what went wrong with a connection.
+	// Warn, if set, is told what went wrong with a connection. Any goroutine
+	// may call it.
 	Warn func(error)
 
 	Connections int   // at a time; more wait

@@ -94,6 +94,32 @@ func TestOriginHangs(t *testing.T) {
 	})
 }
 
+// TestFolderServesOn: while more reads hang than may be under way, what the
+// folder has is read at once.
+func TestFolderServesOn(t *testing.T) {
+	hang := newOrigin(func(ctx context.Context, _ chunk.Name) error { <-ctx.Done(); return ctx.Err() })
+	chunks := hang.put(t, 2*perConnection+1, small)
+	inBubble(t, upstream(hang), func(t *testing.T, f *Fetcher, c *Client) {
+		here := chunks[len(chunks)-1]
+		filled(t, f.o.Folder, here)
+		var all sync.WaitGroup
+		for _, missing := range chunks[:len(chunks)-1] {
+			all.Go(func() {
+				if _, err := c.Find(t.Context(), missing.Name, small); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("Find: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		start := time.Now()
+		read(t, c, here)
+		if waited := time.Since(start); waited != 0 {
+			t.Errorf("waited %v", waited)
+		}
+		all.Wait()
+	})
+}
+
 // TestTryHangs: a request that hangs is given up and made again.
 func TestTryHangs(t *testing.T) {
 	o := new(fakeOrigin)

@@ -40,6 +40,9 @@ type work[V any] func(ctx context.Context, tell func(error)) (V, error)
 // that the work told. A panic of the work is an error to all.
 func (g *flights[K, V]) do(ctx context.Context, key K, work work[V]) (V, error) {
 	var none V
+	if err := ctx.Err(); err != nil {
+		return none, &ended{err, nil}
+	}
 	c, err := g.join(ctx, key, work)
 	if err != nil {
 		return none, err

@@ -52,7 +52,7 @@ const (
 // kept. It is tried again with the next chunk, and made again if it is gone.
 type Folder struct {
 	// Warn, if set before the first use, is told when the folder begins to
-	// fail, once until it works again.
+	// fail, once until it works again. Any goroutine may call it.
 	Warn func(error)
 
 	dir    string

@@ -148,6 +148,7 @@ func (l *link) call(ctx context.Context, r request) (answer, error) {
 	case a := <-p.answer:
 		return a, nil
 	case <-ctx.Done():
+		_ = l.write(request{id: r.id, op: opCancel}.append(nil))
 		return answer{}, ctx.Err()
 	case <-l.ended:
 	}

@@ -173,15 +173,11 @@ func (c *Client) keepHeld(r *record, h *held) {
 // ends, that is, until nobody waits any more.
 func (c *Client) load(w wanted) work[*held] {
 	return func(ctx context.Context, tell func(error)) (*held, error) {
-		if !take(ctx, c.slots) {
-			return nil, ctx.Err()
-		}
-		defer func() { <-c.slots }()
 		bad := false
 		for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 			if !bad { // a bad file is counted once, and is the fetcher's to replace
 				var h *held
-				if h, bad = c.fromFolder(w); h != nil {
+				if h, bad = c.fromFolder(ctx, w); h != nil {
 					return h, nil
 				}
 			}
@@ -205,7 +201,11 @@ func (c *Client) load(w wanted) work[*held] {
 }
 
 // fromFolder reads and hashes a chunk's file. bad: it is there, and wrong.
-func (c *Client) fromFolder(w wanted) (h *held, bad bool) {
+func (c *Client) fromFolder(ctx context.Context, w wanted) (h *held, bad bool) {
+	if !take(ctx, c.reading) {
+		return nil, false
+	}
+	defer func() { <-c.reading }()
 	file, id, err := c.open(w.name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false
@@ -254,6 +254,10 @@ func check(file *os.File, id identity, data []byte, name chunk.Name) error {
 
 // fromFetcher asks once.
 func (c *Client) fromFetcher(ctx context.Context, w wanted) (*held, error) {
+	if !take(ctx, c.asking) {
+		return nil, ctx.Err()
+	}
+	defer func() { <-c.asking }()
 	// The fetcher is to say why it failed before those who wait have gone.
 	wait := max(c.o.Deadline-min(c.o.Deadline/10, time.Second), time.Millisecond)
 	a, err := c.links.call(ctx, request{op: opGet, wait: wait, size: uint32(w.size), name: w.name})

@@ -25,6 +25,28 @@ type peer struct {
 	root string
 
 	writing sync.Mutex // held while a frame is sent
+
+	mu   sync.Mutex // guards what follows
+	gets map[uint32]context.CancelFunc
+}
+
+// begin gives a get its context.
+func (p *peer) begin(ctx context.Context, r request) context.Context {
+	ctx, cancel := context.WithTimeout(ctx, r.wait)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gets[r.id] = cancel
+	return ctx
+}
+
+// end ends a get: it is answered, or cancelled.
+func (p *peer) end(id uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if cancel := p.gets[id]; cancel != nil {
+		cancel()
+		delete(p.gets, id)
+	}
 }
 
 // serveConn reads requests until the connection ends, and waits for the work
@@ -41,7 +63,7 @@ func (f *Fetcher) serveConn(ctx context.Context, conn net.Conn) {
 		f.o.Warn(fmt.Errorf("cache: connection refused: %w", err))
 		return
 	}
-	p := &peer{conn: conn}
+	p := &peer{conn: conn, gets: map[uint32]context.CancelFunc{}}
 	err := f.readRequests(ctx, p, &running)
 	if errors.Is(err, errProtocol) {
 		p.send(header{status: statusInternal}, []byte(oneLine(err.Error())))
@@ -64,19 +86,21 @@ func (f *Fetcher) readRequests(ctx context.Context, p *peer, running *sync.WaitG
 		if err != nil {
 			return err
 		}
-		if r.op == opTouch {
+		switch r.op {
+		case opTouch:
 			f.o.Folder.Touch(r.name)
 			continue
+		case opCancel:
+			p.end(r.id)
+			continue
 		}
-		if !take(ctx, slots) {
+		if !take(ctx, slots) { // not for long: a client keeps to the number
 			return ctx.Err()
 		}
-		if !take(ctx, f.requests) {
-			return ctx.Err()
-		}
+		get := p.begin(ctx, r)
 		running.Go(func() {
-			defer func() { <-f.requests; <-slots }()
-			f.answer(ctx, p, r)
+			defer func() { p.end(r.id); <-slots }()
+			f.answer(get, p, r)
 		})
 	}
 }
@@ -91,27 +115,27 @@ func take(ctx context.Context, slots chan struct{}) bool {
 	}
 }
 
-// answer gets a chunk and sends it, or why not.
+// answer gets a chunk and sends it, or why not. Its bytes count until they are
+// sent.
 func (f *Fetcher) answer(ctx context.Context, p *peer, r request) {
-	wait, cancel := context.WithTimeout(ctx, r.wait)
-	defer cancel()
 	var got fetched
-	err := f.bytes.Acquire(wait, int64(r.size))
+	err := f.bytes.Acquire(ctx, int64(r.size))
 	if err == nil {
 		defer f.bytes.Release(int64(r.size))
+		if take(ctx, f.requests) {
+			defer func() { <-f.requests }()
+		}
 		w := wanted{p.root, r.name, int(r.size)}
-		got, err = f.flights.do(wait, w, f.get(w))
+		got, err = f.flights.do(ctx, w, f.get(w))
 	}
-	if ctx.Err() != nil {
-		return // nobody listens
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		p.send(header{id: r.id, status: statusFound, tier: got.tier}, got.data)
+	case !errors.Is(ctx.Err(), context.Canceled): // else nobody listens
 		h, text := refusal(err)
 		h.id = r.id
 		p.send(h, text)
-		return
 	}
-	p.send(header{id: r.id, status: statusFound, tier: got.tier}, got.data)
 }
 
 // refusal says in a frame why there is no chunk.

@@ -24,8 +24,9 @@ const (
 type op uint8
 
 const (
-	opGet   op = 1
-	opTouch op = 2
+	opGet    op = 1
+	opTouch  op = 2
+	opCancel op = 3
 )
 
 type status uint8
@@ -123,6 +124,8 @@ func parseRequest(b *[requestSize]byte) (request, error) {
 		ok = ok && r.id != 0 && r.wait > 0 && r.size > 0 && r.size <= chunk.MaxSize
 	case opTouch:
 		ok = ok && r.id == 0 && r.wait == 0 && r.size == 0
+	case opCancel:
+		ok = ok && r.id != 0 && r.wait == 0 && r.size == 0 && r.name == chunk.Name{}
 	default:
 		ok = false
 	}

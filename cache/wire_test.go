@@ -22,6 +22,7 @@ func TestWire(t *testing.T) {
 		"746861772d4c310a" + "01" + "02" + "7231":                                         appendHello(nil, "r1"),
 		"00000007" + "01" + "000000" + "000003e9" + "00080000" + strings.Repeat("ab", 32): request{7, opGet, 1000*time.Millisecond + 1, 512 << 10, name}.append(nil),
 		"00000000" + "02" + "000000" + "00000000" + "00000000" + strings.Repeat("ab", 32): request{op: opTouch, name: name}.append(nil),
+		"00000007" + "03" + "000000" + "00000000" + "00000000" + strings.Repeat("00", 32): request{id: 7, op: opCancel}.append(nil),
 		"00000007" + "00" + "03" + "0000" + "00080000":                                    header{7, statusFound, Origin, 512 << 10}.append(nil),
 	} {
 		if hex.EncodeToString(got) != want {
@@ -114,6 +115,7 @@ func FuzzPeer(f *testing.F) {
 	f.Add(get)
 	f.Add(request{2, opGet, time.Millisecond, 1, chunk.Name{}}.append(get))
 	f.Add(request{op: opTouch, name: c.Name}.append(get))
+	f.Add(request{id: 1, op: opCancel}.append(get))
 	f.Add(append(get, make([]byte, requestSize)...))
 	folder := newFolder(f, 1<<20)
 	var origin fakeOrigin
