@@ -53,6 +53,10 @@ const UID = 1<<30 - 7
 // in chunks of 64 KiB has 300 MB; one of 16 GiB in the default size 3 MB.
 const maxManifest = 512 << 20
 
+// maxSetup bounds the line of the setup, in bytes: three paths of 4096, each
+// byte of which may take six in JSON, and names.
+const maxSetup = 128 << 10
+
 // gcPercent trades CPU for memory: the heap is small and most of it is buffers
 // that live long.
 const gcPercent = 50
@@ -94,7 +98,7 @@ func (s *Setup) Send(w io.Writer) error {
 
 // receive reads what Send wrote.
 func receive(r io.Reader) (*Setup, error) {
-	in := bufio.NewReader(io.LimitReader(r, maxManifest+1<<16))
+	in := bufio.NewReaderSize(io.LimitReader(r, maxManifest+maxSetup), maxSetup)
 	line, err := in.ReadSlice('\n')
 	if err != nil {
 		return nil, fmt.Errorf("reading the setup: %w", err)

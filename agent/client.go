@@ -63,22 +63,38 @@ func (c *Conn) Remove(name string) error {
 	return err
 }
 
+// Fault gives the last failed read, in words, or "".
+func (c *Conn) Fault() (string, error) {
+	a, err := c.ask(request{Op: opFault}, nil)
+	return a.Event, err
+}
+
+// Listen has the agent tell of failed reads from now on. The connection is for
+// Events alone then.
+func (c *Conn) Listen() error {
+	_, err := c.ask(request{Op: opEvents}, nil)
+	return err
+}
+
 // Events calls f with a line for each failed read, until the agent has ended or
-// the connection is closed.
-func (c *Conn) Events(f func(line string)) error {
-	if err := c.send(request{Op: opEvents}, nil); err != nil {
-		return err
-	}
+// the connection is closed, or, after Finish, all is told.
+func (c *Conn) Events(f func(line string)) {
 	for {
 		var a answer
 		line, err := c.in.ReadBytes('\n')
 		if err != nil {
-			return nil
+			return
 		}
 		if json.Unmarshal(line, &a) == nil && a.Event != "" {
 			f(a.Event)
 		}
 	}
+}
+
+// Finish ends Events once it has told what failed until now. It may be called
+// while Events runs.
+func (c *Conn) Finish() error {
+	return errors.Join(c.conn.SetReadDeadline(time.Now().Add(askTimeout)), c.conn.CloseWrite())
 }
 
 func (c *Conn) ask(r request, file *os.File) (answer, error) {

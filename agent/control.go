@@ -22,13 +22,17 @@ import (
 // answers are lines of JSON over a unix socket that only root can open.
 //
 //	{"op":"stats"}                     → {"stats":{…}}
-//	{"op":"events"}                    → {"event":"…"} for each failed read, until the connection ends
+//	{"op":"fault"}                     → {"event":"…"}: the last failed read, or {}
+//	{"op":"events"}                    → {}, then {"event":"…"} for failed reads; nothing is asked any
+//	                                     more, and the end of the asking side ends the connection,
+//	                                     once all events until then are told
 //	{"op":"add","name":N} + a file     → {}: rw/N is there, its writes go to that file
 //	{"op":"remove","name":N}           → {}
 //
 // An answer with "error" says what went wrong.
 const (
 	opStats  = "stats"
+	opFault  = "fault"
 	opEvents = "events"
 	opAdd    = "add"
 	opRemove = "remove"
@@ -41,8 +45,8 @@ const (
 	maxLine = 4096
 	// eventQueue is how many failed reads wait for a listener; more are dropped.
 	eventQueue = 64
-	// eventGap is the least time between two events: a dead origin fails
-	// thousands of reads, and people want one line.
+	// eventGap is the least time between two events for one listener: a dead
+	// origin fails thousands of reads, and people want one line.
 	eventGap = time.Second
 )
 
@@ -69,11 +73,11 @@ type control struct {
 	work     sync.WaitGroup
 	slots    chan struct{}
 
-	mu        sync.Mutex // guards what follows
-	listeners map[chan string]struct{}
+	mu        sync.Mutex                // guards what follows
+	listeners map[chan string]time.Time // when each was told last
 	conns     map[net.Conn]struct{}
 	files     map[string]*os.File // what instances write to, by their names
-	lastEvent time.Time
+	fault     string              // the last
 	closed    bool
 }
 
@@ -90,7 +94,7 @@ func newControl(f *os.File, image string, m *manifest.Manifest, dev *device.Devi
 	u.SetUnlinkOnClose(false)
 	return &control{
 		image: image, m: m, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls),
-		listeners: map[chan string]struct{}{}, conns: map[net.Conn]struct{}{}, files: map[string]*os.File{},
+		listeners: map[chan string]time.Time{}, conns: map[net.Conn]struct{}{}, files: map[string]*os.File{},
 	}, nil
 }
 
@@ -171,7 +175,7 @@ func (c *control) talk(conn *net.UnixConn) {
 			return
 		}
 		if r.Op == opEvents {
-			c.events(out)
+			c.events(conn, out)
 			return
 		}
 		if out.Encode(c.handle(r, in)) != nil {
@@ -186,6 +190,10 @@ func (c *control) handle(r request, in *passing) answer {
 	case opStats:
 		s := c.chunks.Stats()
 		return answer{Stats: &s}
+	case opFault:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return answer{Event: c.fault}
 	case opAdd:
 		err = c.add(r.Name, in.take())
 	case opRemove:
@@ -231,15 +239,16 @@ func (c *control) remove(name string) error {
 
 // report tells those who listen of a failed read or write.
 func (c *control) report(f mount.Fault) {
+	text := fmt.Sprintf("image %s: %s of %s: %v", c.image, f.Op, f.File, f.Err)
+	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := time.Now()
-	if now.Sub(c.lastEvent) < eventGap {
-		return
-	}
-	c.lastEvent = now
-	text := fmt.Sprintf("image %s: %s of %s: %v", c.image, f.Op, f.File, f.Err)
-	for l := range c.listeners {
+	c.fault = text
+	for l, told := range c.listeners {
+		if now.Sub(told) < eventGap {
+			continue
+		}
+		c.listeners[l] = now
 		select {
 		case l <- text:
 		default:
@@ -247,24 +256,40 @@ func (c *control) report(f mount.Fault) {
 	}
 }
 
-// events sends what report tells until the connection or the agent ends.
-func (c *control) events(out *json.Encoder) {
+// events sends what report tells until the other side asks no more or the agent
+// ends.
+func (c *control) events(conn net.Conn, out *json.Encoder) {
 	l := make(chan string, eventQueue)
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return
 	}
-	c.listeners[l] = struct{}{}
+	c.listeners[l] = time.Time{}
 	c.mu.Unlock()
+	c.work.Go(func() {
+		_, _ = conn.Read(make([]byte, 1)) // there is nothing to read but the end
+		c.unlisten(l)
+	})
+	err := out.Encode(answer{})
 	for text := range l {
-		if out.Encode(answer{Event: text}) != nil {
-			break
+		if err == nil {
+			err = out.Encode(answer{Event: text})
+		}
+		if err != nil {
+			_ = conn.Close() // ends the reading, and so this
 		}
 	}
+}
+
+// unlisten ends a listener, who still gets what it was told.
+func (c *control) unlisten(l chan string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.listeners, l)
+	if _, ok := c.listeners[l]; ok {
+		delete(c.listeners, l)
+		close(l)
+	}
 }
 
 // passing reads a connection's bytes and keeps the last file that came along.

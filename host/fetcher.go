@@ -15,8 +15,11 @@ import (
 	"thaw/agent"
 )
 
-// FetcherListener is the descriptor on which a fetcher finds its listening socket.
-const FetcherListener = 3
+// Descriptors of a fetcher.
+const (
+	FetcherListener = 3 + iota // its listening socket
+	FetcherLeave               // a pipe: one byte, once it may work; its end, if whoever started it died first
+)
 
 // Fetcher says how to start a fetcher: the process that takes chunks from an
 // origin into a cache. One serves all images of that origin and cache.
@@ -43,7 +46,7 @@ func (h *Host) UseFetcher(ctx context.Context, f Fetcher) (*Use, error) {
 	}
 	defer u.unlock()
 	if err := h.ensureFetcher(u.key, f); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the fetcher: %w", err), u.users.Close())
+		return nil, errors.Join(fmt.Errorf("starting the fetcher: %w", err), h.giveBack(u, func() error { return h.endFetcher(ctx, u.key) }))
 	}
 	return u, nil
 }
@@ -70,17 +73,29 @@ func (h *Host) ensureFetcher(key string, f Fetcher) error {
 	defer log.Close()
 	cmd := exec.Command(f.Args[0], f.Args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
-	cmd.ExtraFiles = []*os.File{listener}
+	leaveR, leaveW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer leaveW.Close()
+	cmd.ExtraFiles = []*os.File{listener, leaveR}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	_ = leaveR.Close()
+	if err != nil {
 		return err
 	}
 	r = fetcherRecord{Fetcher: f}
 	if r.Process, err = identify(cmd.Process.Pid); err != nil {
 		return fmt.Errorf("it ended at once: %w", err)
 	}
+	// A fetcher that works has a record, so that it can be ended.
+	if err := writeRecord(filepath.Join(dir, "fetcher.json"), r); err != nil {
+		return err
+	}
 	// It outlives us; who ends it waits for it by its pidfd.
-	return errors.Join(writeRecord(filepath.Join(dir, "fetcher.json"), r), cmd.Process.Release())
+	_, err = leaveW.Write([]byte{'\n'})
+	return errors.Join(err, cmd.Process.Release())
 }
 
 // listen gives a listening unix socket in the place of any that was there.

@@ -42,11 +42,12 @@ type Image struct {
 // key is that of an image version as one fetcher serves it.
 func (i *Image) key(fetcher *Use) string { return hashKey(i.ID, i.Root, fetcher.key) }
 
-// imageRecord is image.json: an image is mounted when it is there.
+// imageRecord is image.json. It is there before the agent does anything.
 type imageRecord struct {
 	ID      string  `json:"id"`
 	Name    string  `json:"name"`
 	Process process `json:"process"` // the agent
+	Mounted bool    `json:"mounted"` // and to be shared
 }
 
 // UseImage mounts an image unless it is, and gives the lock that keeps it. Its
@@ -61,16 +62,17 @@ func (h *Host) UseImage(ctx context.Context, fetcher *Use, i Image) (*Use, error
 		return u, nil
 	}
 	if err := h.setUpImage(ctx, u.key, fetcher.key, i); err != nil {
-		err = errors.Join(err, h.tearDownImage(context.WithoutCancel(ctx), u.key), u.users.Close())
-		return nil, fmt.Errorf("mounting image %s: %w", i.Name, err)
+		end := func() error { return h.tearDownImage(context.WithoutCancel(ctx), u.key) }
+		return nil, fmt.Errorf("mounting image %s: %w", i.Name, errors.Join(err, end(), h.giveBack(u, end)))
 	}
+	u.made = true
 	return u, nil
 }
 
 // mounted reports whether an image is there to be shared.
 func (h *Host) mounted(key string) bool {
 	var r imageRecord
-	return readRecord(h.dir("images", key, "image.json"), &r) == nil && r.Process.alive()
+	return readRecord(h.dir("images", key, "image.json"), &r) == nil && r.Mounted && r.Process.alive()
 }
 
 // setUpImage starts the agent and mounts what it serves.
@@ -88,7 +90,11 @@ func (h *Host) setUpImage(ctx context.Context, key, fetcher string, i Image) err
 	var uerr error
 	var work sync.WaitGroup
 	work.Go(func() { users, uerr = userNamespace() })
-	agent, err := h.startAgent(key, fetcher, i)
+	record := imageRecord{ID: i.ID, Name: i.Name}
+	err := h.startAgent(key, fetcher, i, func(p process) error {
+		record.Process = p
+		return writeRecord(h.dir("images", key, "image.json"), record)
+	})
 	if work.Wait(); uerr == nil {
 		defer users.Close() // the mapped mount keeps it
 	}
@@ -99,9 +105,10 @@ func (h *Host) setUpImage(ctx context.Context, key, fetcher string, i Image) err
 		return uerr
 	}
 	if err := h.mountImage(key, users); err != nil {
-		return err
+		return errors.Join(err, h.fault(context.WithoutCancel(ctx), key))
 	}
-	return writeRecord(h.dir("images", key, "image.json"), imageRecord{i.ID, i.Name, agent})
+	record.Mounted = true
+	return writeRecord(h.dir("images", key, "image.json"), record)
 }
 
 // mountImage has the kernel read the agent's file.
@@ -126,47 +133,55 @@ func userNamespace() (*os.File, error) {
 }
 
 // startAgent mounts the agent's file system and starts it. It outlives us, and
-// ends with its file system.
-func (h *Host) startAgent(key, fetcher string, i Image) (process, error) {
+// ends with its file system. started is told its process before it gets to
+// know anything; if it is told nothing because we are killed, it ends.
+func (h *Host) startAgent(key, fetcher string, i Image, started func(process) error) error {
 	fuse, err := mount.OpenFUSE(h.dir("images", key, "fuse"))
 	if err != nil {
-		return process{}, err
+		return err
 	}
 	defer fuse.Close() // or a dead agent would be a hang
 	control, err := listen(h.dir("images", key, "control"), 0o600)
 	if err != nil {
-		return process{}, err
+		return err
 	}
 	defer control.Close()
 	log, err := os.OpenFile(h.dir("images", key, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return process{}, err
+		return err
 	}
 	defer log.Close()
-	return startJailed(i.Agent, log, fuse, control, &agent.Setup{
+	program := jailed{i.Agent, log, fuse, control, started}
+	return program.start(&agent.Setup{
 		Image: i.Name, Root: i.Root, Jail: h.dir("images", key, "jail"), Cache: i.Cache, Fetcher: h.dir("fetchers", fetcher),
 		Deadline: i.Deadline, DataKey: i.DataKey, Manifest: i.Manifest,
 	})
 }
 
-// startJailed starts an agent in namespaces of its own and waits until it
-// serves.
-func startJailed(program string, log, fuse, control *os.File, setup *agent.Setup) (process, error) {
+// jailed is an agent to be.
+type jailed struct {
+	program            string
+	log, fuse, control *os.File
+	started            func(process) error
+}
+
+// start starts the agent in namespaces of its own and waits until it serves.
+func (j *jailed) start(setup *agent.Setup) error {
 	setupR, setupW, err := os.Pipe()
 	if err != nil {
-		return process{}, err
+		return err
 	}
 	defer setupW.Close()
 	readyR, readyW, err := os.Pipe()
 	if err != nil {
-		return process{}, errors.Join(err, setupR.Close())
+		return errors.Join(err, setupR.Close())
 	}
 	defer readyR.Close()
-	cmd := exec.Command(program)
+	cmd := exec.Command(j.program)
 	cmd.Args = []string{"thaw-agent", setup.Image}
 	cmd.Env = []string{} // it needs none, and may not see ours
-	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
-	cmd.ExtraFiles = []*os.File{setupR, fuse, control, readyW} // agent.FDSetup and on
+	cmd.Stdout, cmd.Stderr, cmd.Dir = j.log, j.log, "/"
+	cmd.ExtraFiles = []*os.File{setupR, j.fuse, j.control, readyW} // agent.FDSetup and on
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:     true,
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWPID,
@@ -174,9 +189,12 @@ func startJailed(program string, log, fuse, control *os.File, setup *agent.Setup
 	err = cmd.Start()
 	_, _ = setupR.Close(), readyW.Close()
 	if err != nil {
-		return process{}, err
+		return err
 	}
 	p, err := identify(cmd.Process.Pid)
+	if err == nil {
+		err = j.started(p)
+	}
 	if err == nil {
 		err = setup.Send(setupW)
 	}
@@ -184,7 +202,7 @@ func startJailed(program string, log, fuse, control *os.File, setup *agent.Setup
 	line, rerr := bufio.NewReader(readyR).ReadString('\n')
 	switch {
 	case line == "ok\n" && err == nil:
-		return p, cmd.Process.Release()
+		return cmd.Process.Release()
 	case line != "":
 		err = errors.New(strings.TrimSpace(line))
 	case err == nil:
@@ -192,7 +210,7 @@ func startJailed(program string, log, fuse, control *os.File, setup *agent.Setup
 	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	return process{}, err
+	return err
 }
 
 // ReleaseImage unmounts the image and ends its agent if this was its last user.
@@ -239,6 +257,22 @@ func (h *Host) Rootfs(u *Use, mapped bool) string {
 // Agent connects to the agent of an image.
 func (h *Host) Agent(ctx context.Context, u *Use) (*agent.Conn, error) {
 	return agent.Dial(ctx, h.dir("images", u.key, "control"))
+}
+
+// Fault gives, as an error, the last read that failed of an image, or nil. It is
+// for who got no more from the kernel than EIO.
+func (h *Host) Fault(ctx context.Context, u *Use) error { return h.fault(ctx, u.key) }
+
+func (h *Host) fault(ctx context.Context, key string) error {
+	conn, err := agent.Dial(ctx, h.dir("images", key, "control"))
+	if err != nil {
+		return nil // it has ended, and its words are in its log
+	}
+	defer conn.Close()
+	if text, err := conn.Fault(); err == nil && text != "" {
+		return errors.New(text)
+	}
+	return nil
 }
 
 // AgentEnd gives a descriptor that becomes readable when the image's agent

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,25 +54,50 @@ func (h *Host) NewInstance(kind string, image, fetcher *Use) (*Instance, error) 
 	var id [6]byte
 	_, _ = rand.Read(id[:]) // never fails
 	i := &Instance{ID: hex.EncodeToString(id[:]), Kind: kind, Started: time.Now().UTC(), Keeper: os.Getpid(), ImageOf: image.key, Fetcher: fetcher.key, host: h}
-	dir := h.dir("instances", i.ID)
 	// Nobody may find it without its lock: it gets its name when it is held.
-	hidden := h.dir("instances", "."+i.ID)
-	if err := makeDir(hidden, searchOnly); err != nil {
-		return nil, err
+	hidden, err := h.hidden(i.ID)
+	if err == nil {
+		err = i.fill(hidden)
 	}
-	var err error
-	if i.lock, err = lock(filepath.Join(hidden, "lock"), unix.LOCK_EX); err != nil {
-		return nil, err
+	if err == nil {
+		err = os.Rename(hidden, i.Dir())
 	}
-	for _, sub := range []string{"bundle", "rootfs", "runtime"} {
-		if err := makeDir(filepath.Join(hidden, sub), searchOnly); err != nil {
-			return nil, err
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(hidden))
+	}
+	return i, nil
+}
+
+// hidden is where this process makes or removes the folder of an instance. The
+// name says whose it is: what nobody who lives made or removes is left over.
+func (h *Host) hidden(id string) (string, error) {
+	self, err := identify(os.Getpid())
+	return h.dir("instances", fmt.Sprintf(".%s.%d.%d", id, self.PID, self.Start)), err
+}
+
+// hiddenBy reads a name that hidden gave.
+func hiddenBy(name string) (by process, ok bool) {
+	fields := strings.Split(name, ".")
+	if len(fields) != 4 || fields[0] != "" {
+		return by, false
+	}
+	var perr, serr error
+	by.PID, perr = strconv.Atoi(fields[2])
+	by.Start, serr = strconv.ParseUint(fields[3], 10, 64)
+	return by, perr == nil && serr == nil
+}
+
+func (i *Instance) fill(dir string) error {
+	for _, sub := range []string{"", "bundle", "rootfs", "runtime"} {
+		if err := makeDir(filepath.Join(dir, sub), searchOnly); err != nil {
+			return err
 		}
 	}
-	if err := i.save(hidden); err != nil {
-		return nil, err
+	var err error
+	if i.lock, err = lock(filepath.Join(dir, "lock"), unix.LOCK_EX); err != nil {
+		return err
 	}
-	return i, os.Rename(hidden, dir)
+	return i.save(dir)
 }
 
 // Save writes the record.
@@ -195,7 +222,27 @@ func (h *Host) clean(ctx context.Context, i *Instance) error {
 	if err := removeAll(filepath.Join(h.overlays(), i.ID)); err != nil {
 		return err
 	}
-	return removeAll(dir)
+	return h.forget(i.ID)
+}
+
+// forget removes the folder of an instance, whose lock the caller holds. It
+// loses its name first: with a name it has its lock.
+func (h *Host) forget(id string) error {
+	dir := h.dir("instances", id)
+	hidden, err := h.hidden(id)
+	if err == nil {
+		err = refuseMounts(dir)
+	}
+	if err == nil {
+		err = os.Rename(dir, hidden)
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it was forgotten before
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(hidden)
 }
 
 // removeWritable has the agent forget the instance's pages. An agent that has

@@ -22,9 +22,14 @@ var errHeld = errors.New("held by another process")
 // also at SIGKILL: what nobody holds is left over. Whoever holds a lock alone
 // may remove its file; so one that was opened before and locked after is not
 // the lock any more, and is opened again.
-func lock(path string, how int) (*os.File, error) {
+func lock(path string, how int) (*os.File, error) { return openLock(path, os.O_CREATE, how) }
+
+// relock takes a lock whose file must be there already.
+func relock(path string, how int) (*os.File, error) { return openLock(path, 0, how) }
+
+func openLock(path string, create, how int) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		f, err := os.OpenFile(path, create|os.O_RDWR, 0o600)
 		if err != nil {
 			return nil, err
 		}

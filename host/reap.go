@@ -34,32 +34,39 @@ func (h *Host) reapInstances(ctx context.Context) (removed []string, err error) 
 	}
 	for _, item := range items {
 		name := item.Name()
-		held, lerr := lock(h.dir("instances", name, "lock"), unix.LOCK_EX)
-		if errors.Is(lerr, errHeld) || errors.Is(lerr, fs.ErrNotExist) {
-			continue // kept, or just ended
+		done, ierr := h.reapInstance(ctx, name)
+		if ierr != nil {
+			err = errors.Join(err, fmt.Errorf("instance %s: %w", name, ierr))
 		}
-		if lerr == nil {
-			lerr = h.reapInstance(ctx, name)
-			_ = held.Close()
+		if done && !strings.HasPrefix(name, ".") {
+			removed = append(removed, "instance "+name)
 		}
-		if lerr != nil {
-			err = errors.Join(err, fmt.Errorf("instance %s: %w", name, lerr))
-			continue
-		}
-		removed = append(removed, "instance "+strings.TrimPrefix(name, "."))
 	}
 	return removed, err
 }
 
-// reapInstance removes an instance whose lock is held by us.
-func (h *Host) reapInstance(ctx context.Context, name string) error {
-	var i Instance
-	if err := readRecord(h.dir("instances", name, "instance.json"), &i); err != nil || strings.HasPrefix(name, ".") {
-		// It died before it had a name, or a record: it has mounted nothing.
-		return removeAll(h.dir("instances", name))
+// reapInstance removes an instance, unless a process keeps it.
+func (h *Host) reapInstance(ctx context.Context, name string) (bool, error) {
+	if strings.HasPrefix(name, ".") { // it had no name yet, or none any more: nothing is mounted
+		if by, ok := hiddenBy(name); ok && by.alive() {
+			return false, nil
+		}
+		return true, removeAll(h.dir("instances", name))
 	}
-	i.host = h
-	return h.clean(ctx, &i)
+	held, err := relock(h.dir("instances", name, "lock"), unix.LOCK_EX)
+	if errors.Is(err, errHeld) || errors.Is(err, fs.ErrNotExist) {
+		return false, nil // kept, or just ended
+	}
+	if err != nil {
+		return false, err
+	}
+	defer held.Close()
+	var i Instance
+	if err := readRecord(h.dir("instances", name, "instance.json"), &i); err != nil {
+		return false, err
+	}
+	i.ID, i.host = name, h
+	return true, h.clean(ctx, &i)
 }
 
 func (h *Host) reapImages(ctx context.Context) ([]string, error) {

@@ -16,7 +16,12 @@ type Use struct {
 	lockPath  string
 	users     *os.File // shared lock
 	held      *os.File // the key's own lock, until unlock
+	made      bool
 }
+
+// Made reports whether this use set the thing up, so that all that it has done
+// so far was done for this use.
+func (u *Use) Made() bool { return u.made }
 
 // use takes a share of a thing and holds the thing's own lock, so that the
 // caller can look what is there and set it up.
@@ -51,6 +56,11 @@ func (h *Host) release(ctx context.Context, u *Use, end func() error) error {
 		return errors.Join(err, u.users.Close())
 	}
 	defer held.Close()
+	return h.giveBack(u, end)
+}
+
+// giveBack is release for who holds the key's lock.
+func (h *Host) giveBack(u *Use, end func() error) error {
 	defer u.users.Close()
 	if err := flock(u.users, unix.LOCK_EX); err != nil {
 		if errors.Is(err, errHeld) {

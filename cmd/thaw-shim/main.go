@@ -20,6 +20,7 @@ import (
 
 	"thaw/cache"
 	"thaw/host"
+	"thaw/sandbox"
 )
 
 const (
@@ -40,6 +41,7 @@ type order struct {
 	DeviceBytes int64              `json:"deviceBytes"`
 	ImageBytes  int64              `json:"imageBytes"`
 	ImageChunks int64              `json:"imageChunks"`
+	Before      cache.Stats        `json:"before"` // what the agent had read for others
 }
 
 // keeper keeps an instance.
@@ -48,7 +50,6 @@ type keeper struct {
 	host           *host.Host
 	instance       *host.Instance
 	image, fetcher *host.Use
-	before         cache.Stats // when the instance began
 }
 
 func main() {
@@ -77,22 +78,23 @@ func newKeeper(args []string) (*keeper, error) {
 
 // keep runs the instance to its end and cleans up. It gives the exit status.
 func (k *keeper) keep() int {
-	watch, stop := context.WithCancel(context.Background())
-	w := k.watch(watch)
-	k.before = k.stats()
+	// No signal may end us from now on: we have to clean up.
+	var w *watched
 	var code int
 	var err error
 	if k.instance.Kind == host.KindRun {
-		code, err = k.run(w)
+		signals := sandbox.Catch()
+		w = k.watch()
+		code, err = k.run(w, signals)
 	} else {
-		err = k.wait(w)
-		if err != nil {
+		signals := catchEnd()
+		w = k.watch()
+		if err = k.wait(w, signals); err != nil {
 			code = exitFailed
 		}
 	}
 	after := k.stats()
-	stop()
-	w.work.Wait()
+	w.stop()
 	ctx := context.Background()
 	rerr := errors.Join(k.instance.End(ctx), k.host.ReleaseImage(ctx, k.image), k.host.ReleaseFetcher(ctx, k.fetcher))
 	if err != nil {

@@ -29,8 +29,8 @@ func (t tiers) sum() int64 { return t.Cache + t.Zone + t.Origin }
 // report tells what was loaded while the instance ran.
 func (k *keeper) report(after cache.Stats) error {
 	n := numbers{Image: k.instance.ImageID, DeviceBytes: k.DeviceBytes, ImageBytes: k.ImageBytes, StartMS: k.Stages}
-	n.Bytes = tiers{after.Cache.Bytes - k.before.Cache.Bytes, after.Zone.Bytes - k.before.Zone.Bytes, after.Origin.Bytes - k.before.Origin.Bytes}
-	n.Chunks = tiers{after.Cache.Chunks - k.before.Cache.Chunks, after.Zone.Chunks - k.before.Zone.Chunks, after.Origin.Chunks - k.before.Origin.Chunks}
+	n.Bytes = tiers{after.Cache.Bytes - k.Before.Cache.Bytes, after.Zone.Bytes - k.Before.Zone.Bytes, after.Origin.Bytes - k.Before.Origin.Bytes}
+	n.Chunks = tiers{after.Cache.Chunks - k.Before.Cache.Chunks, after.Zone.Chunks - k.Before.Zone.Chunks, after.Origin.Chunks - k.Before.Origin.Chunks}
 	if after == (cache.Stats{}) { // the agent had ended
 		n.Bytes, n.Chunks = tiers{}, tiers{}
 	}

@@ -17,8 +17,7 @@ import (
 var errAgentGone = errors.New("the agent that served the image's device has ended: the instance was stopped")
 
 // run starts the container and waits for its end.
-func (k *keeper) run(w *watched) (int, error) {
-	signals := sandbox.Catch()
+func (k *keeper) run(w *watched, signals *sandbox.Signals) (int, error) {
 	r, err := sandbox.Find(k.Runtime)
 	if err != nil {
 		return exitFailed, err
@@ -62,11 +61,20 @@ func (k *keeper) run(w *watched) (int, error) {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// wait keeps a mount until it is unmounted, a signal comes, or its agent ends.
-func (k *keeper) wait(w *watched) error {
+// catchEnd catches the signals that end a mount, but for those that our caller
+// ignores, as nohup has it.
+func catchEnd() <-chan os.Signal {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer signal.Stop(signals)
+	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signal.Notify(signals, sig)
+		}
+	}
+	return signals
+}
+
+// wait keeps a mount until it is unmounted, a signal comes, or its agent ends.
+func (k *keeper) wait(w *watched, signals <-chan os.Signal) error {
 	k.Stages["total"] = ms(time.Since(k.Began))
 	fmt.Fprintf(os.Stderr, "thaw: %s is mounted at %s\n", k.instance.Image, k.instance.Target)
 	gone, err := k.unmounted()

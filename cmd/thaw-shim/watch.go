@@ -8,19 +8,32 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"thaw/agent"
 )
 
 // watched tells what happens to those the instance depends on.
 type watched struct {
 	agentGone chan struct{} // closed when the agent has ended
+	events    *agent.Conn   // nil if the agent had ended
+	cancel    context.CancelFunc
 	work      sync.WaitGroup
 }
 
-// watch looks after agent and fetcher until ctx ends: failed reads are told, a
-// fetcher that was killed is started again.
-func (k *keeper) watch(ctx context.Context) *watched {
-	w := &watched{agentGone: make(chan struct{})}
-	w.work.Go(func() { k.tellEvents(ctx) })
+// watch looks after agent and fetcher until it is stopped: failed reads are
+// told, a fetcher that was killed is started again.
+func (k *keeper) watch() *watched {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &watched{agentGone: make(chan struct{}), cancel: cancel}
+	// Before anything is read, so that nothing fails unheard.
+	if conn, err := k.host.Agent(ctx, k.image); err == nil {
+		if err := conn.Listen(); err == nil {
+			w.events = conn
+			w.work.Go(func() { conn.Events(func(line string) { say("%s", line) }) })
+		} else {
+			_ = conn.Close()
+		}
+	}
 	w.work.Go(func() {
 		f, err := k.host.AgentEnd(k.image)
 		if err == nil && f != nil && !waitEnd(ctx, f) {
@@ -32,16 +45,16 @@ func (k *keeper) watch(ctx context.Context) *watched {
 	return w
 }
 
-// tellEvents prints a line for each failed read.
-func (k *keeper) tellEvents(ctx context.Context) {
-	conn, err := k.host.Agent(ctx, k.image)
-	if err != nil {
-		return
+// stop ends the watching. What failed until now is told.
+func (w *watched) stop() {
+	w.cancel()
+	if w.events != nil {
+		_ = w.events.Finish()
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
-	defer conn.Close()
-	_ = conn.Events(func(line string) { say("%s", line) })
+	w.work.Wait()
+	if w.events != nil {
+		_ = w.events.Close()
+	}
 }
 
 // keepFetcher starts the fetcher again whenever it has ended.

@@ -38,6 +38,12 @@ func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
 		return fmt.Errorf("this verb is thaw's own: it needs a listening socket as descriptor %d: %w", host.FetcherListener, err)
 	}
 	_ = f.Close()
+	leave := os.NewFile(host.FetcherLeave, "leave")
+	_, err = leave.Read(make([]byte, 1))
+	_ = leave.Close()
+	if err != nil {
+		return fmt.Errorf("whoever started this fetcher is gone: %w", err)
+	}
 	folder, err := cache.OpenFolder(g.Cache, int64(g.CacheSize))
 	if err != nil {
 		return err

@@ -46,7 +46,7 @@ What was loaded is told on stderr at the end.`
 // place of this process.
 func (c *runCmd) Run(ctx context.Context, g *Globals) error {
 	if err := c.run(ctx, g); err != nil {
-		return &exitError{exitRunFailed, err}
+		return &exitError{sandbox.ExitCode(err), err}
 	}
 	return nil
 }
@@ -63,7 +63,9 @@ func (c *runCmd) run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	if err = c.prepare(ctx, s, volumes); err == nil {
+	if err = c.prepare(ctx, s, volumes); err != nil {
+		err = s.explain(ctx, err)
+	} else {
 		err = s.hand(g, shimOrder{Runtime: c.Runtime, Terminal: c.TTY, Interactive: c.Interactive, StatsFile: c.StatsJSON})
 	}
 	return errors.Join(err, s.release(ctx))
@@ -130,7 +132,9 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 		}
 		s.watch.lap("rootfs")
 	}
-	if err == nil {
+	if err != nil {
+		err = s.explain(ctx, err)
+	} else {
 		err = s.hand(g, shimOrder{StatsFile: c.StatsJSON})
 	}
 	return errors.Join(err, s.release(ctx))

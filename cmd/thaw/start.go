@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"thaw/cache"
 	"thaw/catalog"
 	"thaw/convert"
 	"thaw/host"
@@ -42,6 +43,7 @@ type started struct {
 	fetcher, image *host.Use
 	instance       *host.Instance
 	watch          *stopwatch
+	before         cache.Stats // of the image's agent
 }
 
 // start mounts an image, or has it mounted, and makes an instance. On an error
@@ -93,8 +95,22 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 	s.image, err = s.host.UseImage(ctx, s.fetcher, host.Image{
 		ID: s.id.String(), Name: s.name, Root: s.root, Agent: program, Cache: g.Cache, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
 	})
+	if err == nil && !s.image.Made() {
+		s.before = s.read(ctx)
+	}
 	s.watch.lap("mount")
 	return err
+}
+
+// read gives what the image's agent has read so far. One that does not answer
+// has numbers for nobody.
+func (s *started) read(ctx context.Context) (stats cache.Stats) {
+	conn, err := s.host.Agent(ctx, s.image)
+	if err == nil {
+		defer conn.Close()
+		stats, _ = conn.Stats()
+	}
+	return stats
 }
 
 // release gives back what was acquired.
@@ -108,6 +124,15 @@ func (s *started) release(ctx context.Context) (err error) {
 	}
 	if s.fetcher != nil {
 		err = errors.Join(err, s.host.ReleaseFetcher(ctx, s.fetcher))
+	}
+	return err
+}
+
+// explain says of an I/O error, in which the kernel puts all that fails, what
+// did fail.
+func (s *started) explain(ctx context.Context, err error) error {
+	if errors.Is(err, syscall.EIO) {
+		return errors.Join(err, s.host.Fault(context.WithoutCancel(ctx), s.image))
 	}
 	return err
 }
@@ -168,6 +193,7 @@ type shimOrder struct {
 	DeviceBytes int64              `json:"deviceBytes"`
 	ImageBytes  int64              `json:"imageBytes"` // of all chunks
 	ImageChunks int64              `json:"imageChunks"`
+	Before      cache.Stats        `json:"before"` // what the agent had read for others
 }
 
 // hand replaces this program by the shim, which keeps the instance and takes
@@ -179,7 +205,7 @@ func (s *started) hand(g *Globals, o shimOrder) error {
 			return err
 		}
 	}
-	o.Began, o.Stages, o.DeviceBytes = s.watch.began, s.watch.stages, s.Size
+	o.Began, o.Stages, o.DeviceBytes, o.Before = s.watch.began, s.watch.stages, s.Size, s.before
 	for _, c := range s.Chunks {
 		o.ImageBytes += int64(c.Size)
 		o.ImageChunks++
