@@ -526,3 +526,36 @@ func TestGVisor(t *testing.T) {
 		t.Error(code, err)
 	}
 }
+
+// Starting changes none of the host's mounts, and no thread stays where it would keep others from being unmounted for good.
+func TestHostMountsStay(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, r *rig) {
+		mounts := func() string {
+			data, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(data)
+		}
+		before := mounts()
+		if got := r.run(r.config("exit", "0")); got.code != 0 || got.start != nil {
+			t.Fatalf("%+v", got)
+		}
+		if after := mounts(); strings.Contains(before, unified) != strings.Contains(after, unified) || strings.Contains(after, r.dir) {
+			t.Errorf("before:\n%safter:\n%s", before, after)
+		}
+		ours, err := os.Readlink("/proc/self/ns/mnt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		threads, _ := filepath.Glob("/proc/self/task/*/ns/mnt")
+		for _, thread := range threads {
+			if theirs, err := os.Readlink(thread); err == nil && theirs != ours {
+				t.Errorf("%s is in %s, we are in %s", thread, theirs, ours)
+			}
+		}
+		if len(threads) < 2 {
+			t.Errorf("threads: %v", threads)
+		}
+	})
+}
