@@ -79,10 +79,11 @@ func mainWith(parts fs.FS) int {
 
 // run is the program with its end as a number.
 func run(ctx context.Context, parts fs.FS, args []string, stdout, stderr io.Writer) int {
-	c := cli{Globals: Globals{parts: parts}}
+	root, g := commandLine(args)
+	g.parts = parts
 	out := &results{Writer: stdout}
 	exited := -1
-	parser, err := kong.New(&c, kong.Name("thaw"), kong.Description(description),
+	parser, err := kong.New(root, kong.Name("thaw"), kong.Description(description),
 		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exited = code }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}))
 	if err != nil {
@@ -96,18 +97,18 @@ func run(ctx context.Context, parts fs.FS, args []string, stdout, stderr io.Writ
 		return exited
 	}
 	if err == nil {
-		c.Globals.stdout, c.Globals.stderr = out, stderr
-		err = c.Globals.complete()
+		g.stdout, g.stderr = out, stderr
+		err = g.complete()
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "thaw: %s (thaw --help)\n", oneLine(err.Error()))
 		return exitUsage
 	}
-	if err := c.Globals.handOver(ctx, args); err != nil {
+	if err := g.handOver(ctx, args); err != nil {
 		return status(ctx, stderr, err)
 	}
 	k.BindTo(ctx, (*context.Context)(nil))
-	err = k.Run(&c.Globals)
+	err = k.Run(g)
 	if err == nil || errors.Is(err, errDamaged) {
 		err = cmp.Or(out.err, err)
 	}
