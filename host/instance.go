@@ -19,7 +19,8 @@ import (
 	"thaw/sandbox"
 )
 
-// cgroupPrefix begins the name of an instance's group in every hierarchy.
+// cgroupPrefix begins the name of an instance's group in every hierarchy; the
+// name of the host's runtime folder and the instance's id follow.
 const cgroupPrefix = "/thaw-"
 
 // Kinds of instances.
@@ -50,7 +51,16 @@ type Instance struct {
 
 // NewInstance makes an instance that this process keeps: its folder, and the
 // lock that says so. The caller sets what it knows and calls Save.
-func (h *Host) NewInstance(kind string, image, fetcher *Use) (*Instance, error) {
+func (h *Host) NewInstance(kind string, image, fetcher *Use) (i *Instance, err error) {
+	for range 5 { // a Reap may come between the folder and its lock, and take it for a leftover
+		if i, err = h.newInstance(kind, image, fetcher); err == nil {
+			return i, nil
+		}
+	}
+	return nil, fmt.Errorf("making an instance: %w", err)
+}
+
+func (h *Host) newInstance(kind string, image, fetcher *Use) (*Instance, error) {
 	var id [6]byte
 	_, _ = rand.Read(id[:]) // never fails
 	i := &Instance{ID: hex.EncodeToString(id[:]), Kind: kind, Started: time.Now().UTC(), Keeper: os.Getpid(), ImageOf: image.key, Fetcher: fetcher.key, host: h}
@@ -113,7 +123,9 @@ func (i *Instance) Dir(names ...string) string {
 }
 
 // Cgroup is the instance's group, as a path in a hierarchy.
-func (i *Instance) Cgroup() string { return cgroupPrefix + i.ID }
+func (i *Instance) Cgroup() string {
+	return cgroupPrefix + filepath.Base(i.host.run) + "-" + i.ID
+}
 
 // MountOverlay gives the instance a root file system of its own: the image, and
 // above it what the instance writes.
