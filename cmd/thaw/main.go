@@ -45,6 +45,7 @@ type cli struct {
 	Df      dfCmd      `cmd:"" help:"Show what tenants and images take in the origin, shared and alone."`
 	Verify  verifyCmd  `cmd:"" help:"Read and check every chunk of an image; compare it with its source; repair it."`
 	Export  exportCmd  `cmd:"" help:"Write an image's device to a sparse file, for e2fsck, debugfs or mount."`
+	Doctor  doctorCmd  `cmd:"" help:"Say what this machine has and lacks for run and mount, and how to mend it."`
 }
 
 const description = `Thaw turns container images into devices that start before they have arrived.
