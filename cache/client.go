@@ -60,6 +60,8 @@ type Client struct {
 	stats   Stats
 }
 
+var _ chunk.Finder = (*Client)(nil)
+
 // record is what the client knows of one chunk. It stays: an image has so many
 // and no more.
 type record struct {

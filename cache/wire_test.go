@@ -159,3 +159,14 @@ func TestRefusals(t *testing.T) {
 		t.Error("a client of a bad root was made")
 	}
 }
+
+func TestCheckRoot(t *testing.T) {
+	for root, ok := range map[string]bool{
+		"r1": true, "0": true, "a-b-": true, strings.Repeat("a", 32): true,
+		"": false, "-a": false, "A": false, "a/b": false, "a/../b": false, "a.": false, "a\x00": false, strings.Repeat("a", 33): false,
+	} {
+		if err := checkRoot(root); (err == nil) != ok {
+			t.Errorf("checkRoot(%q) = %v", root, err)
+		}
+	}
+}
