@@ -77,6 +77,9 @@ func Open(state string) (*Host, error) {
 	return h, makeDir(h.overlays(), 0o700)
 }
 
+// Filters is the folder for what sandbox keeps of compiled system call filters.
+func (h *Host) Filters() string { return filepath.Join(h.run, "filters") }
+
 // makeDir makes a folder with exactly these permissions, whatever the umask.
 func makeDir(dir string, perm os.FileMode) error {
 	err := os.Mkdir(dir, perm)

@@ -198,6 +198,34 @@ func (i *Instance) MountWritable(ctx context.Context, image *Use, dir string, ma
 	return mount.Unmount(plain) // the mapped one keeps the file system
 }
 
+// MapVolume gives the path of a file or folder of this machine whose owners an
+// instance sees as they are here: what its root writes is root's. n tells the
+// instance's volumes apart.
+func (i *Instance) MapVolume(n int, source string) (string, error) {
+	info, err := os.Stat(source)
+	if err != nil {
+		return "", err
+	}
+	if err := makeDir(i.Dir("volumes"), searchOnly); err != nil {
+		return "", err
+	}
+	at := i.Dir("volumes", strconv.Itoa(n))
+	if info.IsDir() {
+		err = makeDir(at, 0o755)
+	} else {
+		err = os.WriteFile(at, nil, 0o600)
+	}
+	if err != nil {
+		return "", err
+	}
+	users, err := userNamespace()
+	if err != nil {
+		return "", err
+	}
+	defer users.Close()
+	return at, mount.IDMap(source, at, users)
+}
+
 // BindTo shows the image at a folder, read-only.
 func (i *Instance) BindTo(image *Use, dir string) error {
 	return mount.Bind(i.host.Rootfs(image, false), dir, true)

@@ -13,13 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"thaw/mount"
+	"thaw/sandbox"
 )
 
 // Reap takes down what nobody keeps: instances whose process has gone, then
 // images and fetchers without users. It disturbs nothing that is in use and
 // goes on behind a failure. It names what it has removed.
 func (h *Host) Reap(ctx context.Context) (removed []string, err error) {
-	for _, step := range []func(context.Context) ([]string, error){h.reapInstances, h.reapImages, h.reapFetchers, h.reapOverlays} {
+	for _, step := range []func(context.Context) ([]string, error){h.reapInstances, h.reapImages, h.reapFetchers, h.reapOverlays, h.reapCgroups} {
 		names, serr := step(ctx)
 		removed = append(removed, names...)
 		err = errors.Join(err, serr)
@@ -139,6 +140,28 @@ func (h *Host) reapOverlays(context.Context) (removed []string, err error) {
 			continue
 		}
 		removed = append(removed, "overlay "+item.Name())
+	}
+	return removed, err
+}
+
+// reapCgroups removes groups of instances that are no more: a runtime that dies
+// with its supervisor may make one after the instance was cleaned.
+func (h *Host) reapCgroups(ctx context.Context) (removed []string, err error) {
+	prefix := cgroupPrefix + filepath.Base(h.run) + "-"
+	groups, err := sandbox.Cgroups(prefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, group := range groups {
+		id := strings.TrimPrefix(group, prefix)
+		if _, serr := os.Stat(h.dir("instances", id)); !errors.Is(serr, fs.ErrNotExist) {
+			continue
+		}
+		if derr := sandbox.Delete(ctx, h.dir("instances", id, "runtime"), id, group); derr != nil {
+			err = errors.Join(err, derr)
+			continue
+		}
+		removed = append(removed, "cgroup "+group)
 	}
 	return removed, err
 }

@@ -53,7 +53,7 @@ type Config struct {
 	HostNetwork bool // no network namespace of its own; else one with nothing but the loopback
 	ReadOnly    bool // of the root file system
 
-	Memory int64         // bytes, swap included; 0 = no limit
+	Memory int64         // bytes, without swap; 0 = no limit
 	CPUs   float64       // cores; 0 = no limit
 	Period time.Duration // over which CPUs are counted: 20 to 100 ms, 0 = 100 ms
 	Pids   int64         // processes and threads; 0 = 4096

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"thaw/host"
 	"thaw/sandbox"
 )
@@ -84,13 +86,35 @@ func (c *runCmd) prepare(ctx context.Context, s *started, volumes []sandbox.Volu
 	}
 	s.watch.lap("rootfs")
 	s.instance.Command, s.instance.Runtime = c.Command, c.Runtime
+	if err := mapVolumes(s, volumes); err != nil {
+		return err
+	}
 	err = sandbox.WriteBundle(sandbox.Config{
 		Image: s.Config, Root: s.instance.Dir("rootfs"), Bundle: s.instance.Dir("bundle"), Cgroup: s.instance.Cgroup(), Hostname: s.instance.ID,
 		Args: c.Command, Env: c.Env, Dir: c.Workdir, User: c.User, Volumes: volumes, Terminal: c.TTY, HostNetwork: c.Net == "host",
-		Memory: int64(c.Memory), CPUs: c.CPUs,
+		Filters: s.host.Filters(),
+		Memory:  int64(c.Memory), CPUs: c.CPUs,
 	})
 	s.watch.lap("bundle")
 	return err
+}
+
+// mapVolumes shows volumes with the owners that they have here. A file system
+// that cannot map owners (of those in use only old ones and some of networks)
+// is shown as it is: files of root are nobody's inside.
+func mapVolumes(s *started, volumes []sandbox.Volume) error {
+	for n := range volumes {
+		mapped, err := s.instance.MapVolume(n, volumes[n].Source)
+		if errors.Is(err, unix.EINVAL) {
+			fmt.Fprintf(os.Stderr, "thaw: %s: its file system cannot map owners: inside, the files of root here are nobody's\n", oneLine(volumes[n].Source))
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("volume %s: %w", volumes[n].Source, err)
+		}
+		volumes[n].Source = mapped
+	}
+	return nil
 }
 
 type mountCmd struct {
