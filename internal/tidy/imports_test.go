@@ -69,6 +69,7 @@ func allowed() map[string]string {
 		"docs/reader":      "", // tests of a reader in another language
 		"internal/faults":  "",
 		"internal/testoci": "",
+		"internal/tests3":  "",
 		"internal/tidy":    "",
 	}
 }

@@ -2,16 +2,11 @@ package cloud
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"io"
-	"net"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,11 +14,10 @@ import (
 	"thaw/chunk"
 	"thaw/chunk/chunktest"
 	"thaw/internal/faults"
+	"thaw/internal/tests3"
 	"thaw/origin"
 	"thaw/origin/origintest"
 )
-
-const buildServer = "build it: cd tools && go build -o ../bin/ github.com/versity/versitygw/cmd/versitygw"
 
 // openURL opens an origin with this package's driver.
 func openURL(t *testing.T, url string) (*origin.Origin, error) {
@@ -50,11 +44,11 @@ func open(t *testing.T, url string) *origin.Origin {
 }
 
 func TestS3(t *testing.T) {
-	server := startS3(t)
+	server := tests3.Start(t)
 	for name, path := range map[string]string{"bucket": "?", "prefix": "/some/prefix?"} {
 		t.Run(name, func(t *testing.T) {
 			origintest.Driver(t, func(t *testing.T) origin.Bucket {
-				u, err := url.Parse(strings.Replace(server.bucket(t), "?", path, 1))
+				u, err := url.Parse(strings.Replace(server.Bucket(t, ""), "?", path, 1))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -73,128 +67,25 @@ func TestS3(t *testing.T) {
 	}
 }
 
-// s3Server is a real S3 server over a folder.
-type s3Server struct {
-	dir, url       string
-	access, secret string
-}
-
-// startS3 starts a server for the time of the test, with credentials of its
-// own in the environment. A machine without the server fails the test.
-func startS3(t *testing.T) *s3Server {
-	t.Helper()
-	bin := os.Getenv("THAW_VERSITYGW")
-	if bin == "" {
-		bin = filepath.Join("..", "..", "bin", "versitygw")
-	}
-	if _, err := os.Stat(bin); err != nil {
-		t.Fatalf("no S3 server to test with (%v): %s, or set THAW_VERSITYGW", err, buildServer)
-	}
-	s := &s3Server{dir: t.TempDir(), access: rand.Text(), secret: rand.Text()}
-	addr := freeAddr(t)
-	s.url = "http://" + addr
-	cmd := exec.Command(bin, "--port", addr, "--quiet", "--keep-alive", "posix", s.dir)
-	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY_ID="+s.access, "ROOT_SECRET_ACCESS_KEY="+s.secret)
-	out := &strings.Builder{}
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
-	})
-	if err := await(addr, ended); err != nil {
-		t.Fatalf("the S3 server did not start: %v\n%s", err, out)
-	}
-	s.login(t)
-	return s
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// await polls until the address answers.
-func await(addr string, ended <-chan error) error {
-	deadline, tick := time.NewTimer(time.Minute), time.NewTicker(20*time.Millisecond)
-	defer deadline.Stop()
-	defer tick.Stop()
-	for {
-		conn, err := net.Dial("tcp", addr)
-		if err == nil {
-			return conn.Close()
-		}
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			return err
-		case err := <-ended:
-			return errors.Join(errors.New("it ended"), err)
-		}
-	}
-}
-
-// noLogin clears what an AWS SDK would find of the machine's.
-func noLogin(t *testing.T) {
-	t.Helper()
-	for _, name := range []string{
-		"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION",
-		"AWS_ENDPOINT_URL", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-	} {
-		t.Setenv(name, "")
-	}
-	t.Setenv("AWS_CONFIG_FILE", os.DevNull)
-	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", os.DevNull)
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
-}
-
-func (s *s3Server) login(t *testing.T) {
-	t.Helper()
-	noLogin(t)
-	t.Setenv("AWS_ACCESS_KEY_ID", s.access)
-	t.Setenv("AWS_SECRET_ACCESS_KEY", s.secret)
-}
-
-// bucket makes a bucket and gives its URL.
-func (s *s3Server) bucket(t *testing.T) string { return s.bucketAt(t, s.url) }
-
-func (s *s3Server) bucketAt(t *testing.T, endpoint string) string {
-	t.Helper()
-	name := strings.ToLower(rand.Text())
-	if err := os.Mkdir(filepath.Join(s.dir, name), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return "s3://" + name + "?endpoint=" + url.QueryEscape(endpoint)
-}
-
 // failures of a bucket: each must be one line that says what to do, and must
 // not look like a missing object.
 func TestS3Failures(t *testing.T) {
-	server := startS3(t)
-	good := server.bucket(t)
+	server := tests3.Start(t)
+	good := server.Bucket(t, "")
 	cases := []struct {
 		name  string
 		url   string
-		setup func(t *testing.T)
+		setup func(t testing.TB)
 		want  []string
 		is    error
 	}{
-		{"no credentials", good, noLogin, []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"}, origin.ErrRefused},
-		{"wrong secret", good, func(t *testing.T) { t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-hidden") },
+		{"no credentials", good, tests3.NoLogin, []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"}, origin.ErrRefused},
+		{"wrong secret", good, func(t testing.TB) { t.Setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-hidden") },
 			[]string{"(403 ", "check the credentials"}, origin.ErrRefused},
-		{"unknown user", good, func(t *testing.T) { t.Setenv("AWS_ACCESS_KEY_ID", "nobody") },
+		{"unknown user", good, func(t testing.TB) { t.Setenv("AWS_ACCESS_KEY_ID", "nobody") },
 			[]string{"No user exists"}, nil}, // S3 itself would say 403
 		{"nobody listens", "s3://b?endpoint=http://127.0.0.1:1", nil, []string{"cannot reach 127.0.0.1:1", "refused"}, nil},
-		{"no such bucket", "s3://missing?endpoint=" + server.url, nil, []string{"no such bucket", "s3://missing"}, errNoBucket},
+		{"no such bucket", "s3://missing?endpoint=" + server.URL, nil, []string{"no such bucket", "s3://missing"}, errNoBucket},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -208,7 +99,7 @@ func TestS3Failures(t *testing.T) {
 			_, rootErr := o.Active(t.Context())
 			for verb, err := range map[string]error{"get": getErr, "put": putErr, "active": rootErr} {
 				checkFailure(t, verb, err, c.is, c.want)
-				for _, secret := range []string{server.secret, "wrong-and-hidden"} {
+				for _, secret := range []string{server.Secret, "wrong-and-hidden"} {
 					if err != nil && strings.Contains(err.Error(), secret) {
 						t.Errorf("%s: the error holds the secret: %v", verb, err)
 					}
@@ -237,7 +128,7 @@ func checkFailure(t *testing.T, verb string, err, is error, want []string) {
 }
 
 func TestS3NeedsARegion(t *testing.T) {
-	noLogin(t)
+	tests3.NoLogin(t)
 	for raw, want := range map[string]string{
 		"s3://b":          "region",
 		"s3:///?region=x": "bucket",
@@ -251,9 +142,9 @@ func TestS3NeedsARegion(t *testing.T) {
 }
 
 // broken gives a bucket of the server behind a proxy that breaks exchanges.
-func broken(t *testing.T, s *s3Server, rule faults.Rule) *origin.Origin {
+func broken(t *testing.T, s *tests3.Server, rule faults.Rule) *origin.Origin {
 	t.Helper()
-	target, err := url.Parse(s.url)
+	target, err := url.Parse(s.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,12 +154,12 @@ func broken(t *testing.T, s *s3Server, rule faults.Rule) *origin.Origin {
 	}}
 	front := httptest.NewServer(faults.Handler(proxy, rule))
 	t.Cleanup(front.Close)
-	return open(t, s.bucketAt(t, front.URL))
+	return open(t, s.Bucket(t, front.URL))
 }
 
 // TestS3Faults puts and gets through single faults, which must not show.
 func TestS3Faults(t *testing.T) {
-	server := startS3(t)
+	server := tests3.Start(t)
 	put, get := "PUT", "GET"
 	cases := []struct {
 		name   string
@@ -307,7 +198,7 @@ func TestS3Faults(t *testing.T) {
 
 // TestS3FaultsThatStay must end in an error, in bounded time.
 func TestS3FaultsThatStay(t *testing.T) {
-	server := startS3(t)
+	server := tests3.Start(t)
 	cases := map[string]struct {
 		method string
 		fault  faults.Fault
@@ -340,7 +231,7 @@ func TestS3FaultsThatStay(t *testing.T) {
 
 // TestS3FlippedByte shows who notices: the name's check, not the origin.
 func TestS3FlippedByte(t *testing.T) {
-	server := startS3(t)
+	server := tests3.Start(t)
 	flip := faults.Fault{Kind: faults.Flip, At: 1000}
 	chunks := broken(t, server, faults.OnMethod(flip, "GET", 1)).Chunks("r1")
 	want := chunktest.Sample(1, chunk.DefaultSize)
