@@ -78,7 +78,9 @@ func newKeeper(args []string) (*keeper, error) {
 
 // keep runs the instance to its end and cleans up. It gives the exit status.
 func (k *keeper) keep() int {
-	// No signal may end us from now on: we have to clean up.
+	// No signal may end us from now on, also after the program's end: we have to
+	// clean up.
+	_ = sandbox.Catch()
 	var w *watched
 	var code int
 	var err error

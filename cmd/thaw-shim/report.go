@@ -15,6 +15,7 @@ type numbers struct {
 	ImageBytes  int64              `json:"image_bytes"` // of all chunks
 	Bytes       tiers              `json:"bytes"`       // of chunks first touched meanwhile
 	Chunks      tiers              `json:"chunks"`
+	Corrupt     tiers              `json:"corrupt"` // times that a tier gave other bytes than the chunk's
 	StartMS     map[string]float64 `json:"start_ms"`
 }
 
@@ -31,8 +32,9 @@ func (k *keeper) report(after cache.Stats) error {
 	n := numbers{Image: k.instance.ImageID, DeviceBytes: k.DeviceBytes, ImageBytes: k.ImageBytes, StartMS: k.Stages}
 	n.Bytes = tiers{after.Cache.Bytes - k.Before.Cache.Bytes, after.Zone.Bytes - k.Before.Zone.Bytes, after.Origin.Bytes - k.Before.Origin.Bytes}
 	n.Chunks = tiers{after.Cache.Chunks - k.Before.Cache.Chunks, after.Zone.Chunks - k.Before.Zone.Chunks, after.Origin.Chunks - k.Before.Origin.Chunks}
+	n.Corrupt = tiers{after.Cache.Corrupt - k.Before.Cache.Corrupt, after.Zone.Corrupt - k.Before.Zone.Corrupt, after.Origin.Corrupt - k.Before.Origin.Corrupt}
 	if after == (cache.Stats{}) { // the agent had ended
-		n.Bytes, n.Chunks = tiers{}, tiers{}
+		n.Bytes, n.Chunks, n.Corrupt = tiers{}, tiers{}, tiers{}
 	}
 	fmt.Fprintf(os.Stderr, "thaw: read %s of %s (%.1f %%): %d chunks from the origin, %d from the cache; started in %.0f ms\n",
 		human(n.Bytes.sum()), human(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.Origin, n.Chunks.Cache, k.Stages["total"])

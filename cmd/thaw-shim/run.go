@@ -13,6 +13,9 @@ import (
 	"thaw/sandbox"
 )
 
+// exitKilled is the status of a program that SIGKILL ended.
+const exitKilled = 128 + int(unix.SIGKILL)
+
 // errAgentGone says why an instance was ended.
 var errAgentGone = errors.New("the agent that served the image's device has ended: the instance was stopped")
 
@@ -33,7 +36,7 @@ func (k *keeper) run(w *watched, signals *sandbox.Signals) (int, error) {
 	}
 	p, err := supervisor.Start(context.Background(), in)
 	if err != nil {
-		return sandbox.ExitCode(err), err
+		return sandbox.ExitCode(err), w.cause(err)
 	}
 	now := time.Now()
 	k.Stages["container"] = ms(now.Sub(began))
@@ -51,11 +54,22 @@ func (k *keeper) run(w *watched, signals *sandbox.Signals) (int, error) {
 	stop()
 	close(ended)
 	err = errors.Join(err, p.Close())
+	if cause := w.cause(err); errors.Is(cause, errAgentGone) {
+		return exitFailed, cause
+	}
+	if code == exitKilled && sandbox.OOMKilled(k.instance.Cgroup()) {
+		say("out of memory: the kernel ended a program at the limit of the instance")
+	}
+	return code, err
+}
+
+// cause is why something failed: err, or what lies behind it.
+func (w *watched) cause(err error) error {
 	select {
 	case <-w.agentGone:
-		return exitFailed, errAgentGone
+		return errAgentGone
 	default:
-		return code, err
+		return err
 	}
 }
 

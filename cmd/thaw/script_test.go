@@ -52,6 +52,8 @@ const patience = time.Minute
 //	spoil FILE OFFSET                  flips a bit; a negative offset is from the end
 //	count N DIR...                     regular files below, however deep
 //	absent TEXT DIR...                 no file below has it in name or content
+//	app DIR SEED                       insideLayout's; nothing of the state may be left on this machine at the end
+//	appears FILE                       waits for it
 //	adds                               the last line of JSON has total = zero + new + stored
 //	serve DIR NAME [stall]             a registry with the layout's image at $REGISTRY/NAME; stalls at the largest blob
 //	interrupt COMMAND...               runs, and sends SIGINT once the registry stalls; wants status 130
@@ -81,7 +83,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"layout": cmdLayout, "exits": cmdExits, "pick": cmdPick, "content": cmdContent, "spoil": cmdSpoil, "count": cmdCount, "absent": cmdAbsent,
-			"adds": cmdAdds, "serve": cmdServe, "interrupt": cmdInterrupt, "closed": cmdClosed, "tmpfs": cmdTmpfs, "sparse": cmdSparse,
+			"app": cmdApp, "appears": cmdAppears, "adds": cmdAdds, "serve": cmdServe, "interrupt": cmdInterrupt, "closed": cmdClosed, "tmpfs": cmdTmpfs, "sparse": cmdSparse,
 		},
 	})
 }
