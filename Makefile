@@ -10,10 +10,12 @@ export PATH := $(PATH):/usr/sbin:/sbin
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: setup build ## convert two images that share a base, verify one, print what is shared
+demo: ## convert two images that share a base, print what is shared, start a program from one
+	@./setup.sh --demo
+	@$(MAKE) --no-print-directory build
 	@demo/run
 
-test: setup ## go vet and every test; as root, also those that mount
+test: setup ## go vet and every test; as root, also those that mount and start containers
 	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw
 	@$(GO) test -timeout 20m ./...
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Makes a Debian 12 with Go ready for demo, tests and benchmarks: installs missing packages, builds the tools in bin/ and the corpus.
 #
-#   ./setup.sh [--no-corpus]
+#   ./setup.sh [--no-corpus | --demo]
 #
-# Says nothing and takes a second when there is nothing to do. Only root can install and build images; anybody else is told what is missing.
+# With --demo only what the demo needs: two images of the corpus, and no tools. Says nothing and takes a second when there is nothing to do.
+# Only root can install and build images; anybody else is told what is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PATH=$PATH:/usr/sbin:/sbin
@@ -16,12 +17,15 @@ programs() {
 	buildah     buildah         # corpus: all others
 	mount       mount           # corpus, tests
 	e2fsck      e2fsprogs       # tests: e2fsck, debugfs, mkfs.ext4 as judges
-	umoci       umoci           # tests: a reference unpacking
+	umoci       umoci           # tests, demo: a reference unpacking
+	runc        runc            # demo: containers as others start them; tests, thaw run
+	crun        crun            # thaw run: starts in half of runc's time
 	setfattr    attr            # tests: extended attributes
 	setfacl     acl             # tests: access control lists
-	node        nodejs          # tests: a reader by the formats' page alone
+	node        nodejs          # tests: a reader by the formats' page alone; demo: JSON
 	zstd        zstd            # tests: archives
 	casync      casync          # benchmarks: content-defined chunking
+	fio         fio             # benchmarks: reads and writes of devices
 	END
 }
 
@@ -69,16 +73,16 @@ build_tools() {
     echo "$sum" >bin/.tools
 }
 
-corpus=1
+corpus=1 tools=1 images=()
 case ${1:-} in
 "") ;;
 --no-corpus) corpus="" ;;
+--demo) tools="" images=(python node) ;;
 *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
 command -v go >/dev/null || { say "Go is missing: install the version that go.mod names, or newer"; exit 1; }
 install_packages
-build_tools & # beside the corpus: neither keeps two cores busy
-tools=$!
-[ -z "$corpus" ] || corpus/build || [ "$(id -u)" != 0 ] || corpus=failed
-wait $tools
+[ -z "$tools" ] || build_tools & # beside the corpus: neither keeps two cores busy
+[ -z "$corpus" ] || corpus/build "${images[@]}" || [ "$(id -u)" != 0 ] || corpus=failed
+wait $!
 [ "$corpus" != failed ]
