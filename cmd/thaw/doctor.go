@@ -44,11 +44,10 @@ type finding struct {
 	Mend   string `json:"mend,omitempty"` // a command on Debian
 }
 
-// oldestKernel is the one that package mount is written for: ext4 with mapped
-// ids came in 5.12, overlayfs over it in 5.19, and 6.1 is Debian 12's.
-var oldestKernel = [2]int{6, 1}
-
 const (
+	// The oldest kernel is the one that package mount is written for: ext4 with
+	// mapped ids came in 5.12, overlayfs over it in 5.19, and 6.1 is Debian 12's.
+	oldestMajor, oldestMinor = 6, 1
 	// enoughFiles is how many files a process should be allowed to open: an
 	// agent keeps some for each chunk that is being read, and a fetcher two for
 	// each agent.
@@ -107,9 +106,9 @@ func kernelFinding(release string) finding {
 		f.Detail = fmt.Sprintf("cannot tell the version of %q", release)
 		return f
 	}
-	f.OK = slices.Compare([]int{major, minor}, oldestKernel[:]) >= 0
+	f.OK = major > oldestMajor || major == oldestMajor && minor >= oldestMinor
 	if !f.OK {
-		f.Detail += fmt.Sprintf(": older than %d.%d", oldestKernel[0], oldestKernel[1])
+		f.Detail += fmt.Sprintf(": older than %d.%d", oldestMajor, oldestMinor)
 		f.Mend = "apt-get install linux-image-amd64 && reboot"
 	}
 	return f
