@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 
+	"thaw/chunk"
 	"thaw/convert"
 	"thaw/oci"
 )
@@ -14,6 +15,12 @@ import (
 // be kept is far below it for 200,000 entries (docs/claims.md); beyond, the
 // collector runs more often and the limit gives way.
 const convertMemory = 160 << 20
+
+// What is converted with unless said otherwise; the flags' defaults.
+const (
+	defaultChunkSize = chunk.DefaultSize
+	defaultFree      = 512 << 20
+)
 
 type convertCmd struct {
 	Source    string   `arg:"" help:"docker://REF, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], or REF alone."`

@@ -28,8 +28,18 @@ import (
 const (
 	exitUsage       = 2
 	exitDamaged     = 3
+	exitRunFailed   = 125 // run failed, and not the program: docker's number
 	exitInterrupted = 130 // 128 + SIGINT, as a shell has it
 )
+
+// exitError is an error with an exit status of its own.
+type exitError struct {
+	code int
+	error
+}
+
+// Unwrap gives the error.
+func (e *exitError) Unwrap() error { return e.error }
 
 // errDamaged makes verify end with exitDamaged.
 var errDamaged = errors.New("damaged")
@@ -38,6 +48,12 @@ var errDamaged = errors.New("damaged")
 type cli struct {
 	Globals
 
+	Run     runCmd     `cmd:"" help:"Start a container from an image that has not arrived."`
+	Mount   mountCmd   `cmd:"" help:"Mount an image at a folder."`
+	Umount  umountCmd  `cmd:"" help:"Unmount an image."`
+	Ps      psCmd      `cmd:"" help:"List what is running or left over."`
+	Prune   pruneCmd   `cmd:"" help:"Clean what killed processes have left."`
+	Fetcher fetcherCmd `cmd:"" hidden:""`
 	Convert convertCmd `cmd:"" help:"Turn an OCI image into a device of sealed, deduplicated chunks."`
 	Images  imagesCmd  `cmd:"" help:"List images."`
 	Inspect inspectCmd `cmd:"" help:"Show what an image's manifest and config say, as JSON."`
@@ -52,6 +68,7 @@ const description = `Thaw turns container images into devices that start before 
 
 First steps:
 
+  thaw run debian:12 cat /etc/os-release      a container, at once
   thaw convert debian:12                      from a registry
   thaw convert oci:./layout:v1 --name app     from a folder
   thaw images
@@ -60,7 +77,7 @@ First steps:
 
 IMAGE is a name, an image id, or the first digits of one (at least 4).
 
-Exit status: 0 done, 1 failed, 2 wrong command line, 3 verify found damage.`
+Exit status: 0 done, 1 failed, 2 wrong command line, 3 verify found damage; run has the program's.`
 
 func main() {
 	parts, err := fs.Sub(embedded(), partsDir)
@@ -148,6 +165,9 @@ func status(ctx context.Context, stderr io.Writer, err error) int {
 		hint = " (do --key, --tenant and --origin belong together? if they do, what is named here was changed)"
 	}
 	fmt.Fprintf(stderr, "thaw: %s%s\n", oneLine(err.Error()), hint)
+	if e := (*exitError)(nil); errors.As(err, &e) {
+		return e.code
+	}
 	return 1
 }
 
