@@ -315,7 +315,7 @@ func (p *passing) Read(b []byte) (int, error) {
 	if n == 0 && err == nil {
 		err = net.ErrClosed // the other side has ended
 	}
-	return n, err
+	return max(n, 0), err // it is -1 with an error
 }
 
 func (p *passing) take() *os.File {
