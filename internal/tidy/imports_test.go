@@ -42,7 +42,7 @@ func allowed() map[string]string {
 		"agent":          "device mount cache manifest chunk", // jailed: no keys, origin or network code
 		"cmd/thaw-agent": "agent",
 		"host":           "agent mount sandbox cache manifest",
-		"cmd/thaw-shim":  "host sandbox",
+		"cmd/thaw-shim":  "agent cache host sandbox", // it listens to the agent, and reports its numbers
 		"snapshotter":    "agent origin manifest",
 		// invoke
 		"sandbox":       "",
