@@ -358,16 +358,21 @@ func cmdApp(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func cmdAppears(ts *testscript.TestScript, _ bool, args []string) {
+	await(scriptTB{ts: ts}, ts.MkAbs(args[0]))
+}
+
+// await waits until a file is there.
+func await(tb testing.TB, path string) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for late := time.After(patience); ; {
-		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+		if _, err := os.Stat(path); err == nil {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-late:
-			ts.Fatalf("%s never appeared", args[0])
+			tb.Fatal(path, " never appeared")
 		}
 	}
 }

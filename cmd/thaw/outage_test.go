@@ -1,0 +1,147 @@
+package main
+
+import (
+	"io"
+	"net"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+
+	"thaw/internal/tests3"
+)
+
+// gate is a way to a server that can be shut.
+type gate struct {
+	address, to string
+	t           *testing.T
+
+	mu    sync.Mutex // guards what follows
+	shut  bool       // connections are taken, and nothing passes
+	conns map[net.Conn]bool
+
+	listener net.Listener // nil while nobody listens
+	work     sync.WaitGroup
+}
+
+func newGate(t *testing.T, to string) *gate {
+	t.Helper()
+	g := &gate{address: "127.0.0.1:0", to: to, t: t, conns: map[net.Conn]bool{}}
+	g.open()
+	t.Cleanup(g.close)
+	return g
+}
+
+// open listens, and lets all pass.
+func (g *gate) open() {
+	g.t.Helper()
+	l, err := net.Listen("tcp", g.address)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.address, g.listener = l.Addr().String(), l
+	g.set(false)
+	g.work.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			g.work.Go(func() { g.serve(conn) })
+		}
+	})
+}
+
+func (g *gate) set(shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut = shut
+	if shut {
+		for c := range g.conns {
+			c.Close()
+		}
+		clear(g.conns)
+	}
+}
+
+func (g *gate) serve(conn net.Conn) {
+	g.mu.Lock()
+	g.conns[conn] = true
+	shut := g.shut
+	g.mu.Unlock()
+	if shut {
+		_, _ = io.Copy(io.Discard, conn) // and no answer
+		return
+	}
+	server, err := net.Dial("tcp", g.to)
+	if err != nil {
+		conn.Close()
+		return
+	}
+	g.work.Go(func() {
+		_, _ = io.Copy(server, conn)
+		server.Close()
+	})
+	_, _ = io.Copy(conn, server)
+	conn.Close()
+}
+
+// close ends all connections and listens no more.
+func (g *gate) close() {
+	if g.listener == nil {
+		return
+	}
+	g.listener.Close()
+	g.listener = nil
+	g.set(true)
+	g.work.Wait()
+}
+
+// A bucket goes away, in both ways, and comes back.
+func TestOriginOutage(t *testing.T) {
+	server := tests3.Start(t)
+	m := newMachine(t)
+	g := newGate(t, strings.TrimPrefix(server.URL, "http://"))
+	m.flags = []string{"--origin", server.Bucket(t, "http://"+g.address) + "&region=us-east-1", "--origin-deadline", "2s"}
+	m.convert("app", 1)
+	m.convert("other", 100)
+	if out := m.must("run", "app", "/bin/inside", "echo", "first"); out != "first\n" {
+		t.Fatal(out)
+	}
+	stats := filepath.Join(t.TempDir(), "stats.json")
+	for how, down := range map[string]func(){"refused": g.close, "hanging": func() { g.set(true) }} {
+		down()
+		// What was started before starts, and nothing else.
+		e := m.thaw("run", "--stats-json", stats, "app", "/bin/inside", "echo", "again")
+		if e.code != 0 || e.out != "again\n" || !strings.Contains(e.stderr, "starting what was started before") {
+			t.Errorf("%s: %+v", how, e)
+		}
+		if n := numbersOf(t, stats); n.Chunks["origin"] != 0 || n.Chunks["cache"] == 0 {
+			t.Errorf("%s: %+v", how, n)
+		}
+		if e := m.thaw("run", "other"); e.code != exitRunFailed || strings.Count(e.stderr, "\n") != 1 {
+			t.Errorf("%s: %+v", how, e)
+		}
+		// Its reads fail when their time is up, and work again with the origin.
+		r := m.serve("app")
+		file := 3
+		if how == "hanging" {
+			file = 5
+		}
+		if got := r.ask("sum %s", dataPath(file)); got != "error: input/output error" {
+			t.Errorf("%s: %s", how, got)
+		}
+		if how == "refused" {
+			g.open()
+		} else {
+			g.set(false)
+		}
+		r.reads(1, file)
+		e = r.end()
+		line := regexp.MustCompile(`(?m)^thaw: image app: read of image: .*chunk [0-9a-f]{12}.*origin: .*\(waited \d\.\d s\)$`)
+		if told := line.FindAllString(e.stderr, -1); e.code != 0 || len(told) == 0 || len(told) > 4 {
+			t.Errorf("%s: it told:\n%s", how, e.stderr)
+		}
+	}
+}
