@@ -36,8 +36,12 @@ func (k *keeper) report(after cache.Stats) error {
 	if after == (cache.Stats{}) { // the agent had ended
 		n.Bytes, n.Chunks, n.Corrupt = tiers{}, tiers{}, tiers{}
 	}
-	fmt.Fprintf(os.Stderr, "thaw: read %s of %s (%.1f %%): %d chunks from the origin, %d from the cache; started in %.0f ms\n",
-		human(n.Bytes.sum()), human(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.Origin, n.Chunks.Cache, k.Stages["total"])
+	text := fmt.Sprintf("thaw: read %s of %s (%.1f %%): %d chunks from the origin, %d from the cache",
+		human(n.Bytes.sum()), human(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.Origin, n.Chunks.Cache)
+	if total, ok := k.Stages["total"]; ok { // it did start
+		text += fmt.Sprintf("; started in %.0f ms", total)
+	}
+	fmt.Fprintln(os.Stderr, text)
 	if k.StatsFile == "" {
 		return nil
 	}

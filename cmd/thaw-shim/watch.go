@@ -57,14 +57,32 @@ func (w *watched) stop() {
 	}
 }
 
-// keepFetcher starts the fetcher again whenever it has ended.
+// How soon a fetcher that has ended is started again: at once if it has lived,
+// since instances wait for it, and ever less often if it ends again and again,
+// since a start costs more than a pause.
+const (
+	firstPause = 100 * time.Millisecond
+	lastPause  = time.Second
+	longLife   = 10 * time.Second
+)
+
+func nextPause(pause, lived time.Duration) time.Duration {
+	if lived >= longLife {
+		return firstPause
+	}
+	return min(2*pause, lastPause)
+}
+
+// keepFetcher starts the fetcher again whenever it has ended. What keeps it from
+// that is told once, and may pass.
 func (k *keeper) keepFetcher(ctx context.Context) {
-	const pause = 100 * time.Millisecond // between starts of one that ends at once
-	for ctx.Err() == nil {
+	told := ""
+	for pause := firstPause; ctx.Err() == nil; {
+		began := time.Now()
 		f, err := k.host.ReviveFetcher(ctx, k.fetcher)
-		if err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil && err.Error() != told {
+			told = err.Error()
 			say("%v", err)
-			return
 		}
 		if f != nil && !waitEnd(ctx, f) {
 			return
@@ -73,6 +91,7 @@ func (k *keeper) keepFetcher(ctx context.Context) {
 		case <-time.After(pause):
 		case <-ctx.Done():
 		}
+		pause = nextPause(pause, time.Since(began))
 	}
 }
 
@@ -85,10 +104,13 @@ func waitEnd(ctx context.Context, f *os.File) bool {
 		return false
 	}
 	defer stopR.Close()
-	stop := context.AfterFunc(ctx, func() { _ = stopW.Close() })
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { _ = stopW.Close(); close(closed) })
 	defer func() {
 		if stop() {
 			_ = stopW.Close()
+		} else {
+			<-closed
 		}
 	}()
 	for {
