@@ -2,6 +2,7 @@ package host
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -170,18 +171,27 @@ func help(args []string) error {
 		}
 		wait(i.ID)
 		return i.End(ctx)
-	case "race": // takes and gives back, many times
+	default:
+		return compete(ctx, h, args[1:])
+	}
+	return nil
+}
+
+// compete does something many times.
+func compete(ctx context.Context, h *Host, args []string) error {
+	switch args[0] {
+	case "race": // takes and gives back
 		for range raceRounds {
-			u, err := h.use(ctx, "images", args[2])
+			u, err := h.use(ctx, "images", args[1])
 			if err != nil {
 				return err
 			}
-			made := os.WriteFile(h.dir("images", args[2], "thing"), nil, 0o600)
+			made := os.WriteFile(h.dir("images", args[1], "thing"), nil, 0o600)
 			u.unlock()
-			if _, err := os.Stat(h.dir("images", args[2], "thing")); err != nil || made != nil {
+			if _, err := os.Stat(h.dir("images", args[1], "thing")); err != nil || made != nil {
 				return fmt.Errorf("a thing in use is gone: %w, %w", err, made)
 			}
-			if err := h.release(ctx, u, func() error { return os.Remove(h.dir("images", args[2], "thing")) }); err != nil {
+			if err := h.release(ctx, u, func() error { return os.Remove(h.dir("images", args[1], "thing")) }); err != nil {
 				return err
 			}
 		}

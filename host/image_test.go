@@ -171,10 +171,8 @@ func TestImage(t *testing.T) {
 	holds(t, one.Dir("rootfs", "file"), "a")
 	holds(t, three.Target+"/file", "text")
 	holds(t, h.Rootfs(first, true)+"/file", "text")
-	for _, instance := range []*Instance{one, two, three} {
-		if err := instance.End(ctx); err != nil {
-			t.Error(err)
-		}
+	if err := errors.Join(one.End(ctx), two.End(ctx), three.End(ctx)); err != nil {
+		t.Error(err)
 	}
 	if err := h.ReleaseImage(ctx, first); err != nil {
 		t.Error(err)
