@@ -55,8 +55,11 @@ func (h *Host) reapInstance(ctx context.Context, name string) (bool, error) {
 		return true, removeAll(h.dir("instances", name))
 	}
 	held, err := relock(h.dir("instances", name, "lock"), unix.LOCK_EX)
-	if errors.Is(err, errHeld) || errors.Is(err, fs.ErrNotExist) {
-		return false, nil // kept, or just ended
+	if errors.Is(err, errHeld) {
+		return false, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return h.reapStray(ctx, name)
 	}
 	if err != nil {
 		return false, err
@@ -68,6 +71,17 @@ func (h *Host) reapInstance(ctx context.Context, name string) (bool, error) {
 	}
 	i.ID, i.host = name, h
 	return true, h.clean(ctx, &i)
+}
+
+// reapStray removes a folder without a lock. As long as an instance has its
+// name it has its lock; but a runtime that was killed may have children that
+// make folders anew on their way to their end.
+func (h *Host) reapStray(ctx context.Context, name string) (bool, error) {
+	if _, err := os.Stat(h.dir("instances", name)); errors.Is(err, fs.ErrNotExist) {
+		return false, nil // it has just ended
+	}
+	i := &Instance{ID: name, Kind: KindRun, host: h}
+	return true, h.clean(ctx, i)
 }
 
 func (h *Host) reapImages(ctx context.Context) ([]string, error) {

@@ -65,7 +65,7 @@ func TestReapInstance(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.group(t, i.Cgroup(), program.Process.Pid)
-	for _, dir := range []string{h.overlays() + "/" + i.ID + "/upper/a", h.overlays() + "/0123456789ab/work", h.dir("instances", ".aaaaaaaaaaaa.1.1", "bundle")} {
+	for _, dir := range []string{h.dir("instances", "cccccccccccc", "runtime", "x"), h.overlays() + "/" + i.ID + "/upper/a", h.overlays() + "/0123456789ab/work", h.dir("instances", ".aaaaaaaaaaaa.1.1", "bundle")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -76,7 +76,9 @@ func TestReapInstance(t *testing.T) {
 	}
 	p.kill()
 	removed, err := h.Reap(t.Context())
-	if err != nil || !slices.Equal(removed, []string{"instance " + i.ID, "overlay 0123456789ab"}) {
+	slices.Sort(removed)
+	want := []string{"instance " + i.ID, "instance cccccccccccc", "overlay 0123456789ab"}
+	if slices.Sort(want); err != nil || !slices.Equal(removed, want) {
 		t.Errorf("reaped %v, %v", removed, err)
 	}
 	_ = program.Wait() // the state says it
