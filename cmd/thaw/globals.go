@@ -23,15 +23,15 @@ import (
 
 // Globals are the flags that every verb has.
 type Globals struct {
-	State          string        `help:"Folder of keys and, by default, the origin (root: /var/lib/thaw, others: $$XDG_STATE_HOME/thaw)." env:"THAW_STATE" placeholder:"DIR"`
-	Origin         string        `help:"Where images are stored: file:///DIR, s3://BUCKET?endpoint=…, gs://BUCKET, azblob://CONTAINER (file://STATE/origin)." env:"THAW_ORIGIN" placeholder:"URL"`
-	Tenant         string        `help:"Whose images these are." default:"default" env:"THAW_TENANT" placeholder:"T"`
-	Key            string        `help:"The tenant's key: file:///FILE, awskms://…, gcpkms://…, azurekeyvault://…, hashivault://… (file://STATE/keys/TENANT, made when first used)." env:"THAW_KEY" placeholder:"URL"`
-	Secret         string        `help:"File with the deployment's secret, mixed into every chunk's key. Without it chunks can be confirmed by whoever can guess them and list the origin." env:"THAW_SECRET" placeholder:"FILE" type:"path"`
-	Cache          string        `help:"Folder of this machine's cache of chunks (STATE/cache)." env:"THAW_CACHE" placeholder:"DIR"`
-	CacheSize      byteSize      `help:"Most bytes that the cache holds." default:"10GiB" env:"THAW_CACHE_SIZE"`
-	OriginDeadline time.Duration `help:"How long a read waits for an origin that does not answer, before it fails." default:"60s" env:"THAW_ORIGIN_DEADLINE"`
-	LogFormat      string        `help:"Form of warnings: text or json." enum:"text,json" default:"text" env:"THAW_LOG_FORMAT"`
+	State          string        `help:"Folder of keys and, by default, the origin (root: /var/lib/thaw, others: $$XDG_STATE_HOME/thaw)." env:"THAW_STATE" placeholder:"DIR" group:"globals"`
+	Origin         string        `help:"Where images are stored: file:///DIR, s3://BUCKET?endpoint=…, gs://BUCKET, azblob://CONTAINER (file://STATE/origin)." env:"THAW_ORIGIN" placeholder:"URL" group:"globals"`
+	Tenant         string        `help:"Whose images these are." default:"default" env:"THAW_TENANT" placeholder:"T" group:"globals"`
+	Key            string        `help:"The tenant's key: file:///FILE, awskms://…, gcpkms://…, azurekeyvault://…, hashivault://… (file://STATE/keys/TENANT, made when first used)." env:"THAW_KEY" placeholder:"URL" group:"globals"`
+	Secret         string        `help:"File with the deployment's secret, mixed into every chunk's key. Without it chunks can be confirmed by whoever can guess them and list the origin." env:"THAW_SECRET" placeholder:"FILE" type:"path" group:"globals"`
+	Cache          string        `help:"Folder of this machine's cache of chunks (STATE/cache)." env:"THAW_CACHE" placeholder:"DIR" group:"globals"`
+	CacheSize      byteSize      `help:"Most bytes that the cache holds." default:"10GiB" env:"THAW_CACHE_SIZE" group:"globals"`
+	OriginDeadline time.Duration `help:"How long a read waits for an origin that does not answer, before it fails." default:"60s" env:"THAW_ORIGIN_DEADLINE" group:"globals"`
+	LogFormat      string        `help:"Form of warnings: text or json." enum:"text,json" default:"text" env:"THAW_LOG_FORMAT" group:"globals"`
 
 	stdout, stderr io.Writer
 	parts          fs.FS // programs inside of this one

@@ -103,7 +103,8 @@ func run(ctx context.Context, parts fs.FS, args []string, stdout, stderr io.Writ
 	exited := -1
 	parser, err := kong.New(root, kong.Name("thaw"), kong.Description(description),
 		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exited = code }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}))
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.ExplicitGroups([]kong.Group{{Key: "globals", Title: "Flags of all verbs:"}}))
 	if err != nil {
 		panic("thaw: " + err.Error()) // the command line's description is wrong
 	}

@@ -17,6 +17,15 @@ type psCmd struct {
 	JSON bool `name:"json" help:"One JSON object a line."`
 }
 
+// Help teaches by example.
+func (psCmd) Help() string {
+	return `PID is the process that keeps the container or the mount: a signal to it reaches the program.
+What is "left over" was killed; the next run, mount or prune cleans it up.
+
+  thaw ps
+  kill $(thaw ps --json | jq 'select(.image == "app").pid')`
+}
+
 // psLine is one instance, for --json.
 type psLine struct {
 	ID      string    `json:"id"`
@@ -73,6 +82,14 @@ func instanceStatus(i *host.Instance) string {
 
 type pruneCmd struct{}
 
+// Help teaches by example.
+func (pruneCmd) Help() string {
+	return `Removes mounts, processes and files of which no container and no mount is left. It touches
+neither images nor the cache: see thaw rm, and --cache-size.
+
+  thaw prune`
+}
+
 // Run removes what killed processes have left.
 func (pruneCmd) Run(ctx context.Context, g *Globals) error {
 	h, err := host.Open(g.State)
@@ -88,6 +105,13 @@ func (pruneCmd) Run(ctx context.Context, g *Globals) error {
 
 type umountCmd struct {
 	Dir string `arg:"" type:"path" help:"Where an image is mounted."`
+}
+
+// Help teaches by example.
+func (umountCmd) Help() string {
+	return `Also umount(8) and a signal to thaw mount end a mount.
+
+  thaw umount /mnt`
 }
 
 // Run ends the process that keeps the mount, and waits for it.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/term"
+
 	"golang.org/x/sys/unix"
 
 	"thaw/host"
@@ -54,6 +56,9 @@ func (c *runCmd) Run(ctx context.Context, g *Globals) error {
 }
 
 func (c *runCmd) run(ctx context.Context, g *Globals) error {
+	if c.TTY && c.Interactive && !term.IsTerminal(int(os.Stdin.Fd())) {
+		return errors.New("-it: standard input is no terminal: use -i alone")
+	}
 	volumes := make([]sandbox.Volume, len(c.Volume))
 	for i, v := range c.Volume {
 		var err error

@@ -149,6 +149,9 @@ func (g *Globals) findOrConvert(ctx context.Context, what string) (*startable, e
 	if errors.Is(err, catalog.ErrNotFound) && strings.ContainsAny(what, ":/.") {
 		return g.convertAndFind(ctx, what) // a reference
 	}
+	if errors.Is(err, catalog.ErrNotFound) {
+		err = fmt.Errorf("%w (thaw images lists names; a registry's is docker://%s, a folder's oci:DIR)", err, what)
+	}
 	return s, err
 }
 
