@@ -69,27 +69,40 @@ func newKeeper(args []string) (*keeper, error) {
 		return nil, err
 	}
 	k.host = k.instance.Host()
-	data, err := os.ReadFile(k.instance.Dir("order.json"))
+	return k, k.order.read(k.instance.Dir("order.json"))
+}
+
+// read reads an order.
+func (o *order) read(path string) error {
+	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return k, json.Unmarshal(data, &k.order)
+	if err := json.Unmarshal(data, o); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if o.Stages == nil { // we add ours
+		o.Stages = map[string]float64{}
+	}
+	return nil
 }
 
 // keep runs the instance to its end and cleans up. It gives the exit status.
 func (k *keeper) keep() int {
-	// No signal may end us from now on, also after the program's end: we have to
-	// clean up.
-	_ = sandbox.Catch()
 	var w *watched
 	var code int
 	var err error
+	// No signal may end us from now on, also after the program's end: we have to
+	// clean up. Those that mean the instance are caught for it first, or one that
+	// comes in between would be lost.
 	if k.instance.Kind == host.KindRun {
 		signals := sandbox.Catch()
+		_ = sandbox.Catch()
 		w = k.watch()
 		code, err = k.run(w, signals)
 	} else {
 		signals := catchEnd()
+		_ = sandbox.Catch()
 		w = k.watch()
 		if err = k.wait(w, signals); err != nil {
 			code = exitFailed

@@ -17,10 +17,14 @@ type unmountWatch struct {
 // unmounted watches the mount table: proc_pid_mountinfo(5) is told by poll(2)
 // as an exceptional condition when the table has changed.
 func (k *keeper) unmounted() (*unmountWatch, error) {
-	table, err := os.Open("/proc/self/mountinfo")
+	const path = "/proc/self/mountinfo"
+	// A change is told to one who asks: os.Open would have Go's own poller ask
+	// too, and get now and then what is meant for us.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
+	table := os.NewFile(uintptr(fd), path)
 	stopR, stopW, err := os.Pipe()
 	if err != nil {
 		_ = table.Close()
