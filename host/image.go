@@ -205,7 +205,7 @@ func (j *jailed) start(setup *agent.Setup) error {
 		return cmd.Process.Release()
 	case line != "":
 		err = errors.New(strings.TrimSpace(line))
-	case err == nil, errors.Is(err, unix.EPIPE):
+	case err == nil, errors.Is(err, unix.EPIPE), errors.Is(err, os.ErrProcessDone):
 		err = fmt.Errorf("it ended without a word (%w)", rerr)
 	}
 	_ = cmd.Process.Kill()
