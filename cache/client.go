@@ -51,6 +51,7 @@ type Client struct {
 	flights flights[wanted, *held]
 	links   links
 	touches touches
+	buffers sync.Pool // *[]byte, for hashing
 
 	mu      sync.Mutex // guards what follows and the fields of all records
 	closed  bool
@@ -213,9 +214,24 @@ func (c *Client) wait(ctx context.Context, w wanted) (chunk.Verified, error) {
 	began := time.Now()
 	wait, cancel := context.WithTimeout(ctx, c.o.Deadline)
 	defer cancel()
-	h, err := c.flights.do(wait, w, c.load(w))
-	if err == nil {
-		return h, nil
+	var err error
+	for err == nil {
+		var h *held
+		if h, err = c.flights.do(wait, w, c.load(w)); h != nil {
+			return h, nil
+		}
+		if err == nil { // its file is open, unless many others have been since
+			var v chunk.Verified
+			c.mu.Lock()
+			v, err = c.atHand(w.name, w.size)
+			c.mu.Unlock()
+			if v == nil && err == nil {
+				v = c.reopen(w.name, w.size)
+			}
+			if v != nil {
+				return v, nil
+			}
+		}
 	}
 	var late *ended
 	if errors.As(err, &late) && ctx.Err() == nil { // the deadline is ours

@@ -169,16 +169,17 @@ func (c *Client) keepHeld(r *record, h *held) {
 	}
 }
 
-// load is the work for a chunk that is not at hand. It tries until its ctx
-// ends, that is, until nobody waits any more.
+// load is the work for a chunk that is not at hand. It gives nil if the chunk's
+// file is open now. It tries until its ctx ends, that is, until nobody waits any
+// more.
 func (c *Client) load(w wanted) work[*held] {
 	return func(ctx context.Context, tell func(error)) (*held, error) {
 		bad := false
 		for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 			if !bad { // a bad file is counted once, and is the fetcher's to replace
-				var h *held
-				if h, bad = c.fromFolder(ctx, w); h != nil {
-					return h, nil
+				var good bool
+				if good, bad = c.fromFolder(ctx, w); good {
+					return nil, nil
 				}
 			}
 			h, err := c.fromFetcher(ctx, w)
@@ -200,20 +201,19 @@ func (c *Client) load(w wanted) work[*held] {
 	}
 }
 
-// fromFolder reads and hashes a chunk's file. bad: it is there, and wrong.
-func (c *Client) fromFolder(ctx context.Context, w wanted) (h *held, bad bool) {
+// fromFolder hashes a chunk's file, and leaves it open. bad: it is there, and
+// wrong.
+func (c *Client) fromFolder(ctx context.Context, w wanted) (good, bad bool) {
 	if !take(ctx, c.reading) {
-		return nil, false
+		return false, false
 	}
 	defer func() { <-c.reading }()
 	file, id, err := c.open(w.name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false
+		return false, false
 	}
 	if err == nil {
-		h = &held{data: make([]byte, w.size)}
-		err = check(file, id, h.data, w.name)
-		if err != nil {
+		if err = c.check(file, id, w); err != nil {
 			_ = file.Close()
 		}
 	}
@@ -226,30 +226,36 @@ func (c *Client) fromFolder(ctx context.Context, w wanted) (h *held, bad bool) {
 				n.Errors++
 			}
 		})
-		return nil, bad
+		return false, bad
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.record(w.name)
 	r.known = id
-	c.first(r, Cache, w.size)
-	c.hit(w.name, r)
-	c.keepHeld(r, h)
+	c.first(r, Cache, w.size) // those who wait count their hits
 	c.keepOpen(w.name, w.size, file)
-	return h, false
+	return true, false
 }
 
-// check reads the whole file into data, and holds it to the name.
-func check(file *os.File, id identity, data []byte, name chunk.Name) error {
-	if id.size != int64(len(data)) {
+// check reads the whole file, and holds it to the name. The memory is used
+// again: fresh pages would cost as much as the hash.
+func (c *Client) check(file *os.File, id identity, w wanted) error {
+	if id.size != int64(w.size) {
 		return chunk.ErrCorrupt
 	}
+	buffer, _ := c.buffers.Get().(*[]byte)
+	if buffer == nil || cap(*buffer) < w.size {
+		fresh := make([]byte, w.size)
+		buffer = &fresh
+	}
+	defer c.buffers.Put(buffer)
+	data := (*buffer)[:w.size]
 	if _, err := io.ReadFull(file, data); errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return chunk.ErrCorrupt
 	} else if err != nil {
 		return err
 	}
-	return chunk.Check(data, name)
+	return chunk.Check(data, w.name)
 }
 
 // fromFetcher asks once.
