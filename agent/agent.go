@@ -133,7 +133,9 @@ func Main() int {
 
 // serve runs the agent until its file system is unmounted.
 func serve(ready func()) error {
-	setup, err := receive(os.NewFile(FDSetup, "setup"))
+	in := os.NewFile(FDSetup, "setup")
+	setup, err := receive(in)
+	_ = in.Close()
 	if err != nil {
 		return err
 	}

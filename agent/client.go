@@ -32,7 +32,7 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 		return nil, fmt.Errorf("the agent does not answer: %w", err)
 	}
 	conn := c.(*net.UnixConn)
-	return &Conn{conn, bufio.NewReader(conn)}, nil
+	return &Conn{conn, bufio.NewReaderSize(conn, maxAnswer)}, nil
 }
 
 // Close ends the connection.
@@ -81,7 +81,7 @@ func (c *Conn) Listen() error {
 func (c *Conn) Events(f func(line string)) {
 	for {
 		var a answer
-		line, err := c.in.ReadBytes('\n')
+		line, err := c.in.ReadSlice('\n')
 		if err != nil {
 			return
 		}
@@ -98,22 +98,30 @@ func (c *Conn) Finish() error {
 }
 
 func (c *Conn) ask(r request, file *os.File) (answer, error) {
+	a, err := c.exchange(r, file)
+	if err != nil { // a late answer would be taken for the next one's
+		_ = c.conn.Close()
+		return a, err
+	}
+	if a.Error != "" {
+		return a, errors.New("agent: " + a.Error)
+	}
+	return a, nil
+}
+
+func (c *Conn) exchange(r request, file *os.File) (a answer, err error) {
 	if err := c.conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
-		return answer{}, err
+		return a, fmt.Errorf("asking the agent: %w", err)
 	}
 	if err := c.send(r, file); err != nil {
-		return answer{}, err
+		return a, err
 	}
-	var a answer
-	line, err := c.in.ReadBytes('\n')
+	line, err := c.in.ReadSlice('\n') // an agent that says more is not asked again
 	if err == nil {
 		err = json.Unmarshal(line, &a)
 	}
 	if err != nil {
 		return a, fmt.Errorf("the agent does not answer: %w", err)
-	}
-	if a.Error != "" {
-		return a, errors.New("agent: " + a.Error)
 	}
 	return a, c.conn.SetDeadline(time.Time{})
 }

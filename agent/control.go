@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,6 +44,14 @@ const (
 	maxControls = 4096
 	// maxLine bounds a request in bytes.
 	maxLine = 4096
+	// acceptPause is how soon a connection is accepted for which something was
+	// missing. It holds up close as long.
+	acceptPause = 50 * time.Millisecond
+	// maxText bounds a cause in bytes: it is told on one line.
+	maxText = 2000
+	// maxAnswer bounds an answer in bytes: a text, each byte of which may take
+	// six in JSON.
+	maxAnswer = 16 << 10
 	// eventQueue is how many failed reads wait for a listener; more are dropped.
 	eventQueue = 64
 	// eventGap is the least time between two events for one listener: a dead
@@ -103,8 +112,12 @@ func (c *control) start() {
 	c.work.Go(func() {
 		for {
 			conn, err := c.listener.AcceptUnix()
-			if err != nil {
+			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			if err != nil { // no descriptor or memory is left: others may end
+				time.Sleep(acceptPause)
+				continue
 			}
 			select {
 			case c.slots <- struct{}{}:
@@ -202,9 +215,17 @@ func (c *control) handle(r request, in *passing) answer {
 		err = fmt.Errorf("no request %.20q", r.Op)
 	}
 	if err != nil {
-		return answer{Error: err.Error()}
+		return answer{Error: bounded(err.Error())}
 	}
 	return answer{}
+}
+
+// bounded cuts a text to maxText.
+func bounded(text string) string {
+	if len(text) <= maxText {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxText], "")
 }
 
 // add gives an instance a writable device of its own.
@@ -212,34 +233,46 @@ func (c *control) add(name string, file *os.File) error {
 	if file == nil {
 		return errors.New("no file came with the request")
 	}
+	// Before it can be removed, or nobody would close it.
+	c.mu.Lock()
+	_, taken := c.files[name]
+	if !taken {
+		c.files[name] = file
+	}
+	c.mu.Unlock()
+	if taken {
+		return errors.Join(fmt.Errorf("file rw/%s: %w", name, os.ErrExist), file.Close())
+	}
 	overlay, err := device.NewOverlay(c.dev, punchable{file}, c.dev.Size())
 	if err == nil {
 		err = c.server.AddFile(name, overlay)
 	}
 	if err != nil {
-		return errors.Join(err, file.Close())
+		return errors.Join(err, c.forget(name))
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.files[name] = file
 	return nil
 }
 
 // remove forgets an instance's device and what was written to it.
 func (c *control) remove(name string) error {
-	err := c.server.RemoveFile(name)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if file := c.files[name]; file != nil {
-		delete(c.files, name)
-		err = errors.Join(err, file.Close())
+	if err := c.server.RemoveFile(name); err != nil {
+		return err
 	}
-	return err
+	return c.forget(name)
+}
+
+// forget closes the file of an instance whose device is not there.
+func (c *control) forget(name string) error {
+	c.mu.Lock()
+	file := c.files[name]
+	delete(c.files, name)
+	c.mu.Unlock()
+	return file.Close()
 }
 
 // report tells those who listen of a failed read or write.
 func (c *control) report(f mount.Fault) {
-	text := fmt.Sprintf("image %s: %s of %s: %v", c.image, f.Op, f.File, f.Err)
+	text := bounded(fmt.Sprintf("image %s: %s of %s: %v", c.image, f.Op, f.File, f.Err))
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -23,10 +24,35 @@ func enterJail(s *Setup) error {
 	if os.Getpid() != 1 {
 		return fmt.Errorf("process %d is not the first of a namespace of its own", os.Getpid())
 	}
+	if err := closeInherited(); err != nil {
+		return fmt.Errorf("closing what was inherited: %w", err)
+	}
 	if err := buildJail(s); err != nil {
 		return err
 	}
 	return dropRights()
+}
+
+// closeInherited closes what whoever called our parent had left open: a folder
+// would be a way out of the jail, and a pipe would have no end before ours. What
+// this process has opened itself is close-on-exec, and what came through an
+// exec(2) cannot be.
+func closeInherited() error {
+	items, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, item := range items {
+		fd, err := strconv.Atoi(item.Name())
+		if err != nil {
+			return err
+		}
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		if fd > FDReady && err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	return nil
 }
 
 // buildJail makes the jail the root of the mount namespace and lets go of the
