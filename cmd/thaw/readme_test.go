@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"thaw/host"
 )
 
 // TestReadme runs the README's examples (its blocks of sh) as they are, in a
@@ -52,6 +54,13 @@ func TestReadme(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	h, err := host.Open(filepath.Join(dir, "state"))
+	if err == nil {
+		err = h.Remove(t.Context())
+	}
+	if err != nil {
+		t.Error(err)
 	}
 	for _, want := range []string{`3\.14159`, `0 differences`, `mounted at .*out/mnt`, `thaw: read .* chunks from the origin`} {
 		if !regexp.MustCompile(want).Match(out) {
