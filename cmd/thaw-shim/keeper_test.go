@@ -539,9 +539,9 @@ func TestFetcherRevived(t *testing.T) {
 	}
 }
 
-// polled lists the files whose names end so that an epoll of this process looks
-// at: proc_pid_fdinfo(5).
-func polled(t *testing.T, suffix string) []string {
+// polled lists what an epoll of this process looks at and is the file at path:
+// proc_pid_fdinfo(5). Those who read the table have it as a thread's file.
+func polled(t *testing.T, path string) []string {
 	t.Helper()
 	infos, err := filepath.Glob("/proc/self/fdinfo/*")
 	if err != nil || len(infos) == 0 {
@@ -552,7 +552,7 @@ func polled(t *testing.T, suffix string) []string {
 		text, _ := os.ReadFile(info) // it may be closed
 		for line := range strings.Lines(string(text)) {
 			if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "tfd:" {
-				if to, _ := os.Readlink("/proc/self/fd/" + fields[1]); strings.HasSuffix(to, suffix) {
+				if to, _ := os.Readlink("/proc/self/fd/" + fields[1]); to == path {
 					found = append(found, to)
 				}
 			}
@@ -573,7 +573,7 @@ func TestUnmountWatchClosed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if others := polled(t, "/mountinfo"); len(others) > 0 {
+		if others := polled(t, fmt.Sprintf("/proc/%d/mountinfo", os.Getpid())); len(others) > 0 {
 			t.Fatalf("Go polls %q, and takes changes from the watch", others)
 		}
 		w.close()
