@@ -118,8 +118,10 @@ func (k *keeper) keep() int {
 	if rerr != nil {
 		say("cleaning up: %v (thaw prune tries again)", rerr)
 	}
-	if serr := k.report(after); serr != nil {
-		say("%v", serr)
+	if _, started := k.Stages["total"]; started {
+		if serr := k.report(after); serr != nil {
+			say("%v", serr)
+		}
 	}
 	return code
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -65,6 +66,9 @@ func (c *runCmd) run(ctx context.Context, g *Globals) error {
 		if volumes[i], err = sandbox.ParseVolume(v); err != nil {
 			return err
 		}
+	}
+	if _, err := sandbox.Find(c.Runtime); err != nil {
+		return err // before anything is mounted
 	}
 	s, err := g.start(ctx, c.Image, host.KindRun)
 	if err != nil {
@@ -142,6 +146,9 @@ func (mountCmd) Help() string {
 // this process.
 func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 	dir, err := filepath.EvalSymlinks(c.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is not there: make the folder first", c.Dir)
+	}
 	if err != nil {
 		return err
 	}

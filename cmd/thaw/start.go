@@ -36,6 +36,12 @@ func (s *stopwatch) lap(stage string) {
 	s.last = now
 }
 
+// restart ends a stage that is no part of the start: the first conversion.
+func (s *stopwatch) restart(stage string) {
+	s.lap(stage)
+	s.began = s.last
+}
+
 // started is an image in use, and an instance of it that this process keeps.
 type started struct {
 	*startable
@@ -58,7 +64,7 @@ func (g *Globals) start(ctx context.Context, what, kind string) (*started, error
 		g.logger().Warn("left over from before, and not cleaned: " + oneLine(err.Error()))
 	}
 	s.watch.lap("clean")
-	if s.startable, err = g.findOrConvert(ctx, what); err != nil {
+	if s.startable, err = g.findOrConvert(ctx, what, s.watch); err != nil {
 		return nil, err
 	}
 	s.watch.lap("resolve")
@@ -138,16 +144,16 @@ func (s *started) explain(ctx context.Context, err error) error {
 }
 
 // findOrConvert finds an image, or converts what names a source.
-func (g *Globals) findOrConvert(ctx context.Context, what string) (*startable, error) {
+func (g *Globals) findOrConvert(ctx context.Context, what string, watch *stopwatch) (*startable, error) {
 	if scheme, _, ok := strings.Cut(what, ":"); ok {
 		switch scheme {
 		case "docker", "oci", "oci-archive", "docker-archive":
-			return g.convertAndFind(ctx, what)
+			return g.convertAndFind(ctx, what, watch)
 		}
 	}
 	s, err := g.find(ctx, what)
 	if errors.Is(err, catalog.ErrNotFound) && strings.ContainsAny(what, ":/.") {
-		return g.convertAndFind(ctx, what) // a reference
+		return g.convertAndFind(ctx, what, watch) // a reference
 	}
 	if errors.Is(err, catalog.ErrNotFound) {
 		err = fmt.Errorf("%w (thaw images lists names; a registry's is docker://%s, a folder's oci:DIR)", err, what)
@@ -157,7 +163,7 @@ func (g *Globals) findOrConvert(ctx context.Context, what string) (*startable, e
 
 // convertAndFind converts a source. What was converted before is not read
 // again.
-func (g *Globals) convertAndFind(ctx context.Context, source string) (*startable, error) {
+func (g *Globals) convertAndFind(ctx context.Context, source string, watch *stopwatch) (*startable, error) {
 	secret, err := g.secret()
 	if err != nil {
 		return nil, err
@@ -177,6 +183,7 @@ func (g *Globals) convertAndFind(ctx context.Context, source string) (*startable
 	if err != nil {
 		return nil, err
 	}
+	watch.restart("convert")
 	found, err := g.findIn(ctx, g.local(), res.Name)
 	if err == nil && found.id.String() != res.Image {
 		return nil, fmt.Errorf("%s: the name %s was given to another image meanwhile: try again", source, res.Name)
