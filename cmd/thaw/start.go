@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"thaw/cache"
 	"thaw/catalog"
@@ -56,7 +59,11 @@ type started struct {
 // nothing is left.
 func (g *Globals) start(ctx context.Context, what, kind string) (*started, error) {
 	s := &started{watch: newStopwatch()}
-	var err error
+	// What our caller left open is not for the fetcher, the shim and containers.
+	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("close_range: %w", err)
+	}
 	if s.host, err = host.Open(g.State); err != nil {
 		return nil, err
 	}
@@ -196,7 +203,6 @@ type shimOrder struct {
 	Runtime     string             `json:"runtime,omitempty"` // name or path; "" = the best
 	Terminal    bool               `json:"terminal,omitempty"`
 	Interactive bool               `json:"interactive,omitempty"`
-	StopSignal  string             `json:"stopSignal,omitempty"`
 	StatsFile   string             `json:"statsFile,omitempty"`
 	Began       time.Time          `json:"began"`
 	Stages      map[string]float64 `json:"stages"`
