@@ -16,6 +16,11 @@ import (
 // exitKilled is the status of a program that SIGKILL ended.
 const exitKilled = 128 + int(unix.SIGKILL)
 
+// startPatience is how long a runtime may take to start a program: longer than
+// the reads of a slow origin, and not for ever, which is how long crun waits
+// for a child of its own that was killed.
+const startPatience = 3 * time.Minute
+
 // errAgentGone says why an instance was ended.
 var errAgentGone = errors.New("the agent that served the image's device has ended: the instance was stopped")
 
@@ -34,7 +39,9 @@ func (k *keeper) run(w *watched, signals *sandbox.Signals) (int, error) {
 	if k.Interactive {
 		in.Stdin = os.Stdin
 	}
-	p, err := supervisor.Start(context.Background(), in)
+	starting, cancel := context.WithTimeout(context.Background(), startPatience)
+	defer cancel()
+	p, err := supervisor.Start(starting, in)
 	if err != nil {
 		return sandbox.ExitCode(err), w.cause(err)
 	}

@@ -89,8 +89,6 @@ func (k *killedRun) targets(run int) map[string]int {
 			found["agent"] = pid
 		case strings.HasPrefix(what, "/bin/inside sum"):
 			found["program"] = pid
-		case pid != run && (strings.Contains(what, "runc") || strings.Contains(what, "crun")):
-			found["program"] = pid // about to be it
 		}
 	}
 	return found

@@ -193,7 +193,10 @@ func (m *machine) start(args ...string) *running {
 	if err := r.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
-	r.late = time.AfterFunc(patience, func() { _ = r.cmd.Process.Kill() })
+	r.late = time.AfterFunc(patience, func() {
+		_ = r.cmd.Process.Kill()
+		_ = out.Close() // others may have it open
+	})
 	m.t.Cleanup(func() {
 		if !r.over {
 			_ = r.cmd.Process.Signal(syscall.SIGTERM)
