@@ -155,8 +155,8 @@ func (k *kept) lock(name string, how int) *os.File {
 	return f
 }
 
-// mountTarget shows a device at the target whose file is the image's.
-func (k *kept) mountTarget() {
+// mountImage mounts an image, and makes the folder at which a shim shows it.
+func (k *kept) mountImage() {
 	k.t.Helper()
 	image := k.path("images/img/fuse/image")
 	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
@@ -170,13 +170,19 @@ func (k *kept) mountTarget() {
 		k.t.Fatal(err)
 	}
 	defer loop.Close()
-	if err := os.Mkdir(k.target(), 0o755); err != nil {
+	for _, dir := range []string{k.root(), k.target()} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+	if err := mount.MountExt4(loop.Device, k.root(), true); err != nil {
 		k.t.Fatal(err)
 	}
-	if err := mount.MountExt4(loop.Device, k.target(), true); err != nil {
-		k.t.Fatal(err)
-	}
+	k.t.Cleanup(func() { _ = mount.Unmount(k.root()) }) // unless the shim has
 }
+
+// root is where the image is mounted.
+func (k *kept) root() string { return k.path("images/img/root") }
 
 // fakeAgent answers at a control socket: requests for numbers with those it is
 // given, and listeners with early at once and late when they ask no more.
@@ -325,7 +331,7 @@ func TestMountEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := newKept(t, host.KindMount)
-			k.mountTarget()
+			k.mountImage()
 			file := filepath.Join(k.state, "stats")
 			s := k.start(fmt.Sprintf(mountOrder, file))
 			s.until("app:v1 is mounted at " + k.target())
@@ -421,7 +427,7 @@ func TestRunWithoutRuntime(t *testing.T) {
 // A mount whose order has no stages is mounted, not a panic.
 func TestMountWithoutStages(t *testing.T) {
 	k := newKept(t, host.KindMount)
-	k.mountTarget()
+	k.mountImage()
 	s := k.start(`{}`)
 	s.until("is mounted at")
 	if err := unix.Unmount(k.target(), 0); err != nil {
@@ -564,7 +570,10 @@ func polled(t *testing.T, path string) []string {
 // The watch of the mount table can be ended before anything is unmounted.
 func TestUnmountWatchClosed(t *testing.T) {
 	k := newKept(t, host.KindMount)
-	k.mountTarget()
+	k.mountImage()
+	if err := mount.Bind(k.root(), k.target(), true); err != nil {
+		t.Fatal(err)
+	}
 	kp := k.keeper()
 	ignore := goleak.IgnoreCurrent()
 	before := descriptors(t)

@@ -35,6 +35,7 @@ type order struct {
 	Runtime     string             `json:"runtime"`
 	Terminal    bool               `json:"terminal"`
 	Interactive bool               `json:"interactive"`
+	Writable    bool               `json:"writable"` // mount
 	StatsFile   string             `json:"statsFile"`
 	Began       time.Time          `json:"began"`
 	Stages      map[string]float64 `json:"stages"` // ms

@@ -94,8 +94,27 @@ func catchEnd() <-chan os.Signal {
 	return signals
 }
 
-// wait keeps a mount until it is unmounted, a signal comes, or its agent ends.
+// mount shows the image at the instance's folder.
+func (k *keeper) mount() (err error) {
+	began := time.Now()
+	if k.Writable {
+		err = k.instance.MountWritable(context.Background(), k.image, k.instance.Target, false)
+	} else {
+		err = k.instance.BindTo(k.image, k.instance.Target)
+	}
+	k.Stages["rootfs"] = ms(time.Since(began))
+	if errors.Is(err, unix.EIO) { // in which the kernel puts all that fails
+		err = errors.Join(err, k.host.Fault(context.Background(), k.image))
+	}
+	return err
+}
+
+// wait mounts the image, and keeps the mount until it is unmounted, a signal
+// comes, or its agent ends.
 func (k *keeper) wait(w *watched, signals <-chan os.Signal) error {
+	if err := k.mount(); err != nil {
+		return err
+	}
 	k.Stages["total"] = ms(time.Since(k.Began))
 	fmt.Fprintf(os.Stderr, "thaw: %s is mounted at %s\n", k.instance.Image, k.instance.Target)
 	gone, err := k.unmounted()

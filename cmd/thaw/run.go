@@ -160,18 +160,8 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	s.instance.Target = dir
-	if err = s.instance.Save(); err == nil {
-		if c.RW {
-			err = s.instance.MountWritable(ctx, s.image, dir, false)
-		} else {
-			err = s.instance.BindTo(s.image, dir)
-		}
-		s.watch.lap("rootfs")
-	}
-	if err != nil {
-		err = s.explain(ctx, err)
-	} else {
-		err = s.hand(g, shimOrder{StatsFile: c.StatsJSON})
-	}
+	// The shim mounts: who sees the mount may send a signal, and this process
+	// would lose it in becoming that one.
+	err = s.hand(g, shimOrder{Writable: c.RW, StatsFile: c.StatsJSON})
 	return errors.Join(err, s.release(ctx))
 }

@@ -203,6 +203,7 @@ type shimOrder struct {
 	Runtime     string             `json:"runtime,omitempty"` // name or path; "" = the best
 	Terminal    bool               `json:"terminal,omitempty"`
 	Interactive bool               `json:"interactive,omitempty"`
+	Writable    bool               `json:"writable,omitempty"` // mount
 	StatsFile   string             `json:"statsFile,omitempty"`
 	Began       time.Time          `json:"began"`
 	Stages      map[string]float64 `json:"stages"`
