@@ -142,7 +142,9 @@ func (h *Host) endFetcher(ctx context.Context, key string) error {
 		}
 		return err
 	}
-	if err := r.Process.signal(unix.SIGTERM); err != nil {
+	// Killed, for it has nothing to put in order: what it keeps is whole at any
+	// moment, and a polite end took as long as a start (package cache).
+	if err := r.Process.signal(unix.SIGKILL); err != nil {
 		return err
 	}
 	return r.Process.end(ctx, patience)
