@@ -343,7 +343,8 @@ func TestRepair(t *testing.T) {
 		if err := os.Remove(w.chunkFile(m.Chunks[n-1].Name)); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Truncate(w.chunkFile(m.Chunks[n/2].Name), 5); err != nil {
+		short := w.chunkFile(m.Chunks[n/2].Name)
+		if err := errors.Join(os.Chmod(short, 0o644), os.Truncate(short, 5)); err != nil {
 			t.Fatal(err)
 		}
 		root, err := w.Origin.Active(t.Context())

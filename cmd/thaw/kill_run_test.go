@@ -37,7 +37,11 @@ func newKilledRun(t *testing.T) *killedRun {
 
 // victim is the command that is killed. It reads, and ends by itself.
 func (k *killedRun) victim() *running {
-	return k.start("run", "app", "/bin/inside", "sum", dataPath(3))
+	args := []string{"run", "app", "/bin/inside", "sum"}
+	for i := range 6 * dataFiles { // a good part of the run is the program's
+		args = append(args, dataPath(i%dataFiles))
+	}
+	return k.start(args...)
 }
 
 // check has the next command clean up, and looks that it did, and that the

@@ -104,8 +104,15 @@ func do(verb string, args []string) (string, error) {
 	case "cat":
 		b, err := os.ReadFile(args[0])
 		return string(b), err
-	case "sum": // of a file's bytes from the disk, not the page cache's
-		return sum(args[0])
+	case "sum": // of the last file's bytes from the disk, not the page cache's
+		var last string
+		var err error
+		for _, name := range args {
+			if last, err = sum(name); err != nil {
+				break
+			}
+		}
+		return last, err
 	case "write":
 		return "written", os.WriteFile(args[0], []byte(strings.Join(args[1:], " ")), 0o644)
 	}
