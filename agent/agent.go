@@ -160,7 +160,7 @@ func serve(ready func()) error {
 	if err != nil {
 		return err
 	}
-	control, err := newControl(os.NewFile(FDControl, "control"), setup.Image, m, dev, chunks)
+	control, err := newControl(os.NewFile(FDControl, "control"), setup.Image, dev, chunks)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,6 @@ import (
 
 	"thaw/cache"
 	"thaw/device"
-	"thaw/manifest"
 	"thaw/mount"
 )
 
@@ -73,7 +72,6 @@ type answer struct {
 // control serves Control.
 type control struct {
 	image  string
-	m      *manifest.Manifest
 	dev    *device.Device
 	chunks *cache.Client
 	server *mount.Server
@@ -90,7 +88,7 @@ type control struct {
 	closed    bool
 }
 
-func newControl(f *os.File, image string, m *manifest.Manifest, dev *device.Device, chunks *cache.Client) (*control, error) {
+func newControl(f *os.File, image string, dev *device.Device, chunks *cache.Client) (*control, error) {
 	defer f.Close() // the listener has a copy
 	l, err := net.FileListener(f)
 	if err != nil {
@@ -102,7 +100,7 @@ func newControl(f *os.File, image string, m *manifest.Manifest, dev *device.Devi
 	}
 	u.SetUnlinkOnClose(false)
 	return &control{
-		image: image, m: m, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls),
+		image: image, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls),
 		listeners: map[chan string]time.Time{}, conns: map[net.Conn]struct{}{}, files: map[string]*os.File{},
 	}, nil
 }

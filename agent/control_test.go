@@ -47,7 +47,7 @@ func newTestControl(t *testing.T) (*control, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newControl(f, "app", s.manifest, dev, client)
+	c, err := newControl(f, "app", dev, client)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,12 +71,6 @@ func (h *Host) ensureFetcher(key string, f Fetcher) error {
 		return err
 	}
 	defer log.Close()
-	goR, goW, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer goR.Close()
-	defer goW.Close()
 	cmd := exec.Command(f.Args[0], f.Args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	leaveR, leaveW, err := os.Pipe()

@@ -4,9 +4,39 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"thaw/cache"
 )
+
+// Order is what thaw wants of the program that keeps an instance, and what that
+// reports of the start: order.json. It holds no secret.
+type Order struct {
+	Runtime     string             `json:"runtime,omitempty"` // name or path; "" = the best
+	Interactive bool               `json:"interactive,omitempty"`
+	Writable    bool               `json:"writable,omitempty"` // of a mount
+	StatsFile   string             `json:"statsFile,omitempty"`
+	Began       time.Time          `json:"began"`
+	Stages      map[string]float64 `json:"stages"` // ms
+	DeviceBytes int64              `json:"deviceBytes"`
+	ImageBytes  int64              `json:"imageBytes"` // of all chunks
+	Before      cache.Stats        `json:"before"`     // what the agent had read for others
+}
+
+// Give leaves the order for who will keep the instance.
+func (i *Instance) Give(o Order) error { return writeRecord(i.Dir("order.json"), o) }
+
+// Order reads what Give left. Its Stages can be added to.
+func (i *Instance) Order() (Order, error) {
+	var o Order
+	err := readRecord(i.Dir("order.json"), &o)
+	if o.Stages == nil {
+		o.Stages = map[string]float64{}
+	}
+	return o, err
+}
 
 // Handoff gives the arguments with which a program, executed in the place of
 // this one, keeps the instance, its image and fetcher: Resume reads them.

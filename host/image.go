@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"thaw/agent"
+	"thaw/cache"
 	"thaw/mount"
 	"thaw/sandbox"
 )
@@ -259,10 +260,27 @@ func (h *Host) Agent(ctx context.Context, u *Use) (*agent.Conn, error) {
 	return agent.Dial(ctx, h.dir("images", u.key, "control"))
 }
 
-// Fault gives, as an error, the last read that failed of an image, or nil. It is
-// for who got no more from the kernel than EIO.
-func (h *Host) Fault(ctx context.Context, u *Use) error { return h.fault(ctx, u.key) }
+// Stats gives what the image's agent has read so far. One that does not answer
+// has numbers for nobody.
+func (h *Host) Stats(ctx context.Context, u *Use) (stats cache.Stats) {
+	conn, err := h.Agent(ctx, u)
+	if err == nil {
+		defer conn.Close()
+		stats, _ = conn.Stats()
+	}
+	return stats
+}
 
+// Explain adds to an I/O error, in which the kernel puts all that fails, the
+// last read of the image that did fail.
+func (h *Host) Explain(ctx context.Context, u *Use, err error) error {
+	if errors.Is(err, unix.EIO) {
+		return errors.Join(err, h.fault(context.WithoutCancel(ctx), u.key))
+	}
+	return err
+}
+
+// fault gives, as an error, the last read that failed of an image, or nil.
 func (h *Host) fault(ctx context.Context, key string) error {
 	conn, err := agent.Dial(ctx, h.dir("images", key, "control"))
 	if err != nil {

@@ -214,7 +214,7 @@ func TestImageAgain(t *testing.T) {
 		conn.Close()
 		t.Error("a dead agent answers")
 	}
-	if err := h.Fault(ctx, first); err != nil {
+	if err := h.fault(ctx, first.key); err != nil {
 		t.Error(err)
 	}
 	second, err := h.UseImage(ctx, fetcher, i)

@@ -51,16 +51,7 @@ type Instance struct {
 
 // NewInstance makes an instance that this process keeps: its folder, and the
 // lock that says so. The caller sets what it knows and calls Save.
-func (h *Host) NewInstance(kind string, image, fetcher *Use) (i *Instance, err error) {
-	for range 5 { // a Reap may come between the folder and its lock, and take it for a leftover
-		if i, err = h.newInstance(kind, image, fetcher); err == nil {
-			return i, nil
-		}
-	}
-	return nil, fmt.Errorf("making an instance: %w", err)
-}
-
-func (h *Host) newInstance(kind string, image, fetcher *Use) (*Instance, error) {
+func (h *Host) NewInstance(kind string, image, fetcher *Use) (*Instance, error) {
 	var id [6]byte
 	_, _ = rand.Read(id[:]) // never fails
 	i := &Instance{ID: hex.EncodeToString(id[:]), Kind: kind, Started: time.Now().UTC(), Keeper: os.Getpid(), ImageOf: image.key, Fetcher: fetcher.key, host: h}
@@ -73,7 +64,7 @@ func (h *Host) newInstance(kind string, image, fetcher *Use) (*Instance, error) 
 		err = os.Rename(hidden, i.Dir())
 	}
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(hidden))
+		return nil, fmt.Errorf("making an instance: %w", errors.Join(err, os.RemoveAll(hidden)))
 	}
 	return i, nil
 }

@@ -9,16 +9,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
 	"strings"
-	"time"
 	"unicode"
 
-	"thaw/cache"
 	"thaw/host"
 	"thaw/sandbox"
 )
@@ -30,24 +27,9 @@ const (
 	smallHeap = 8 << 20
 )
 
-// order is what thaw wants, besides the instance: order.json.
-type order struct {
-	Runtime     string             `json:"runtime"`
-	Terminal    bool               `json:"terminal"`
-	Interactive bool               `json:"interactive"`
-	Writable    bool               `json:"writable"` // mount
-	StatsFile   string             `json:"statsFile"`
-	Began       time.Time          `json:"began"`
-	Stages      map[string]float64 `json:"stages"` // ms
-	DeviceBytes int64              `json:"deviceBytes"`
-	ImageBytes  int64              `json:"imageBytes"`
-	ImageChunks int64              `json:"imageChunks"`
-	Before      cache.Stats        `json:"before"` // what the agent had read for others
-}
-
 // keeper keeps an instance.
 type keeper struct {
-	order
+	host.Order
 	host           *host.Host
 	instance       *host.Instance
 	image, fetcher *host.Use
@@ -70,22 +52,8 @@ func newKeeper(args []string) (*keeper, error) {
 		return nil, err
 	}
 	k.host = k.instance.Host()
-	return k, k.order.read(k.instance.Dir("order.json"))
-}
-
-// read reads an order.
-func (o *order) read(path string) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, o); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if o.Stages == nil { // we add ours
-		o.Stages = map[string]float64{}
-	}
-	return nil
+	k.Order, err = k.instance.Order()
+	return k, err
 }
 
 // keep runs the instance to its end and cleans up. It gives the exit status.
@@ -109,9 +77,9 @@ func (k *keeper) keep() int {
 			code = exitFailed
 		}
 	}
-	after := k.stats()
-	w.stop()
 	ctx := context.Background()
+	after := k.host.Stats(ctx, k.image)
+	w.stop()
 	rerr := errors.Join(k.instance.End(ctx), k.host.ReleaseImage(ctx, k.image), k.host.ReleaseFetcher(ctx, k.fetcher))
 	if err != nil {
 		say("%v", err)
@@ -125,20 +93,6 @@ func (k *keeper) keep() int {
 		}
 	}
 	return code
-}
-
-// stats asks the agent; an agent that has ended has no numbers.
-func (k *keeper) stats() cache.Stats {
-	conn, err := k.host.Agent(context.Background(), k.image)
-	if err != nil {
-		return cache.Stats{}
-	}
-	defer conn.Close()
-	s, err := conn.Stats()
-	if err != nil {
-		return cache.Stats{}
-	}
-	return s
 }
 
 // say tells the user one line.

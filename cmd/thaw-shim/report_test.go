@@ -40,7 +40,7 @@ func counts(cacheN, zone, origin int64) cache.Stats {
 // What the agent had read for others is not this instance's.
 func TestReport(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "stats")
-	k := &keeper{instance: &host.Instance{ImageID: "abc"}, order: order{
+	k := &keeper{instance: &host.Instance{ImageID: "abc"}, Order: host.Order{
 		StatsFile: file, DeviceBytes: 1 << 30, ImageBytes: 200 << 20, Stages: map[string]float64{"total": 41.5, "mount": 3},
 		Before: counts(1, 2, 3),
 	}}
@@ -64,7 +64,7 @@ func TestReport(t *testing.T) {
 // either.
 func TestReportWithoutAgent(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "stats")
-	k := &keeper{instance: &host.Instance{}, order: order{StatsFile: file, ImageBytes: 1 << 20, Stages: map[string]float64{"total": 1}, Before: counts(7, 8, 9)}}
+	k := &keeper{instance: &host.Instance{}, Order: host.Order{StatsFile: file, ImageBytes: 1 << 20, Stages: map[string]float64{"total": 1}, Before: counts(7, 8, 9)}}
 	got := told(t, func() {
 		if err := k.report(cache.Stats{}); err != nil {
 			t.Error(err)

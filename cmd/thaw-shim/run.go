@@ -103,10 +103,7 @@ func (k *keeper) mount() (err error) {
 		err = k.instance.BindTo(k.image, k.instance.Target)
 	}
 	k.Stages["rootfs"] = ms(time.Since(began))
-	if errors.Is(err, unix.EIO) { // in which the kernel puts all that fails
-		err = errors.Join(err, k.host.Fault(context.Background(), k.image))
-	}
-	return err
+	return k.host.Explain(context.Background(), k.image, err)
 }
 
 // wait mounts the image, and keeps the mount until it is unmounted, a signal

@@ -53,25 +53,10 @@ Credentials come from the docker config (docker login).`
 // Run converts.
 func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 	debug.SetMemoryLimit(convertMemory)
-	secret, err := g.secret()
-	if err != nil {
-		return err
-	}
-	s, err := g.open(ctx, true)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	p := newProgress(g.stderr)
-	conv := convert.Converter{
-		Origin: s.Origin, Tenant: g.Tenant, Keeper: s.key, KeyURL: s.key.URL(), Secret: secret,
-		Warn: func(format string, args ...any) { g.logger().Warn(fmt.Sprintf(format, args...)) },
-	}
-	res, err := conv.Convert(ctx, convert.Options{
+	res, err := g.convert(ctx, convert.Options{
 		Source: c.Source, Name: c.Name, Image: oci.Options{Platform: c.Platform, PlainHTTP: c.PlainHTTP},
-		ChunkSize: int(c.ChunkSize), Free: int64(c.Free), Private: c.Private, IgnoreSpace: c.IgnoreSpace, Progress: p,
+		ChunkSize: int(c.ChunkSize), Free: int64(c.Free), Private: c.Private, IgnoreSpace: c.IgnoreSpace,
 	})
-	p.close()
 	if err != nil {
 		return err
 	}
@@ -85,4 +70,25 @@ func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 	fmt.Fprintf(g.stdout, "layers  %d, %d not read again\n", res.Layers.Total, res.Layers.Reused)
 	_, err = fmt.Fprintf(g.stdout, "read    %s in %.2f s\n", human(res.Bytes.Read), res.Seconds)
 	return err
+}
+
+// convert converts a source into the origin, for the tenant, with progress.
+func (g *Globals) convert(ctx context.Context, o convert.Options) (*convert.Result, error) {
+	secret, err := g.secret()
+	if err != nil {
+		return nil, err
+	}
+	s, err := g.open(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	p := newProgress(g.stderr)
+	defer p.close()
+	o.Progress = p
+	conv := convert.Converter{
+		Origin: s.Origin, Tenant: g.Tenant, Keeper: s.key, KeyURL: s.key.URL(), Secret: secret,
+		Warn: func(format string, args ...any) { g.logger().Warn(fmt.Sprintf(format, args...)) },
+	}
+	return conv.Convert(ctx, o)
 }

@@ -62,10 +62,13 @@ func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
 	work.Go(func() {
 		tick := time.NewTicker(idleSweep)
 		defer tick.Stop()
-		for {
+		for before := (cache.Stats{}); ; {
 			select {
 			case <-tick.C:
-				debug.FreeOSMemory()
+				if now := fetcher.Stats(); now != before { // it has collected since otherwise
+					before = now
+					debug.FreeOSMemory()
+				}
 			case <-ctx.Done():
 				return
 			}

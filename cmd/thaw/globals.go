@@ -203,19 +203,16 @@ func (g *Globals) load(ctx context.Context, s *store, name string) (*image, erro
 	if err != nil {
 		return fail(err)
 	}
-	sealed, err := manifest.Parse(data)
+	sealed, err := parseManifest(data, ref.Image)
 	if err != nil {
 		return fail(err)
-	}
-	if sealed.ID() != id {
-		return fail(fmt.Errorf("%w: its manifest has the id %s", manifest.ErrCorrupt, sealed.ID()))
 	}
 	m, err := sealed.Open(ctx, s.key)
+	if err == nil {
+		err = g.checkImage(m)
+	}
 	if err != nil {
 		return fail(err)
-	}
-	if m.Kind != manifest.Image || m.Tenant != g.Tenant {
-		return fail(fmt.Errorf("%w: the manifest is of another tenant or no image's", manifest.ErrCorrupt))
 	}
 	roots, err := s.Roots(ctx)
 	if err != nil {
@@ -226,6 +223,23 @@ func (g *Globals) load(ctx context.Context, s *store, name string) (*image, erro
 		return fail(fmt.Errorf("%w: root %s", origin.ErrNotFound, ref.Root))
 	}
 	return &image{ref, m, id, roots[i]}, nil
+}
+
+// parseManifest reads the manifest that an id names. Opening it decrypts data.
+func parseManifest(data []byte, id string) (*manifest.Sealed, error) {
+	sealed, err := manifest.Parse(data)
+	if err == nil && sealed.ID().String() != id {
+		err = fmt.Errorf("%w: its manifest has the id %s", manifest.ErrCorrupt, sealed.ID())
+	}
+	return sealed, err
+}
+
+// checkImage refuses an opened manifest that is not of an image of the tenant.
+func (g *Globals) checkImage(m *manifest.Manifest) error {
+	if m.Kind != manifest.Image || m.Tenant != g.Tenant {
+		return fmt.Errorf("%w: the manifest is of another tenant or no image's", manifest.ErrCorrupt)
+	}
+	return nil
 }
 
 // byteSize is a number of bytes on the command line: "512KiB", "2MiB", "4096".

@@ -165,12 +165,9 @@ func (g *Globals) openLocal(ctx context.Context, l local, name string, ref catal
 // remembers while that key cannot be reached (nil).
 func (g *Globals) unseal(ctx context.Context, name string, ref catalog.Reference, data []byte, key manifest.Wrapper) (*startable, error) {
 	fail := func(err error) (*startable, error) { return nil, fmt.Errorf("image %s: %w", name, err) }
-	sealed, err := manifest.Parse(bytes.Clone(data)) // opening it decrypts it in place
+	sealed, err := parseManifest(bytes.Clone(data), ref.Image)
 	if err != nil {
 		return fail(err)
-	}
-	if sealed.ID().String() != ref.Image {
-		return fail(fmt.Errorf("%w: its manifest has the id %s", manifest.ErrCorrupt, sealed.ID()))
 	}
 	var dataKey []byte
 	if key != nil {
@@ -190,11 +187,11 @@ func (g *Globals) unseal(ctx context.Context, name string, ref catalog.Reference
 		return fail(err)
 	}
 	m, err := sealed.OpenWith(dataKey)
+	if err == nil {
+		err = g.checkImage(m)
+	}
 	if err != nil {
 		return fail(err)
-	}
-	if m.Kind != manifest.Image || m.Tenant != g.Tenant {
-		return fail(fmt.Errorf("%w: the manifest is of another tenant or no image's", manifest.ErrCorrupt))
 	}
 	return &startable{name, sealed.ID(), ref.Root, data, dataKey, m}, nil
 }

@@ -26,6 +26,9 @@ import (
 	"thaw/sandbox"
 )
 
+// exitRunFailed is the status of a run that failed, and not its program.
+const exitRunFailed = 125
+
 // insideProgram is testdata/inside, built once for all tests of a run.
 var insideProgram struct {
 	once sync.Once

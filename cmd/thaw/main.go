@@ -28,7 +28,6 @@ import (
 const (
 	exitUsage       = 2
 	exitDamaged     = 3
-	exitRunFailed   = 125 // run failed, and not the program: docker's number
 	exitInterrupted = 130 // 128 + SIGINT, as a shell has it
 )
 

@@ -75,9 +75,9 @@ func (c *runCmd) run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	if err = c.prepare(ctx, s, volumes); err != nil {
-		err = s.explain(ctx, err)
+		err = s.host.Explain(ctx, s.image, err)
 	} else {
-		err = s.hand(g, shimOrder{Runtime: c.Runtime, Terminal: c.TTY, Interactive: c.Interactive, StatsFile: c.StatsJSON})
+		err = s.hand(g, host.Order{Runtime: c.Runtime, Interactive: c.Interactive, StatsFile: c.StatsJSON})
 	}
 	return errors.Join(err, s.release(ctx))
 }
@@ -162,6 +162,6 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 	s.instance.Target = dir
 	// The shim mounts: who sees the mount may send a signal, and this process
 	// would lose it in becoming that one.
-	err = s.hand(g, shimOrder{Writable: c.RW, StatsFile: c.StatsJSON})
+	err = s.hand(g, host.Order{Writable: c.RW, StatsFile: c.StatsJSON})
 	return errors.Join(err, s.release(ctx))
 }

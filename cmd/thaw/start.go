@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -18,7 +17,6 @@ import (
 	"thaw/catalog"
 	"thaw/convert"
 	"thaw/host"
-	"thaw/oci"
 )
 
 // stopwatch measures the stages of a start.
@@ -109,21 +107,10 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 		ID: s.id.String(), Name: s.name, Root: s.root, Agent: program, Cache: g.Cache, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
 	})
 	if err == nil && !s.image.Made() {
-		s.before = s.read(ctx)
+		s.before = s.host.Stats(ctx, s.image)
 	}
 	s.watch.lap("mount")
 	return err
-}
-
-// read gives what the image's agent has read so far. One that does not answer
-// has numbers for nobody.
-func (s *started) read(ctx context.Context) (stats cache.Stats) {
-	conn, err := s.host.Agent(ctx, s.image)
-	if err == nil {
-		defer conn.Close()
-		stats, _ = conn.Stats()
-	}
-	return stats
 }
 
 // release gives back what was acquired.
@@ -137,15 +124,6 @@ func (s *started) release(ctx context.Context) (err error) {
 	}
 	if s.fetcher != nil {
 		err = errors.Join(err, s.host.ReleaseFetcher(ctx, s.fetcher))
-	}
-	return err
-}
-
-// explain says of an I/O error, in which the kernel puts all that fails, what
-// did fail.
-func (s *started) explain(ctx context.Context, err error) error {
-	if errors.Is(err, syscall.EIO) {
-		return errors.Join(err, s.host.Fault(context.WithoutCancel(ctx), s.image))
 	}
 	return err
 }
@@ -171,22 +149,7 @@ func (g *Globals) findOrConvert(ctx context.Context, what string, watch *stopwat
 // convertAndFind converts a source. What was converted before is not read
 // again.
 func (g *Globals) convertAndFind(ctx context.Context, source string, watch *stopwatch) (*startable, error) {
-	secret, err := g.secret()
-	if err != nil {
-		return nil, err
-	}
-	s, err := g.open(ctx, true)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
-	p := newProgress(g.stderr)
-	conv := convert.Converter{
-		Origin: s.Origin, Tenant: g.Tenant, Keeper: s.key, KeyURL: s.key.URL(), Secret: secret,
-		Warn: func(format string, args ...any) { g.logger().Warn(fmt.Sprintf(format, args...)) },
-	}
-	res, err := conv.Convert(ctx, convert.Options{Source: source, Image: oci.Options{}, ChunkSize: defaultChunkSize, Free: defaultFree, Progress: p})
-	p.close()
+	res, err := g.convert(ctx, convert.Options{Source: source, ChunkSize: defaultChunkSize, Free: defaultFree})
 	if err != nil {
 		return nil, err
 	}
@@ -198,24 +161,9 @@ func (g *Globals) convertAndFind(ctx context.Context, source string, watch *stop
 	return found, err
 }
 
-// shimOrder is what the shim is told besides the instance.
-type shimOrder struct {
-	Runtime     string             `json:"runtime,omitempty"` // name or path; "" = the best
-	Terminal    bool               `json:"terminal,omitempty"`
-	Interactive bool               `json:"interactive,omitempty"`
-	Writable    bool               `json:"writable,omitempty"` // mount
-	StatsFile   string             `json:"statsFile,omitempty"`
-	Began       time.Time          `json:"began"`
-	Stages      map[string]float64 `json:"stages"`
-	DeviceBytes int64              `json:"deviceBytes"`
-	ImageBytes  int64              `json:"imageBytes"` // of all chunks
-	ImageChunks int64              `json:"imageChunks"`
-	Before      cache.Stats        `json:"before"` // what the agent had read for others
-}
-
 // hand replaces this program by the shim, which keeps the instance and takes
 // everything down at its end. It returns only an error.
-func (s *started) hand(g *Globals, o shimOrder) error {
+func (s *started) hand(g *Globals, o host.Order) error {
 	if o.StatsFile != "" {
 		var err error
 		if o.StatsFile, err = filepath.Abs(o.StatsFile); err != nil {
@@ -225,20 +173,12 @@ func (s *started) hand(g *Globals, o shimOrder) error {
 	o.Began, o.Stages, o.DeviceBytes, o.Before = s.watch.began, s.watch.stages, s.Size, s.before
 	for _, c := range s.Chunks {
 		o.ImageBytes += int64(c.Size)
-		o.ImageChunks++
 	}
 	program, err := g.part("thaw-shim")
 	if err != nil {
 		return err
 	}
-	order, err := json.Marshal(o)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(s.instance.Dir("order.json"), order, 0o600); err != nil {
-		return err
-	}
-	if err := s.instance.Save(); err != nil {
+	if err := errors.Join(s.instance.Give(o), s.instance.Save()); err != nil {
 		return err
 	}
 	args, err := host.Handoff(s.instance, s.image, s.fetcher)
