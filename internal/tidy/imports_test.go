@@ -35,11 +35,13 @@ func allowed() map[string]string {
 		// read
 		"lru":            "",
 		"erasure":        "",
-		"zone":           "chunk erasure lru",
-		"cache":          "chunk lru",
-		"device":         "chunk manifest",
+		"latency":        "",
+		"zone":           "chunk erasure latency",
+		"zone/node":      "chunk zone lru latency",
+		"cache":          "chunk lru latency",
+		"device":         "chunk manifest latency",
 		"mount":          "",
-		"agent":          "device mount cache manifest chunk", // jailed: no keys, origin or network code
+		"agent":          "device mount cache manifest chunk latency", // jailed: no keys, origin or network code
 		"cmd/thaw-agent": "agent",
 		"host":           "agent mount sandbox cache manifest",
 		"cmd/thaw-shim":  "agent cache host sandbox", // it listens to the agent, and reports its numbers
