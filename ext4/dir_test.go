@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"thaw/internal/testmount"
 )
 
 // lookup finds a name as the kernel does (dx_probe and ext4_find_entry of
@@ -127,7 +129,8 @@ func TestDirectoryOf100000(t *testing.T) {
 	if t.Logf("%d blocks, look-ups read up to %d", len(b)/BlockSize, most); most > 4 {
 		t.Errorf("look-ups read up to %d blocks", most)
 	}
-	dir := mount(t, d.finish(), "ro") + "/dir/"
+	dir, _ := testmount.Ext4(t, d.finish(), "ro")
+	dir += "/dir/"
 	for _, name := range names {
 		if _, err := os.Lstat(dir + name); err != nil {
 			t.Fatal(err)
@@ -219,7 +222,8 @@ func TestCollidingNames(t *testing.T) {
 			t.Errorf("%q is not found", name)
 		}
 	}
-	dir := filepath.Join(mount(t, path, "ro"), "dir")
+	dir, _ := testmount.Ext4(t, path, "ro")
+	dir = filepath.Join(dir, "dir")
 	for _, name := range names {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
 			t.Error(err)
@@ -259,7 +263,8 @@ func TestNamesOfOneHashFillMoreThanABlock(t *testing.T) {
 		}
 	}
 	path := d.finish()
-	dir := filepath.Join(mount(t, path, "rw"), "dir")
+	dir, _ := testmount.Ext4(t, path, "rw")
+	dir = filepath.Join(dir, "dir")
 	for _, name := range same {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
 			t.Error(err)

@@ -168,27 +168,6 @@ func debugfs(t testing.TB, path string, commands ...string) string {
 	return out
 }
 
-// mount has the kernel mount a device until the test's end.
-func mount(t testing.TB, path, options string) string {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("NOT TESTED: the kernel's view needs root to mount; run the tests as root too")
-	}
-	dir := filepath.Join(t.TempDir(), "mnt")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop,nosuid,"+options, path, dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
-		}
-	})
-	return dir
-}
-
 func lgetxattr(path, name string) ([]byte, error) {
 	b := make([]byte, maxXattrValue+1)
 	n, err := unix.Lgetxattr(path, name, b)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"thaw/internal/testmount"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -79,7 +81,7 @@ func TestInodesThroughDebugfs(t *testing.T) {
 }
 
 func TestInodesThroughTheKernel(t *testing.T) {
-	dir := mount(t, inodeDisk(t).finish(), "ro")
+	dir, _ := testmount.Ext4(t, inodeDisk(t).finish(), "ro")
 	stat := func(name string) (st unix.Stat_t) {
 		if err := unix.Lstat(filepath.Join(dir, name), &st); err != nil {
 			t.Fatal(name, err)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"thaw/internal/testmount"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -176,7 +178,7 @@ func TestGroupsLeaveWhatWasAskedFor(t *testing.T) {
 		return err != nil || groups > DataGroup+1
 	})) - 1
 	d.free = most - 1 // the root directory takes a block
-	dir := mount(t, d.finish(), "ro")
+	dir, _ := testmount.Ext4(t, d.finish(), "ro")
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		t.Fatal(err)

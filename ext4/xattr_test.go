@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"thaw/internal/testmount"
 )
 
 // acl is an access control list as getxattr(2) has it: tag, permissions, id.
@@ -195,7 +197,7 @@ func TestXattrsThroughDebugfs(t *testing.T) {
 
 func TestXattrsThroughTheKernel(t *testing.T) {
 	path, want := xattrDisk(t)
-	dir := mount(t, path, "ro")
+	dir, _ := testmount.Ext4(t, path, "ro")
 	for file, attrs := range want {
 		for name, value := range attrs {
 			got, err := lgetxattr(dir+"/"+file, name)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"thaw/internal/testmount"
+
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
@@ -153,7 +155,7 @@ func TestFilePast64GiB(t *testing.T) {
 	}
 	path := m.file(t, s.Size)
 	fsck(t, path)
-	dir, _ := mount(t, path, "ro")
+	dir, _ := testmount.Ext4(t, path, "ro")
 	f, err := os.Open(dir + "/sparse")
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +192,7 @@ func TestWritable(t *testing.T) {
 	m, _, s := mustBuild(t, mustPack(t, tarball(t, items...)), mustPack(t, sparseTar(t, "--format=posix", 400<<20, offsets...)))
 	path := m.file(t, s.Size)
 	fsck(t, path)
-	dir, unmount := mount(t, path, "rw")
+	dir, unmount := testmount.Ext4(t, path, "rw")
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		t.Fatal(err)

@@ -293,30 +293,3 @@ func verified(m image, size int64, layers tars) error {
 }
 
 func isRoot() bool { return os.Geteuid() == 0 }
-
-// mount has the kernel mount a device. unmount may be called before the test's end.
-func mount(t testing.TB, path, options string) (dir string, unmount func()) {
-	t.Helper()
-	if !isRoot() {
-		t.Skip("NOT TESTED: the kernel's view needs root to mount; run the tests as root too")
-	}
-	dir = filepath.Join(t.TempDir(), "mnt")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop,nosuid,"+options, path, dir).CombinedOutput(); err != nil {
-		t.Fatalf("mount: %v: %s", err, out)
-	}
-	mounted := true
-	unmount = func() {
-		if !mounted {
-			return
-		}
-		mounted = false
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
-		}
-	}
-	t.Cleanup(unmount)
-	return dir, unmount
-}

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"thaw/internal/testmount"
+
 	"github.com/masahiro331/go-ext4-filesystem/ext4"
 	"golang.org/x/sys/unix"
 )
@@ -98,7 +100,7 @@ func richDevice(t *testing.T) (path string, m image, size int64) {
 // that lstat, readlink, listxattr and read tell.
 func TestKernelAgainstGNUTar(t *testing.T) {
 	path, _, _ := richDevice(t)
-	got, _ := mount(t, path, "ro")
+	got, _ := testmount.Ext4(t, path, "ro")
 	want := filepath.Join(t.TempDir(), "unpacked")
 	if err := os.Mkdir(want, 0o755); err != nil {
 		t.Fatal(err)
@@ -254,7 +256,7 @@ func TestLargeXattrs(t *testing.T) {
 	m, _, s := mustBuild(t, base, mustPack(t, tarball(t, parse("replaced=1 d/")...)))
 	path := m.file(t, s.Size)
 	fsck(t, path)
-	dir, unmount := mount(t, path, "rw")
+	dir, unmount := testmount.Ext4(t, path, "rw")
 	want := ""
 	for _, name := range []string{"user.empty", "user.k64", "user.k64b"} {
 		want += fmt.Sprintf(" %s=%q", name, attrs(many...)["SCHILY.xattr."+name])

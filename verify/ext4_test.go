@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"thaw/internal/testmount"
 )
 
 // TestFeatures reads what mke2fs makes with other features than ours.
@@ -88,7 +90,7 @@ func TestDeepIndex(t *testing.T) {
 	needRoot(t)
 	items := bigDirectory(9000, 250)
 	image := mkfs(t, "", "16M")
-	folder, unmount := mounted(t, image)
+	folder, unmount := testmount.Ext4(t, image, "rw")
 	unpack(t, folder, items[:2])
 	unpackLinks(t, folder, items[2:])
 	unmount()
@@ -251,21 +253,6 @@ func TestExtents(t *testing.T) {
 	wantOne(t, image, layersOf(t, items), "/f", "content")
 }
 
-// mounted mounts an image and gives its folder and what unmounts it.
-func mounted(t *testing.T, image string) (string, func()) {
-	folder := t.TempDir()
-	run(t, "mount", "-o", "loop", image, folder)
-	up := true
-	unmount := func() {
-		if up {
-			up = false
-			run(t, "umount", folder)
-		}
-	}
-	t.Cleanup(unmount)
-	return folder, unmount
-}
-
 // TestKernel has GNU tar unpack into what the kernel writes.
 func TestKernel(t *testing.T) {
 	needRoot(t)
@@ -291,7 +278,7 @@ func TestKernel(t *testing.T) {
 	for name, options := range map[string][]string{"plain": nil, "default": {"-t", "ext4", "-O", "ea_inode"}} {
 		t.Run(name, func(t *testing.T) {
 			image := mkfs(t, "", "64M", options...)
-			folder, unmount := mounted(t, image)
+			folder, unmount := testmount.Ext4(t, image, "rw")
 			run(t, "tar", "--numeric-owner", "--same-owner", "--xattrs", "--xattrs-include=*", "-xpf", source, "-C", folder)
 			for n := range 1000 { // leaves unused entries behind
 				if err := os.WriteFile(fmt.Sprintf("%s/many/gone-%d", folder, n), nil, 0o600); err != nil {
@@ -318,7 +305,7 @@ func TestKernel(t *testing.T) {
 func TestUnwritten(t *testing.T) {
 	needRoot(t)
 	image := mkfs(t, "", "16M")
-	folder, unmount := mounted(t, image)
+	folder, unmount := testmount.Ext4(t, image, "rw")
 	run(t, "fallocate", "-l", "1M", folder+"/f")
 	run(t, "chmod", "644", folder+"/f")
 	unmount()

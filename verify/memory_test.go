@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"thaw/internal/testmount"
 )
 
 // manyFiles is a layer of n files in folders of 1000, written while it is read.
@@ -84,7 +86,7 @@ func TestMemory(t *testing.T) {
 	const entries, limit = 50_000, 150 << 20 / 4
 	layer := manyFiles(entries)
 	image := mkfs(t, "", "300M", "-O", plainFeatures, "-N", "52000")
-	folder, unmount := mounted(t, image)
+	folder, unmount := testmount.Ext4(t, image, "rw")
 	source, err := layer.Open(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
