@@ -35,6 +35,10 @@ type ClientOptions struct {
 	// whenever the connection has ended.
 	Dial func(ctx context.Context) (net.Conn, error)
 
+	// Start is when the start that reads began: the fetcher serves older ones
+	// first. Zero: now.
+	Start time.Time
+
 	Deadline time.Duration // how long Find waits; a minute
 	Memory   int64         // bytes of chunks kept in memory; 8 MiB
 	Files    int           // files kept open; 512
@@ -47,9 +51,12 @@ type Client struct {
 	o       ClientOptions
 	start   time.Time
 	reading chan struct{} // one for each file being hashed
-	asking  chan struct{} // one for each request to the fetcher
+	asking  chan struct{} // one for each get of the fetcher
 	flights flights[wanted, *held]
 	links   links
+
+	prefetching chan struct{} // one for each prefetch
+
 	touches touches
 	buffers sync.Pool // *[]byte, for hashing
 
@@ -73,6 +80,8 @@ type record struct {
 	known   identity      // of the file that was hashed
 	touched time.Duration // after Client.start, when its use was last reported
 	counted bool          // first touch has been
+
+	prefetched bool // counted as such
 }
 
 // NewClient makes a client, which connects when it first has to. The caller
@@ -84,6 +93,9 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if o.Dial == nil {
 		return nil, errors.New("cache: a client needs a way to reach the fetcher")
 	}
+	if o.Start.IsZero() {
+		o.Start = time.Now()
+	}
 	orDefault(&o.Deadline, defaultDeadline)
 	orDefault(&o.Memory, defaultMemory)
 	orDefault(&o.Files, defaultFiles)
@@ -92,7 +104,9 @@ func NewClient(o ClientOptions) (*Client, error) {
 		reading: make(chan struct{}, parallelHashes),
 		asking:  make(chan struct{}, perConnection),
 		records: map[chunk.Name]*record{},
-		links:   links{dial: o.Dial, root: o.Root, dialing: make(chan struct{}, 1)},
+		links:   links{dial: o.Dial, hello: hello{o.Root, uint64(o.Start.UnixMicro())}, dialing: make(chan struct{}, 1)},
+
+		prefetching: make(chan struct{}, perPrefetch),
 	}
 	c.touches.send = c.sendTouches
 	c.memory = recent[*record]{limit: o.Memory, drop: func(r *record) { r.held, r.heldAt = nil, nil }}
@@ -199,6 +213,9 @@ func (c *Client) first(r *record, t Tier, size int) {
 	n := c.stats.of(t)
 	n.Chunks++
 	n.Bytes += int64(size)
+	if r.prefetched {
+		c.stats.PrefetchUsed.add(size)
+	}
 }
 
 func (c *Client) count(t Tier, change func(n *Count)) {

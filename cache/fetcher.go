@@ -43,6 +43,11 @@ type Upstream struct {
 	// by many goroutines at a time; an error counts as a failure of the tier,
 	// which may pass. The Source is not trusted: its bytes are hashed.
 	Source func(root string) (chunk.Source, error)
+	// Fill, if set, is told of a chunk that this tier was asked for and a later
+	// one gave. The bytes have been hashed, and nobody may change them. A reader
+	// waits for its return, so it leaves the work to others and drops what is too
+	// much.
+	Fill func(root string, name chunk.Name, sealed []byte)
 }
 
 // FetcherOptions say what a Fetcher does. Zero bounds have defaults.
@@ -69,6 +74,8 @@ type Fetcher struct {
 	bytes    *semaphore.Weighted
 	flights  flights[wanted, fetched]
 
+	prefetches *semaphore.Weighted // bytes
+
 	mu    sync.Mutex // guards stats
 	stats Stats
 }
@@ -94,7 +101,10 @@ func NewFetcher(o FetcherOptions) *Fetcher {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	return &Fetcher{o: o, requests: make(chan struct{}, o.Requests), bytes: semaphore.NewWeighted(o.Bytes)}
+	return &Fetcher{
+		o: o, requests: make(chan struct{}, o.Requests), bytes: semaphore.NewWeighted(o.Bytes),
+		prefetches: semaphore.NewWeighted(prefetchBytes),
+	}
 }
 
 func orDefault[T int | int64 | time.Duration](v *T, value T) {
@@ -210,12 +220,17 @@ func (f *Fetcher) fetch(ctx context.Context, w wanted, tell func(error)) ([]byte
 	try, pause := firstTry, firstRetry
 	for first := true; ; first = false {
 		var err error
-		for _, u := range f.o.Upstreams {
+		for i, u := range f.o.Upstreams {
 			if first { // later, why it failed before says more
 				tell(&failure{statusUnavailable, u.Tier, "no answer"})
 			}
 			var data []byte
 			if data, err = f.ask(ctx, u, w, try); err == nil {
+				for _, nearer := range f.o.Upstreams[:i] {
+					if nearer.Fill != nil {
+						nearer.Fill(w.root, w.name, data)
+					}
+				}
 				return data, u.Tier, nil
 			}
 		}

@@ -192,16 +192,27 @@ func TestZone(t *testing.T) {
 		return nil
 	})
 	r := &rig{folder: newFolder(t, 1<<20)}
-	tiers := append([]Upstream{{Zone, func(root string) (chunk.Source, error) {
+	told := make(chan chunk.Name, 10)
+	tiers := append([]Upstream{{Tier: Zone, Source: func(root string) (chunk.Source, error) {
 		if root != "r7" {
 			return nil, errors.New("wrong root " + root)
 		}
 		return zone, nil
+	}, Fill: func(root string, name chunk.Name, sealed []byte) {
+		if root != "r7" || chunk.Check(sealed, name) != nil {
+			t.Errorf("the zone is told wrong bytes of root %s", root)
+		}
+		told <- name
 	}}}, upstream(o)...)
 	f := serve(t, FetcherOptions{Folder: r.folder, Upstreams: tiers})
 	c := newClient(t, ClientOptions{Folder: r.folder.dir, Root: "r7", Dial: dialer(f.socket)})
 	for _, want := range chunks {
 		read(t, c, want)
+	}
+	for _, c := range chunks[1:] {
+		if name := <-told; name != c.Name {
+			t.Errorf("the zone was told of %s, want %s, which it did not give", name, c.Name)
+		}
 	}
 	if s := c.Stats(); s.Zone.Chunks != 1 || s.Origin.Chunks != 3 {
 		t.Errorf("the client counted %+v", s)

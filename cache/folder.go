@@ -156,6 +156,15 @@ func (f *Folder) Touch(name chunk.Name) {
 	}
 }
 
+// stat gives the length of a chunk's file, if there is one.
+func (f *Folder) stat(name chunk.Name) (size int64, there bool) {
+	info, err := os.Lstat(chunkPath(f.dir, name))
+	if err != nil || !info.Mode().IsRegular() {
+		return 0, false
+	}
+	return info.Size(), true
+}
+
 // report counts what went wrong with keeping chunks, and warns of the first.
 func (f *Folder) report(err error) {
 	if err == nil {

@@ -87,7 +87,7 @@ func newFolder(t testing.TB, limit int64) *Folder {
 
 // upstream is the origin as a fetcher is given it.
 func upstream(o chunk.Source) []Upstream {
-	return []Upstream{{Origin, func(string) (chunk.Source, error) { return o, nil }}}
+	return []Upstream{{Tier: Origin, Source: func(string) (chunk.Source, error) { return o, nil }}}
 }
 
 // fetcher is one that serves at a socket until stop or the test's end.

@@ -20,7 +20,7 @@ const sendWithin = 10 * time.Second
 // ended.
 type links struct {
 	dial    func(context.Context) (net.Conn, error)
-	root    string
+	hello   hello
 	dialing chan struct{} // holds a token while one dials
 
 	mu      sync.Mutex // guards what follows
@@ -29,14 +29,14 @@ type links struct {
 	running sync.WaitGroup
 }
 
-// answer is what came for a get.
+// answer is what came for a get or a prefetch.
 type answer struct {
 	tier   Tier
-	data   []byte
+	data   []byte   // of a get
 	failed *failure // or this
 }
 
-// call sends a get and waits for the answer. An error means that the fetcher
+// call sends a request and waits for the answer. An error means that the fetcher
 // did not answer; it may be asked again.
 func (k *links) call(ctx context.Context, r request) (answer, error) {
 	l, err := k.get(ctx)
@@ -68,7 +68,7 @@ func (k *links) get(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	l = &link{conn: conn, ended: make(chan struct{}), pending: map[uint32]*pending{}}
-	if err := l.write(appendHello(nil, k.root)); err != nil {
+	if err := l.write(k.hello.append(nil)); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
@@ -107,7 +107,7 @@ type link struct {
 }
 
 type pending struct {
-	size   uint32
+	size   uint32      // of the bytes that are to come
 	answer chan answer // holds one, so that the reader never waits
 }
 
@@ -133,6 +133,9 @@ func (l *link) write(b []byte) error {
 
 func (l *link) call(ctx context.Context, r request) (answer, error) {
 	p := &pending{size: r.size, answer: make(chan answer, 1)}
+	if r.op == opPrefetch {
+		p.size = 0
+	}
 	l.mu.Lock()
 	for ok := true; ok || l.last == 0; _, ok = l.pending[l.last] {
 		l.last++

@@ -22,7 +22,7 @@ const (
 // peer is one agent's connection.
 type peer struct {
 	conn net.Conn
-	root string
+	hello
 
 	writing sync.Mutex // held while a frame is sent
 
@@ -76,11 +76,11 @@ func (f *Fetcher) serveConn(ctx context.Context, conn net.Conn) {
 func (f *Fetcher) readRequests(ctx context.Context, p *peer, running *sync.WaitGroup) (err error) {
 	_ = p.conn.SetReadDeadline(time.Now().Add(helloWithin))
 	in := bufio.NewReader(p.conn)
-	if p.root, err = readHello(in); err != nil {
+	if p.hello, err = readHello(in); err != nil {
 		return err
 	}
 	_ = p.conn.SetReadDeadline(time.Time{})
-	slots := make(chan struct{}, perConnection)
+	slots, behind := make(chan struct{}, perConnection), make(chan struct{}, perPrefetch)
 	for {
 		r, err := readRequest(in)
 		if err != nil {
@@ -94,13 +94,17 @@ func (f *Fetcher) readRequests(ctx context.Context, p *peer, running *sync.WaitG
 			p.end(r.id)
 			continue
 		}
+		slots, answer := slots, f.answer
+		if r.op == opPrefetch {
+			slots, answer = behind, f.prefetch
+		}
 		if !take(ctx, slots) { // not for long: a client keeps to the number
 			return ctx.Err()
 		}
 		get := p.begin(ctx, r)
 		running.Go(func() {
 			defer func() { p.end(r.id); <-slots }()
-			f.answer(get, p, r)
+			answer(get, p, r)
 		})
 	}
 }
@@ -128,14 +132,21 @@ func (f *Fetcher) answer(ctx context.Context, p *peer, r request) {
 		w := wanted{p.root, r.name, int(r.size)}
 		got, err = f.flights.do(ctx, w, f.get(w))
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		p.send(header{id: r.id, status: statusFound, tier: got.tier}, got.data)
-	case !errors.Is(ctx.Err(), context.Canceled): // else nobody listens
-		h, text := refusal(err)
-		h.id = r.id
-		p.send(h, text)
+		return
 	}
+	p.refuse(ctx, r, err)
+}
+
+// refuse sends why a request fails, unless it was cancelled.
+func (p *peer) refuse(ctx context.Context, r request, err error) {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return // nobody listens
+	}
+	h, text := refusal(err)
+	h.id = r.id
+	p.send(h, text)
 }
 
 // refusal says in a frame why there is no chunk.

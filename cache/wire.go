@@ -14,7 +14,7 @@ import (
 
 const (
 	magic       = "thaw-L1\n"
-	version     = 1
+	version     = 2
 	requestSize = 48
 	headerSize  = 12
 	// maxText holds a cause with a path or a URL in it, in bytes.
@@ -27,6 +27,8 @@ const (
 	opGet    op = 1
 	opTouch  op = 2
 	opCancel op = 3
+	// opPrefetch is answered without the bytes.
+	opPrefetch op = 4
 )
 
 type status uint8
@@ -73,24 +75,33 @@ func checkRoot(root string) error {
 	return nil
 }
 
-func appendHello(b []byte, root string) []byte {
-	return append(append(append(b, magic...), version, byte(len(root))), root...)
+// hello is the first frame to the fetcher.
+type hello struct {
+	root  string
+	start uint64 // when the start that reads began, µs since 1970; 0 for unknown
 }
 
-// readHello gives the name of the root.
-func readHello(r io.Reader) (string, error) {
-	var front [len(magic) + 2]byte
-	if _, err := io.ReadFull(r, front[:]); err != nil {
-		return "", err
+func (h hello) append(b []byte) []byte {
+	b = append(append(b, magic...), version, byte(len(h.root)))
+	return append(binary.BigEndian.AppendUint64(b, h.start), h.root...)
+}
+
+func readHello(r io.Reader) (hello, error) {
+	var front [len(magic) + 2 + 8]byte
+	if _, err := io.ReadFull(r, front[:len(magic)+2]); err != nil {
+		return hello{}, err
 	}
 	if string(front[:len(magic)]) != magic || front[len(magic)] != version {
-		return "", fmt.Errorf("%w: hello %q is not of version %d: agent and fetcher must be of one build", errProtocol, front[:len(magic)+1], version)
+		return hello{}, fmt.Errorf("%w: hello %q is not of version %d: agent and fetcher must be of one build", errProtocol, front[:len(magic)+1], version)
+	}
+	if _, err := io.ReadFull(r, front[len(magic)+2:]); err != nil {
+		return hello{}, err
 	}
 	root := make([]byte, front[len(magic)+1])
 	if _, err := io.ReadFull(r, root); err != nil {
-		return "", err
+		return hello{}, err
 	}
-	return string(root), checkRoot(string(root))
+	return hello{string(root), binary.BigEndian.Uint64(front[len(magic)+2:])}, checkRoot(string(root))
 }
 
 // request is one frame to the fetcher.
@@ -120,7 +131,7 @@ func parseRequest(b *[requestSize]byte) (request, error) {
 	}
 	ok := b[5]|b[6]|b[7] == 0
 	switch r.op {
-	case opGet:
+	case opGet, opPrefetch:
 		ok = ok && r.id != 0 && r.wait > 0 && r.size > 0 && r.size <= chunk.MaxSize
 	case opTouch:
 		ok = ok && r.id == 0 && r.wait == 0 && r.size == 0
@@ -166,7 +177,7 @@ func parseHeader(b *[headerSize]byte) (header, error) {
 	}
 	ok := b[6]|b[7] == 0 && h.tier <= Origin && h.status <= statusInternal
 	if h.status == statusFound {
-		ok = ok && h.id != 0 && h.tier != 0 && h.length > 0 && h.length <= chunk.MaxSize
+		ok = ok && h.id != 0 && h.tier != 0 && h.length <= chunk.MaxSize
 	} else {
 		ok = ok && h.length <= maxText
 	}

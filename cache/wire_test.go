@@ -19,9 +19,10 @@ import (
 func TestWire(t *testing.T) {
 	name := chunk.Name(bytes.Repeat([]byte{0xab}, 32))
 	for want, got := range map[string][]byte{
-		"746861772d4c310a" + "01" + "02" + "7231":                                         appendHello(nil, "r1"),
+		"746861772d4c310a" + "02" + "02" + "0005f5e100000102" + "7231":                    hello{"r1", 0x5f5e100000102}.append(nil),
 		"00000007" + "01" + "000000" + "000003e9" + "00080000" + strings.Repeat("ab", 32): request{7, opGet, 1000*time.Millisecond + 1, 512 << 10, name}.append(nil),
 		"00000000" + "02" + "000000" + "00000000" + "00000000" + strings.Repeat("ab", 32): request{op: opTouch, name: name}.append(nil),
+		"00000007" + "04" + "000000" + "000003e8" + "00080000" + strings.Repeat("ab", 32): request{7, opPrefetch, time.Second, 512 << 10, name}.append(nil),
 		"00000007" + "03" + "000000" + "00000000" + "00000000" + strings.Repeat("00", 32): request{id: 7, op: opCancel}.append(nil),
 		"00000007" + "00" + "03" + "0000" + "00080000":                                    header{7, statusFound, Origin, 512 << 10}.append(nil),
 	} {
@@ -66,13 +67,13 @@ func FuzzRequest(f *testing.F) {
 }
 
 func FuzzHello(f *testing.F) {
-	f.Add(appendHello(nil, "r1"))
-	f.Add(appendHello(nil, ""))
-	f.Add([]byte("thaw-L1\n\x02\x02r1"))
+	f.Add(hello{"r1", 1}.append(nil))
+	f.Add(hello{}.append(nil))
+	f.Add([]byte("thaw-L1\n\x01\x02r1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		root, err := readHello(bytes.NewReader(b))
-		if err == nil && (!bytes.HasPrefix(b, appendHello(nil, root)) || checkRoot(root) != nil) {
-			t.Errorf("%x is read as %q", b, root)
+		h, err := readHello(bytes.NewReader(b))
+		if err == nil && (!bytes.HasPrefix(b, h.append(nil)) || checkRoot(h.root) != nil) {
+			t.Errorf("%x is read as %+v", b, h)
 		}
 	})
 }
@@ -109,10 +110,11 @@ func FuzzAnswers(f *testing.F) {
 // connection at the first wrong one, and never stop.
 func FuzzPeer(f *testing.F) {
 	c := sample(1, small)
-	hello := appendHello(nil, "r1")
-	get := request{1, opGet, time.Second, small, c.Name}.append(hello)
-	f.Add(hello)
+	front := hello{"r1", 1}.append(nil)
+	get := request{1, opGet, time.Second, small, c.Name}.append(front)
+	f.Add(front)
 	f.Add(get)
+	f.Add(request{2, opPrefetch, time.Second, small, c.Name}.append(get))
 	f.Add(request{2, opGet, time.Millisecond, 1, chunk.Name{}}.append(get))
 	f.Add(request{op: opTouch, name: c.Name}.append(get))
 	f.Add(request{id: 1, op: opCancel}.append(get))
@@ -138,8 +140,8 @@ func TestRefusals(t *testing.T) {
 	r := newRig(t, 0, 1<<20)
 	for what, b := range map[string][]byte{
 		"hello":   []byte("GET / HTTP/1.1\r\n\r\n"),
-		"root":    appendHello(nil, "../.."),
-		"request": append(appendHello(nil, "r1"), make([]byte, requestSize)...),
+		"root":    hello{root: "../.."}.append(nil),
+		"request": append(hello{root: "r1"}.append(nil), make([]byte, requestSize)...),
 	} {
 		conn, err := dialer(r.fetcher.socket)(t.Context())
 		if err != nil {
