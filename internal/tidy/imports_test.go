@@ -40,8 +40,9 @@ func allowed() map[string]string {
 		"zone/node":      "chunk zone lru latency",
 		"cache":          "chunk lru latency",
 		"device":         "chunk manifest latency",
+		"trace":          "manifest",
 		"mount":          "",
-		"agent":          "device mount cache manifest chunk latency", // jailed: no keys, origin or network code
+		"agent":          "device mount cache manifest chunk latency trace", // jailed: no keys, origin or network code
 		"cmd/thaw-agent": "agent",
 		"host":           "agent mount sandbox cache manifest",
 		"cmd/thaw-shim":  "agent cache host sandbox", // it listens to the agent, and reports its numbers
