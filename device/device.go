@@ -37,6 +37,7 @@ type Device struct {
 	chunks  []manifest.Entry // ascending by Index
 	finder  chunk.Finder
 	streams [streamSlots]atomic.Pointer[stream] // a chunk's slot is its place in chunks, modulo
+	touched touched
 }
 
 // stream is the expanded key of the chunk at a place in Device.chunks.
@@ -119,6 +120,9 @@ func (d *Device) read(ctx context.Context, p []byte, index, at int64) error {
 // that many bytes.
 func (d *Device) open(ctx context.Context, p []byte, place int, at int64) error {
 	e := &d.chunks[place]
+	if d.touched.first(place) {
+		d.touched.tell(e.Index)
+	}
 	found, err := d.finder.Find(ctx, e.Name, int(e.Size))
 	if err != nil {
 		return err
