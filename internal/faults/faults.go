@@ -1,5 +1,5 @@
 // Package faults breaks things on purpose, for tests: HTTP exchanges, byte
-// streams and function calls. What breaks, where and how often is said by the
+// streams, TCP connections and function calls. What breaks, where and how often is said by the
 // test, or drawn from a seed, so that a failure can be run again.
 //
 // A fault is never left to chance alone: a Rule counts the calls it sees from
