@@ -6,7 +6,8 @@
 //
 //	0      /dev/null
 //	1, 2   its log
-//	3      setup: a line of JSON (Setup), then the sealed manifest, to the end
+//	3      setup: a line of JSON (Setup), the sealed trace of as many bytes as
+//	       the line says, then the sealed manifest, to the end
 //	4      /dev/fuse, mounted by the parent, which keeps no copy: the end of the
 //	       agent is the end of the file system, and never a hang
 //	5      a listening unix socket for Control
@@ -35,6 +36,7 @@ import (
 	"thaw/device"
 	"thaw/manifest"
 	"thaw/mount"
+	"thaw/trace"
 )
 
 // Descriptors of the agent.
@@ -71,7 +73,12 @@ type Setup struct {
 	Fetcher  string        `json:"fetcher"`  // the folder with the fetcher's socket, SocketName
 	Deadline time.Duration `json:"deadline"` // how long a read may wait for its chunk
 	DataKey  []byte        `json:"dataKey"`
-	Manifest []byte        `json:"-"` // sealed
+	Prefetch int64         `json:"prefetch,omitempty"` // most bytes to fetch ahead, as the trace has it
+	Record   bool          `json:"record,omitempty"`   // what is touched, until Conn.Ready
+
+	TraceSize int    `json:"traceSize,omitempty"` // set by Send
+	Trace     []byte `json:"-"`                   // sealed; empty if there is none
+	Manifest  []byte `json:"-"`                   // sealed
 }
 
 // SocketName is the fetcher's socket in its folder.
@@ -85,20 +92,22 @@ func (s Setup) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()
 
 // Send writes the setup for an agent.
 func (s *Setup) Send(w io.Writer) error {
+	s.TraceSize = len(s.Trace)
 	line, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	if _, err := w.Write(append(line, '\n')); err != nil {
-		return err
+	for _, part := range [][]byte{append(line, '\n'), s.Trace, s.Manifest} {
+		if _, err := w.Write(part); err != nil {
+			return err
+		}
 	}
-	_, err = w.Write(s.Manifest)
-	return err
+	return nil
 }
 
 // receive reads what Send wrote.
 func receive(r io.Reader) (*Setup, error) {
-	in := bufio.NewReaderSize(io.LimitReader(r, maxManifest+maxSetup), maxSetup)
+	in := bufio.NewReaderSize(io.LimitReader(r, maxManifest+maxSetup+trace.MaxSize), maxSetup)
 	line, err := in.ReadSlice('\n')
 	if err != nil {
 		return nil, fmt.Errorf("reading the setup: %w", err)
@@ -108,6 +117,13 @@ func receive(r io.Reader) (*Setup, error) {
 		return nil, errors.New("the setup is damaged") // its text may hold the key
 	}
 	clear(line)
+	if s.TraceSize < 0 || s.TraceSize > trace.MaxSize {
+		return nil, fmt.Errorf("a trace of %d bytes", s.TraceSize)
+	}
+	s.Trace = make([]byte, s.TraceSize)
+	if _, err := io.ReadFull(in, s.Trace); err != nil {
+		return nil, fmt.Errorf("reading the trace: %w", err)
+	}
 	if s.Manifest, err = io.ReadAll(in); err != nil {
 		return nil, fmt.Errorf("reading the manifest: %w", err)
 	}
@@ -142,9 +158,12 @@ func serve(ready func()) error {
 	if err := enterJail(setup); err != nil {
 		return fmt.Errorf("entering the jail: %w", err)
 	}
-	m, err := open(setup)
+	m, traces, err := open(setup)
 	if err != nil {
 		return err
+	}
+	if traces.warn != "" {
+		fmt.Fprintln(os.Stderr, "thaw-agent: starting without a trace: "+traces.warn)
 	}
 	chunks, err := cache.NewClient(cache.ClientOptions{
 		Folder: jailCache, Root: setup.Root, Deadline: setup.Deadline,
@@ -156,14 +175,19 @@ func serve(ready func()) error {
 		return err
 	}
 	defer chunks.Close()
+	defer traces.begin(chunks)()
 	dev, err := device.New(m, chunks)
 	if err != nil {
 		return err
+	}
+	if setup.Record {
+		dev.OnTouch(traces.touch)
 	}
 	control, err := newControl(os.NewFile(FDControl, "control"), setup.Image, dev, chunks)
 	if err != nil {
 		return err
 	}
+	control.traces = traces
 	server, err := mount.NewServer(os.NewFile(FDFuse, "fuse"), dev, control.report)
 	if err != nil {
 		return err
@@ -176,18 +200,20 @@ func serve(ready func()) error {
 	return nil
 }
 
-// open opens the manifest and forgets the key of its key table.
-func open(s *Setup) (*manifest.Manifest, error) {
+// open opens the manifest and forgets the key of its key table, after deriving
+// that of traces.
+func open(s *Setup) (*manifest.Manifest, *traces, error) {
 	sealed, err := manifest.Parse(s.Manifest)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	key := trace.NewKey(s.DataKey, sealed.ID())
 	m, err := sealed.OpenWith(s.DataKey)
 	clear(s.DataKey)
 	s.DataKey, s.Manifest = nil, nil
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m.Config = nil // environment and labels are the sandbox's, not ours
-	return m, nil
+	return m, newTraces(s, m, key), nil
 }

@@ -21,7 +21,7 @@ func TestSetup(t *testing.T) {
 	long := "/" + strings.Repeat("\"\n\x01/", 1023)
 	want := Setup{
 		Image: "app:v1", Root: "r1", Jail: long, Cache: long, Fetcher: long, Deadline: time.Minute,
-		DataKey: []byte("a key of thirty-two bytes or so."), Manifest: []byte("sealed\nbytes\x00"),
+		DataKey: []byte("a key of thirty-two bytes or so."), Trace: []byte("\nsealed"), Manifest: []byte("sealed\nbytes\x00"),
 	}
 	var b bytes.Buffer
 	if err := want.Send(&b); err != nil {
@@ -29,7 +29,7 @@ func TestSetup(t *testing.T) {
 	}
 	whole := bytes.Clone(b.Bytes())
 	got, err := receive(&b)
-	if err != nil || !bytes.Equal(got.Manifest, want.Manifest) || !bytes.Equal(got.DataKey, want.DataKey) || got.Cache != want.Cache || got.Deadline != want.Deadline {
+	if err != nil || !bytes.Equal(got.Manifest, want.Manifest) || !bytes.Equal(got.Trace, want.Trace) || !bytes.Equal(got.DataKey, want.DataKey) || got.Cache != want.Cache || got.Deadline != want.Deadline {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
@@ -45,7 +45,7 @@ func TestSetup(t *testing.T) {
 			t.Errorf("%d bytes of a setup were taken", n)
 		}
 	}
-	for _, bad := range []string{"\n", "{}{}\n", `{"dataKey":"c2VjcmV0LXNlY3JldA==","deadline":"soon"}` + "\n", strings.Repeat("x", maxSetup+1)} {
+	for _, bad := range []string{"\n", "{}{}\n", `{"traceSize":-1}` + "\n", `{"traceSize":3}` + "\nab", `{"traceSize":100000000}` + "\n" + strings.Repeat("x", 1000), `{"dataKey":"c2VjcmV0LXNlY3JldA==","deadline":"soon"}` + "\n", strings.Repeat("x", maxSetup+1)} {
 		if _, err := receive(strings.NewReader(bad)); err == nil || strings.Contains(err.Error(), "c2Vj") || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%.40q: %v", bad, err)
 		}
@@ -55,6 +55,7 @@ func TestSetup(t *testing.T) {
 func FuzzReceive(f *testing.F) {
 	f.Add([]byte("{}\n"))
 	f.Add([]byte(`{"image":"a","root":"r1","deadline":1,"dataKey":"AAAA"}` + "\nmanifest"))
+	f.Add([]byte(`{"dataKey":"AAAA","traceSize":5}` + "\ntracemanifest"))
 	f.Add([]byte("{\"image\":\n"))
 	f.Add([]byte(strings.Repeat("{", 100) + "\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -67,11 +68,11 @@ func FuzzReceive(f *testing.F) {
 			t.Fatal(err)
 		}
 		again, err := receive(&b)
-		if err != nil || again.Image != s.Image || !bytes.Equal(again.Manifest, s.Manifest) || !bytes.Equal(again.DataKey, s.DataKey) {
+		if err != nil || again.Image != s.Image || !bytes.Equal(again.Manifest, s.Manifest) || !bytes.Equal(again.DataKey, s.DataKey) || !bytes.Equal(again.Trace, s.Trace) {
 			t.Errorf("%q came back as %+v, %v", data, again, err)
 		}
 		// What it says must not end the agent in another way than by an error.
-		if m, err := open(again); err == nil && m == nil {
+		if m, _, err := open(again); err == nil && m == nil {
 			t.Error("no manifest and no error")
 		}
 	})

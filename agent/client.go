@@ -63,6 +63,14 @@ func (c *Conn) Remove(name string) error {
 	return err
 }
 
+// Ready says that the program is ready: what was touched until now is recorded,
+// once, and the image's trace with it goes to file, sealed. The caller closes
+// its copy.
+func (c *Conn) Ready(file *os.File) error {
+	_, err := c.ask(request{Op: opReady}, file)
+	return err
+}
+
 // Fault gives the last failed read, in words, or "".
 func (c *Conn) Fault() (string, error) {
 	a, err := c.ask(request{Op: opFault}, nil)

@@ -28,6 +28,8 @@ import (
 //	                                     once all events until then are told
 //	{"op":"add","name":N} + a file     → {}: rw/N is there, its writes go to that file
 //	{"op":"remove","name":N}           → {}
+//	{"op":"ready"} + a file            → {}: the program is ready; the image's trace with what was touched
+//	                                     until now is in the file, sealed, and nothing is recorded any more
 //
 // An answer with "error" says what went wrong.
 const (
@@ -36,6 +38,7 @@ const (
 	opEvents = "events"
 	opAdd    = "add"
 	opRemove = "remove"
+	opReady  = "ready"
 )
 
 const (
@@ -58,6 +61,8 @@ const (
 	eventGap = time.Second
 )
 
+var errNoFile = errors.New("no file came with the request")
+
 type request struct {
 	Op   string `json:"op"`
 	Name string `json:"name,omitempty"`
@@ -75,6 +80,7 @@ type control struct {
 	dev    *device.Device
 	chunks *cache.Client
 	server *mount.Server
+	traces *traces
 
 	listener *net.UnixListener
 	work     sync.WaitGroup
@@ -100,7 +106,7 @@ func newControl(f *os.File, image string, dev *device.Device, chunks *cache.Clie
 	}
 	u.SetUnlinkOnClose(false)
 	return &control{
-		image: image, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls),
+		image: image, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls), traces: new(traces),
 		listeners: map[chan string]time.Time{}, conns: map[net.Conn]struct{}{}, files: map[string]*os.File{},
 	}, nil
 }
@@ -209,6 +215,8 @@ func (c *control) handle(r request, in *passing) answer {
 		err = c.add(r.Name, in.take())
 	case opRemove:
 		err = c.remove(r.Name)
+	case opReady:
+		err = c.ready(in.take())
 	default:
 		err = fmt.Errorf("no request %.20q", r.Op)
 	}
@@ -226,10 +234,18 @@ func bounded(text string) string {
 	return strings.ToValidUTF8(text[:maxText], "")
 }
 
+// ready ends the recording, and leaves the trace in file.
+func (c *control) ready(file *os.File) error {
+	if file == nil {
+		return errNoFile
+	}
+	return errors.Join(c.traces.finish(file), file.Close())
+}
+
 // add gives an instance a writable device of its own.
 func (c *control) add(name string, file *os.File) error {
 	if file == nil {
-		return errors.New("no file came with the request")
+		return errNoFile
 	}
 	// Before it can be removed, or nobody would close it.
 	c.mu.Lock()

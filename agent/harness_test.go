@@ -201,12 +201,19 @@ func (a *jailed) end(t *testing.T) {
 // serves starts an agent that serves the sample.
 func serves(t *testing.T, s *sample, deadline time.Duration) *jailed {
 	t.Helper()
+	return servesWith(t, s, func(setup *Setup) { setup.Deadline = deadline })
+}
+
+// servesWith is serves with a setup that is changed.
+func servesWith(t *testing.T, s *sample, change func(*Setup)) *jailed {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("NOT TESTED: an agent is started by root")
 	}
 	a := startAgent(t, func(w io.Writer, dir string) error {
 		s.fetch(t, dir+"/fetch", dir+"/cache")
-		setup := &Setup{Image: "app", Root: "r1", Jail: dir + "/jail", Cache: dir + "/cache", Fetcher: dir + "/fetch", Deadline: deadline, DataKey: s.dataKey, Manifest: s.sealed}
+		setup := &Setup{Image: "app", Root: "r1", Jail: dir + "/jail", Cache: dir + "/cache", Fetcher: dir + "/fetch", Deadline: patience, DataKey: bytes.Clone(s.dataKey), Manifest: s.sealed}
+		change(setup)
 		return setup.Send(w)
 	})
 	if a.ready != "ok\n" {
