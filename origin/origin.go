@@ -4,6 +4,7 @@
 //	roots/<root>/chunks/<2 hex>/<name>           sealed chunks, by the start of the name
 //	roots/<root>/manifests/<tenant>/<image id>
 //	roots/<root>/recipes/<tenant>/<name>
+//	roots/<root>/traces/<tenant>/<image id>/<seq>
 //	roots/<root>/state/<seq>                     the root's state, a JSON record
 //	names/<tenant>/<name>/<seq>                  references, package catalog's
 //	.tmp/.tmp-<random>                           folder only: unfinished writes
