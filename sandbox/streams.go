@@ -30,6 +30,7 @@ type streams struct {
 	terminal console.Console // the instance's, our side
 	caller   console.Console // nil if the caller has none
 
+	arrived       func() // once
 	output, input sync.WaitGroup
 	stop          *os.File // closed to end input
 	resized       chan os.Signal
@@ -39,7 +40,7 @@ type streams struct {
 type pipe struct{ from, to, inside *os.File }
 
 func newStreams(in Instance, terminal bool) (*streams, error) {
-	s := &streams{given: in}
+	s := &streams{given: in, arrived: sync.OnceFunc(func() { in.Arrived() })}
 	var err error
 	if terminal {
 		name := filepath.Join(in.Bundle, "tty.sock")
@@ -66,7 +67,7 @@ func newStreams(in Instance, terminal bool) (*streams, error) {
 
 // open makes an output something that the instance may open by name again, as programs do that log to /dev/stdout: its users own none of
 // the caller's files. A pipe is opened to all who can reach it, which are those that hold it; a terminal or a file stays as it is and is
-// reached through a pipe; anything else is passed.
+// reached through a pipe; anything else is passed. If a text is awaited, all is reached through a pipe.
 func (s *streams) open(f *os.File) (io.Writer, error) {
 	if f == nil {
 		return nil, nil
@@ -77,9 +78,9 @@ func (s *streams) open(f *os.File) (io.Writer, error) {
 	}
 	_, notTerminal := console.ConsoleFromFile(f)
 	switch kind := st.Mode & unix.S_IFMT; {
-	case kind == unix.S_IFIFO && anonymous(f):
+	case kind == unix.S_IFIFO && anonymous(f) && s.given.Await == "":
 		return f, unix.Fchmod(int(f.Fd()), 0o666)
-	case kind == unix.S_IFREG, notTerminal == nil:
+	case kind == unix.S_IFREG, notTerminal == nil, s.given.Await != "":
 		from, inside, err := os.Pipe()
 		if err != nil {
 			return nil, err
@@ -109,7 +110,7 @@ func (s *streams) begin() error {
 	for _, p := range s.pipes {
 		p.inside.Close()
 		s.output.Go(func() {
-			_, _ = io.Copy(p.to, p.from)
+			s.pass(p.to, p.from)
 			p.from.Close() // if nobody takes the output, the instance gets SIGPIPE as it would without us
 		})
 	}
@@ -127,7 +128,7 @@ func (s *streams) begin() error {
 	}
 	s.stop = ours
 	if s.given.Stdout != nil {
-		s.output.Go(func() { _, _ = io.Copy(s.given.Stdout, s.terminal) })
+		s.output.Go(func() { s.pass(s.given.Stdout, s.terminal) })
 	}
 	s.input.Go(func() { s.carry(stop) })
 	if s.given.Stdin == nil {

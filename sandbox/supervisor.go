@@ -44,6 +44,11 @@ type Instance struct {
 	// The instance gets these very files, or with a terminal copies of their bytes. A nil Stdin is /dev/null.
 	// Files that the instance may not open by name (/dev/stdout) are put behind a pipe.
 	Stdin, Stdout, Stderr *os.File
+
+	// Await is a text without line ends: when the output first holds it, on either stream, and it has been passed on, Arrived is called,
+	// once. "" awaits nothing. Arrived holds up the output until it returns.
+	Await   string
+	Arrived func()
 }
 
 // Process is a running instance. Close it.
