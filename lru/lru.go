@@ -15,10 +15,14 @@
 //
 // The history gives a name that comes back its earlier uses: without it, names
 // whose uses are further apart than a stay in a full cache would count as new
-// each time. Uses closer than Options.Correlated count as one, since several
-// starts of one program at once say nothing of when it is used again; until
-// that time is over nobody can tell what the name is worth, so it is not
-// evicted if that can be helped.
+// each time, and a full cache would never learn of new favourites.
+//
+// Uses within Options.Correlated of the first of them count as one, since several
+// starts of one program at once say nothing of when it is used again. (O'Neil
+// et al. count from the last of them: what is used without a pause then has one
+// use, long ago, and goes first.) Until that time has passed since the last use
+// nobody can tell what a name is worth, so it is not evicted if that can be
+// helped.
 //
 // What is kept is names and weights, without pointers (if names have none): a
 // 32-byte name takes about 110 bytes, resident or remembered.
@@ -35,9 +39,9 @@ const (
 	// passes must not push out everything else.
 	freshShare = 8
 	// minHistory and maxHistory bound the history where Options.History is 0: a
-	// cache of few large things remembers 100 KiB of names all the same, and
+	// cache of few large things remembers 12 KiB of names all the same, and
 	// no cache more than 100 MiB.
-	minHistory = 1 << 10
+	minHistory = 1 << 7
 	maxHistory = 1 << 20
 	// maxK bounds the uses that are remembered of a name. More than 3 bought
 	// O'Neil et al. nothing.
@@ -48,8 +52,8 @@ const (
 type Options struct {
 	Limit      int64         // bytes that what is resident may weigh
 	K          int           // of the K last uses the oldest decides; 0: 2, at most 16
-	History    int           // evicted names remembered; 0: as many as are resident, at least 1,024, at most 1,048,576; below 0: none
-	Correlated time.Duration // uses of a name closer than this are one; 0: each counts
+	History    int           // evicted names remembered; 0: as many as are resident, at least 128, at most 1,048,576; below 0: none
+	Correlated time.Duration // uses within this of the first of them are one; 0: each counts
 }
 
 // Cache knows which names are resident and which go next. It is not safe for
@@ -208,7 +212,7 @@ func (c *Cache[K]) touch(i uint32, t int64) {
 // to the use before counts from the last of them.
 func (c *Cache[K]) use(i uint32, t int64) {
 	e, uses := c.slots.at(i), c.slots.uses(i)
-	if e.count == 0 || t-e.last >= int64(c.options.Correlated) {
+	if e.count == 0 || t-uses[0] >= int64(c.options.Correlated) {
 		length := e.last - uses[0]
 		for j := min(int(e.count), len(uses)-1); j > 0; j-- {
 			uses[j] = uses[j-1] + length

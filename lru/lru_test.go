@@ -236,7 +236,7 @@ func TestOrderOfMany(t *testing.T) {
 	}
 }
 
-// The history has as many names as are resident, not below 1,024.
+// The history has as many names as are resident, not below 128.
 func TestHistoryBound(t *testing.T) {
 	for _, room := range []int{10, 3000} {
 		c, now := lru.New[int](lru.Options{Limit: int64(room), K: 3}), ticking()
@@ -251,7 +251,7 @@ func TestHistoryBound(t *testing.T) {
 			}
 			c.Remove(key)
 		}
-		if bound := max(room, 1024); known < bound-2 || known > bound {
+		if bound := max(room, 128); known < bound-2 || known > bound {
 			t.Errorf("room for %d: %d were remembered, want %d", room, known, bound)
 		}
 	}

@@ -43,7 +43,7 @@ func (m *model) tick(t time.Time) {
 func (r *record) use(m *model) {
 	if len(r.uses) == 0 {
 		r.uses = []int64{m.now}
-	} else if m.now-r.last >= int64(m.Correlated) {
+	} else if m.now-r.uses[0] >= int64(m.Correlated) {
 		burst := r.last - r.uses[0]
 		for i := range r.uses {
 			r.uses[i] += burst
@@ -138,7 +138,7 @@ func (m *model) retire(r *record) {
 	r.turn = m.turn
 	limit := m.History
 	if limit == 0 {
-		limit = max(m.residents(), 1024)
+		limit = max(m.residents(), 128)
 	}
 	past := func(r *record) bool { return !r.resident }
 	for m.count(past) > max(limit, 0) {
