@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"thaw/chunk"
+	"thaw/erasure"
 )
 
 const (
@@ -16,8 +17,6 @@ const (
 	HeaderSize = 64
 	// MaxStripe is the length in bytes of the longest stripe: 1 of 1.
 	MaxStripe = HeaderSize + chunk.MaxSize
-	// MaxN is the most stripes a chunk has: what erasure.New takes.
-	MaxN = 32
 
 	magic   = "thaw-S1\n"
 	covered = 12 // the CRC is of what follows from here on
@@ -109,7 +108,7 @@ func ETag(b []byte) string { return `"` + hex.EncodeToString(b[8:12]) + `"` }
 
 // Check says what is out of range: 1 ≤ k ≤ n ≤ 32, index < n.
 func (id StripeID) Check() error {
-	if id.K < 1 || id.K > id.N || id.N > MaxN || id.Index >= id.N {
+	if id.K < 1 || id.K > id.N || id.N > erasure.Max || id.Index >= id.N {
 		return fmt.Errorf("stripe %d of %d-of-%d does not exist", id.Index, id.K, id.N)
 	}
 	return nil
