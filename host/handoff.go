@@ -23,6 +23,10 @@ type Order struct {
 	DeviceBytes int64              `json:"deviceBytes"`
 	ImageBytes  int64              `json:"imageBytes"` // of all chunks
 	Before      cache.Stats        `json:"before"`     // what the agent had read for others
+
+	KeepTrace    []string `json:"keepTrace,omitempty"`    // command that takes the trace of this start, if it is recorded
+	Ready        string   `json:"ready,omitempty"`        // text of the output that ends the recording; "" = the program's end does
+	TraceDamaged bool     `json:"traceDamaged,omitempty"` // so that it could not be used
 }
 
 // Give leaves the order for who will keep the instance.

@@ -38,6 +38,9 @@ type Image struct {
 	Deadline time.Duration
 	Manifest []byte // sealed
 	DataKey  []byte // of the manifest's key table
+	Trace    []byte // sealed, or none
+	Prefetch int64  // most bytes to fetch ahead, as the trace has it
+	Record   bool   // what is touched, if it is not mounted yet
 }
 
 // key is that of an image version as one fetcher serves it.
@@ -155,7 +158,7 @@ func (h *Host) startAgent(key, fetcher string, i Image, started func(process) er
 	program := jailed{i.Agent, log, fuse, control, started}
 	return program.start(&agent.Setup{
 		Image: i.Name, Root: i.Root, Jail: h.dir("images", key, "jail"), Cache: i.Cache, Fetcher: h.dir("fetchers", fetcher),
-		Deadline: i.Deadline, DataKey: i.DataKey, Manifest: i.Manifest,
+		Deadline: i.Deadline, DataKey: i.DataKey, Manifest: i.Manifest, Trace: i.Trace, Prefetch: i.Prefetch, Record: i.Record,
 	})
 }
 

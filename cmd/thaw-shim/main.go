@@ -12,9 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"strings"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 
 	"thaw/host"
 	"thaw/sandbox"
@@ -33,10 +36,14 @@ type keeper struct {
 	host           *host.Host
 	instance       *host.Instance
 	image, fetcher *host.Use
+	recording      *recording
 }
 
 func main() {
 	debug.SetMemoryLimit(smallHeap)
+	if !signal.Ignored(unix.SIGPIPE) { // that nobody takes the output is the program's end, not ours
+		signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	}
 	k, err := newKeeper(os.Args[1:])
 	if err != nil {
 		say("%v", err)
@@ -68,7 +75,9 @@ func (k *keeper) keep() int {
 		signals := sandbox.Catch()
 		_ = sandbox.Catch()
 		w = k.watch()
+		k.recording = k.newRecording()
 		code, err = k.run(w, signals)
+		k.recording.exited(false) // or it is known
 	} else {
 		signals := catchEnd()
 		_ = sandbox.Catch()
@@ -84,6 +93,7 @@ func (k *keeper) keep() int {
 	if err != nil {
 		say("%v", err)
 	}
+	k.recording.wait()
 	if rerr != nil {
 		say("cleaning up: %v (thaw prune tries again)", rerr)
 	}

@@ -16,7 +16,16 @@ type numbers struct {
 	Bytes       tiers              `json:"bytes"`       // of chunks first touched meanwhile
 	Chunks      tiers              `json:"chunks"`
 	Corrupt     tiers              `json:"corrupt"` // times that a tier gave other bytes than the chunk's
+	Prefetch    prefetched         `json:"prefetch"`
 	StartMS     map[string]float64 `json:"start_ms"`
+}
+
+// prefetched is what was fetched ahead, as the trace of earlier starts has it.
+type prefetched struct {
+	Chunks  int64 `json:"chunks"`
+	Bytes   int64 `json:"bytes"`
+	Used    int64 `json:"used"`              // chunks that were touched meanwhile
+	Damaged int   `json:"damaged,omitempty"` // traces of no use
 }
 
 type tiers struct {
@@ -33,11 +42,21 @@ func (k *keeper) report(after cache.Stats) error {
 	n.Bytes = tiers{after.Cache.Bytes - k.Before.Cache.Bytes, after.Zone.Bytes - k.Before.Zone.Bytes, after.Origin.Bytes - k.Before.Origin.Bytes}
 	n.Chunks = tiers{after.Cache.Chunks - k.Before.Cache.Chunks, after.Zone.Chunks - k.Before.Zone.Chunks, after.Origin.Chunks - k.Before.Origin.Chunks}
 	n.Corrupt = tiers{after.Cache.Corrupt - k.Before.Cache.Corrupt, after.Zone.Corrupt - k.Before.Zone.Corrupt, after.Origin.Corrupt - k.Before.Origin.Corrupt}
+	n.Prefetch = prefetched{
+		Chunks: after.Prefetched.Chunks - k.Before.Prefetched.Chunks, Bytes: after.Prefetched.Bytes - k.Before.Prefetched.Bytes,
+		Used: after.PrefetchUsed.Chunks - k.Before.PrefetchUsed.Chunks,
+	}
 	if after == (cache.Stats{}) { // the agent had ended
-		n.Bytes, n.Chunks, n.Corrupt = tiers{}, tiers{}, tiers{}
+		n.Bytes, n.Chunks, n.Corrupt, n.Prefetch = tiers{}, tiers{}, tiers{}, prefetched{}
+	}
+	if k.TraceDamaged {
+		n.Prefetch.Damaged = 1
 	}
 	text := fmt.Sprintf("thaw: read %s of %s (%.1f %%): %d chunks from the origin, %d from the cache",
 		human(n.Bytes.sum()), human(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.Origin, n.Chunks.Cache)
+	if p := n.Prefetch; p.Chunks > 0 {
+		text += fmt.Sprintf("; fetched %d ahead, %d in vain", p.Chunks, max(p.Chunks-p.Used, 0))
+	}
 	if total, ok := k.Stages["total"]; ok { // it did start
 		text += fmt.Sprintf("; started in %.0f ms", total)
 	}

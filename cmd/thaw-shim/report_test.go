@@ -54,7 +54,7 @@ func TestReport(t *testing.T) {
 	}
 	line, err := os.ReadFile(file)
 	want := `{"image":"abc","device_bytes":1073741824,"image_bytes":209715200,"bytes":{"cache":5242880,"zone":2097152,"origin":13631488},` +
-		`"chunks":{"cache":5,"zone":2,"origin":13},"corrupt":{"cache":-1,"zone":-1,"origin":1},"start_ms":{"mount":3,"total":41.5}}` + "\n"
+		`"chunks":{"cache":5,"zone":2,"origin":13},"corrupt":{"cache":-1,"zone":-1,"origin":1},"prefetch":{"chunks":0,"bytes":0,"used":0},"start_ms":{"mount":3,"total":41.5}}` + "\n"
 	if err != nil || string(line) != want {
 		t.Errorf("wrote\n%s, want\n%s%v", line, want, err)
 	}

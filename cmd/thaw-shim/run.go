@@ -39,6 +39,9 @@ func (k *keeper) run(w *watched, signals *sandbox.Signals) (int, error) {
 	if k.Interactive {
 		in.Stdin = os.Stdin
 	}
+	if k.recording != nil {
+		in.Await, in.Arrived = k.Ready, k.recording.ready
+	}
 	starting, cancel := context.WithTimeout(context.Background(), startPatience)
 	defer cancel()
 	p, err := supervisor.Start(starting, in)
@@ -58,6 +61,7 @@ func (k *keeper) run(w *watched, signals *sandbox.Signals) (int, error) {
 		}
 	})
 	code, err := p.Wait()
+	k.recording.exited(true)
 	stop()
 	close(ended)
 	err = errors.Join(err, p.Close())

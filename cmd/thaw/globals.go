@@ -19,6 +19,7 @@ import (
 	"thaw/keys"
 	"thaw/manifest"
 	"thaw/origin"
+	"thaw/trace"
 )
 
 // Globals are the flags that every verb has.
@@ -35,6 +36,7 @@ type Globals struct {
 
 	stdout, stderr io.Writer
 	parts          fs.FS // programs inside of this one
+	wantTrace      bool  // a start wants the image's trace too
 }
 
 // complete fills in what depends on other flags.
@@ -184,8 +186,9 @@ func (s *store) Close() error {
 type image struct {
 	catalog.Reference
 	*manifest.Manifest
-	id   manifest.ID
-	root origin.Root
+	id       manifest.ID
+	root     origin.Root
+	traceKey trace.Key
 }
 
 // load finds IMAGE and opens its manifest.
@@ -207,7 +210,13 @@ func (g *Globals) load(ctx context.Context, s *store, name string) (*image, erro
 	if err != nil {
 		return fail(err)
 	}
-	m, err := sealed.Open(ctx, s.key)
+	dataKey, err := sealed.DataKey(ctx, s.key)
+	if err != nil {
+		return fail(err)
+	}
+	traceKey := trace.NewKey(dataKey, id)
+	m, err := sealed.OpenWith(dataKey)
+	clear(dataKey)
 	if err == nil {
 		err = g.checkImage(m)
 	}
@@ -222,7 +231,7 @@ func (g *Globals) load(ctx context.Context, s *store, name string) (*image, erro
 	if i < 0 {
 		return fail(fmt.Errorf("%w: root %s", origin.ErrNotFound, ref.Root))
 	}
-	return &image{ref, m, id, roots[i]}, nil
+	return &image{ref, m, id, roots[i], traceKey}, nil
 }
 
 // parseManifest reads the manifest that an id names. Opening it decrypts data.

@@ -187,8 +187,33 @@ type inspected struct {
 	ChunkBytes  int             `json:"chunk_bytes"`
 	Chunks      int             `json:"chunks"`
 	StoredBytes int64           `json:"stored_bytes"`
+	Trace       *inspectedTrace `json:"trace,omitempty"`
 	Source      string          `json:"source"` // digest of the config
 	Config      json.RawMessage `json:"config"`
+}
+
+// inspectedTrace is what recorded starts have touched.
+type inspectedTrace struct {
+	Runs   int    `json:"runs"`            // that are remembered
+	Chunks int    `json:"chunks"`          // that they touched
+	Ahead  int    `json:"prefetch_chunks"` // that the next start fetches ahead
+	Error  string `json:"error,omitempty"` // why it cannot be used
+}
+
+// inspectTrace reads an image's trace; nil if there is none.
+func (g *Globals) inspectTrace(ctx context.Context, s *store, img *image) (*inspectedTrace, error) {
+	sealed, err := s.Traces(img.Root, g.Tenant).Get(ctx, img.Image)
+	if errors.Is(err, origin.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	t, err := img.traceKey.Open(sealed)
+	if err != nil {
+		return &inspectedTrace{Error: oneLine(err.Error())}, nil
+	}
+	return &inspectedTrace{Runs: t.Runs(), Chunks: t.Len(), Ahead: len(t.Plan())}, nil
 }
 
 // Run shows one image.
@@ -208,6 +233,9 @@ func (c *inspectCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	for _, e := range img.Chunks {
 		out.StoredBytes += int64(e.Size)
+	}
+	if out.Trace, err = g.inspectTrace(ctx, s, img); err != nil {
+		return err
 	}
 	enc := json.NewEncoder(g.stdout)
 	enc.SetIndent("", "  ")

@@ -38,6 +38,7 @@ const (
 // they were read, and which image a name meant last.
 //
 //	STATE/manifests/<root>/<image id>
+//	STATE/traces/<root>/<image id>                                     empty if there is none
 //	STATE/last/<tenant>/<hash of the origin's URL>/<name, escaped>     JSON: catalog.Reference
 type local struct {
 	state  string
@@ -85,6 +86,7 @@ type startable struct {
 	root    string
 	sealed  []byte // the manifest
 	dataKey []byte // of its key table
+	trace   []byte // sealed, or none
 	*manifest.Manifest
 }
 
@@ -131,6 +133,11 @@ func (g *Globals) findIn(ctx context.Context, l local, name string) (*startable,
 	if err != nil {
 		return nil, err
 	}
+	waitTrace := func() []byte { return nil }
+	if g.wantTrace {
+		waitTrace = g.askTrace(ctx, store, ref)
+		defer waitTrace() // before the store is closed
+	}
 	data, err := os.ReadFile(l.manifest(ref.Root, ref.Image))
 	if err != nil {
 		if data, err = store.Manifests(ref.Root, g.Tenant).Get(ctx, ref.Image); err != nil {
@@ -141,6 +148,7 @@ func (g *Globals) findIn(ctx context.Context, l local, name string) (*startable,
 	if err != nil {
 		return nil, err
 	}
+	s.trace = waitTrace()
 	l.remember(g, name, ref, data)
 	return s, nil
 }
@@ -153,12 +161,16 @@ func (g *Globals) openLocal(ctx context.Context, l local, name string, ref catal
 	}
 	ctx, cancel := context.WithTimeout(ctx, originPatience)
 	defer cancel()
-	key, err := keys.OpenExisting(ctx, g.Key, keyDrivers()...)
-	if err != nil {
-		return g.unseal(ctx, name, ref, data, nil)
+	var by manifest.Wrapper
+	if key, err := keys.OpenExisting(ctx, g.Key, keyDrivers()...); err == nil {
+		defer key.Close()
+		by = key
 	}
-	defer key.Close()
-	return g.unseal(ctx, name, ref, data, key)
+	s, err := g.unseal(ctx, name, ref, data, by)
+	if err == nil && g.wantTrace {
+		s.trace = readTrace(l.trace(ref.Root, ref.Image))
+	}
+	return s, err
 }
 
 // unseal opens a manifest with the tenant's key, or with what the kernel
@@ -193,7 +205,7 @@ func (g *Globals) unseal(ctx context.Context, name string, ref catalog.Reference
 	if err != nil {
 		return fail(err)
 	}
-	return &startable{name, sealed.ID(), ref.Root, data, dataKey, m}, nil
+	return &startable{name: name, id: sealed.ID(), root: ref.Root, sealed: data, dataKey: dataKey, Manifest: m}, nil
 }
 
 // remember keeps what a start without the origin needs.

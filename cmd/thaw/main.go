@@ -53,6 +53,7 @@ type cli struct {
 	Ps      psCmd      `cmd:"" help:"List what is running or left over."`
 	Prune   pruneCmd   `cmd:"" help:"Clean what killed processes have left."`
 	Fetcher fetcherCmd `cmd:"" hidden:""`
+	Trace   traceCmd   `cmd:"" hidden:""`
 	Convert convertCmd `cmd:"" help:"Turn an OCI image into a device of sealed, deduplicated chunks."`
 	Images  imagesCmd  `cmd:"" help:"List images."`
 	Inspect inspectCmd `cmd:"" help:"Show what an image's manifest and config say, as JSON."`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"thaw/catalog"
@@ -128,6 +129,10 @@ func (g *Globals) removeImage(ctx context.Context, s *store, ref catalog.Referen
 	ctx = context.WithoutCancel(ctx) // half of this would lose an image
 	names, err = s.namesOf(ctx, ref)
 	if err == nil && len(names) == 0 {
+		if terr := s.Traces(ref.Root, g.Tenant).Remove(ctx, ref.Image); terr != nil { // it opens with that manifest only
+			g.logger().Warn("the image's trace stays in the origin: nothing can use it", "cause", oneLine(terr.Error()))
+		}
+		_ = os.Remove(g.local().trace(ref.Root, ref.Image))
 		return true, nil
 	}
 	if data != nil { // nil was missing or damaged, and is nothing to put back

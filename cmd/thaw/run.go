@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/term"
 
@@ -32,6 +33,9 @@ type runCmd struct {
 	Runtime     string   `help:"OCI runtime: runc, crun, runsc, or a path (by default the best that this machine can run)." placeholder:"R"`
 	RwBlock     bool     `help:"Write through the image's own ext4 file system, in place of an overlay of folders."`
 	StatsJSON   string   `name:"stats-json" help:"File for the numbers of this start, as JSON." placeholder:"FILE"`
+	Record      bool     `help:"Remember what the program reads of the image until it ends, for a minute at most: later starts fetch that ahead."`
+	Ready       string   `help:"Record, but only until a line of the program's output holds this text." placeholder:"TEXT"`
+	Prefetch    bool     `help:"Fetch ahead what recorded starts have read." negatable:"" default:"true"`
 }
 
 // Help teaches by example.
@@ -43,6 +47,7 @@ it is not there.
   thaw run debian:12 cat /etc/os-release
   thaw run -it --net host oci:./layout:v1 /bin/bash
   thaw run -m 512MiB --cpus 0.5 -v "$PWD":/work:ro -w /work app ./task
+  thaw run --ready 'listening on' app         record this start: the next ones have less to wait for
 
 What was loaded is told on stderr at the end.`
 }
@@ -70,14 +75,17 @@ func (c *runCmd) run(ctx context.Context, g *Globals) error {
 	if _, err := sandbox.Find(c.Runtime); err != nil {
 		return err // before anything is mounted
 	}
-	s, err := g.start(ctx, c.Image, host.KindRun)
+	if strings.ContainsAny(c.Ready, "\r\n") {
+		return errors.New("--ready: want a text within one line")
+	}
+	s, err := g.start(ctx, c.Image, host.KindRun, tracing{c.Prefetch, c.Record || c.Ready != ""})
 	if err != nil {
 		return err
 	}
 	if err = c.prepare(ctx, s, volumes); err != nil {
 		err = s.host.Explain(ctx, s.image, err)
 	} else {
-		err = s.hand(g, host.Order{Runtime: c.Runtime, Interactive: c.Interactive, StatsFile: c.StatsJSON})
+		err = s.hand(g, host.Order{Runtime: c.Runtime, Interactive: c.Interactive, StatsFile: c.StatsJSON, Ready: c.Ready})
 	}
 	return errors.Join(err, s.release(ctx))
 }
@@ -155,7 +163,7 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return fmt.Errorf("%s is not a folder", c.Dir)
 	}
-	s, err := g.start(ctx, c.Image, host.KindMount)
+	s, err := g.start(ctx, c.Image, host.KindMount, tracing{})
 	if err != nil {
 		return err
 	}

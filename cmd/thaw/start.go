@@ -51,12 +51,15 @@ type started struct {
 	instance       *host.Instance
 	watch          *stopwatch
 	before         cache.Stats // of the image's agent
+	tracing        tracing
+	traceDamaged   bool
 }
 
 // start mounts an image, or has it mounted, and makes an instance. On an error
 // nothing is left.
-func (g *Globals) start(ctx context.Context, what, kind string) (*started, error) {
-	s := &started{watch: newStopwatch()}
+func (g *Globals) start(ctx context.Context, what, kind string, t tracing) (*started, error) {
+	s := &started{watch: newStopwatch(), tracing: t}
+	g.wantTrace = t != tracing{}
 	// What our caller left open is not for the fetcher, the shim and containers.
 	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	if err != nil {
@@ -72,6 +75,7 @@ func (g *Globals) start(ctx context.Context, what, kind string) (*started, error
 	if s.startable, err = g.findOrConvert(ctx, what, s.watch); err != nil {
 		return nil, err
 	}
+	s.traceDamaged = g.checkTrace(s.startable)
 	s.watch.lap("resolve")
 	if err := g.acquire(ctx, s); err != nil {
 		return nil, errors.Join(err, s.release(ctx))
@@ -103,11 +107,20 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 	if err != nil {
 		return err
 	}
-	s.image, err = s.host.UseImage(ctx, s.fetcher, host.Image{
+	image := host.Image{
 		ID: s.id.String(), Name: s.name, Root: s.root, Agent: program, Cache: g.Cache, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
-	})
+		Trace: s.trace, Record: s.tracing.record,
+	}
+	if s.tracing.ahead {
+		image.Prefetch = min(mostAhead, int64(g.CacheSize)/2)
+	}
+	s.image, err = s.host.UseImage(ctx, s.fetcher, image)
 	if err == nil && !s.image.Made() {
 		s.before = s.host.Stats(ctx, s.image)
+		if s.tracing.record {
+			s.tracing.record = false
+			g.logger().Warn(s.name + ": this start is not recorded: others have the image mounted already")
+		}
 	}
 	s.watch.lap("mount")
 	return err
@@ -170,7 +183,13 @@ func (s *started) hand(g *Globals, o host.Order) error {
 			return err
 		}
 	}
-	o.Began, o.Stages, o.DeviceBytes, o.Before = s.watch.began, s.watch.stages, s.Size, s.before
+	o.Began, o.Stages, o.DeviceBytes, o.Before, o.TraceDamaged = s.watch.began, s.watch.stages, s.Size, s.before, s.traceDamaged
+	if s.tracing.record {
+		var err error
+		if o.KeepTrace, err = g.keepTrace(s); err != nil {
+			return err
+		}
+	}
 	for _, c := range s.Chunks {
 		o.ImageBytes += int64(c.Size)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/signal"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -113,6 +115,9 @@ func do(verb string, args []string) (string, error) {
 			}
 		}
 		return last, err
+	case "files": // waits until so many are below a folder
+		want, _ := strconv.Atoi(args[1])
+		return "there", await(func() bool { return count(args[0]) >= want })
 	case "write":
 		return "written", os.WriteFile(args[0], []byte(strings.Join(args[1:], " ")), 0o644)
 	}
@@ -134,4 +139,27 @@ func sum(name string) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%x", h.Sum(nil)), nil
+}
+
+// await waits until something is so.
+func await(so func() bool) error {
+	for late, tick := time.After(time.Minute), time.Tick(10*time.Millisecond); !so(); <-tick {
+		select {
+		case <-late:
+			return errors.New("it never was so")
+		default:
+		}
+	}
+	return nil
+}
+
+// count counts the files below a folder.
+func count(dir string) (n int) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			n++
+		}
+		return nil
+	})
+	return n
 }
