@@ -30,11 +30,6 @@ import (
 )
 
 const (
-	// attempts bounds what is tried again here and not by a service's SDK: a
-	// body that breaks off, and S3's 409 for puts at once.
-	attempts = 4
-	// backoff is the wait before the second attempt; it doubles.
-	backoff = 100 * time.Millisecond
 	// partSize bounds the bytes an upload buffers; a longer object goes in
 	// parts. Only recipes of 100,000 files are longer.
 	partSize = 8 << 20
@@ -49,14 +44,18 @@ type bucket struct {
 	b *blob.Bucket
 	// put sends one object. The error of a taken key is told by isTaken.
 	put func(ctx context.Context, key string, data []byte, ifAbsent bool) error
+	// get opens one object, of so many bytes.
+	get   func(ctx context.Context, key string) (io.ReadCloser, int64, error)
+	reads *reads
+	stall time.Duration // stallTimeout
 }
 
 // Open opens the bucket of an s3, gs or azblob URL, whose parts are told at
 // origin.Open, for so many operations at once. It does not reach out. Its
 // Writer is an io.Closer. It is to be given to origin.WithDriver.
 func Open(ctx context.Context, u *url.URL, parallel int) (origin.Bucket, error) {
-	c := &bucket{}
-	c.put = c.upload
+	c := &bucket{reads: newReads(), stall: stallTimeout}
+	c.put, c.get = c.upload, c.download
 	prefix := strings.Trim(u.Path, "/")
 	if prefix != "" {
 		prefix += "/"
@@ -64,11 +63,11 @@ func Open(ctx context.Context, u *url.URL, parallel int) (origin.Bucket, error) 
 	var err error
 	switch u.Scheme {
 	case s3blob.Scheme:
-		var s *s3Put
+		var s *s3Objects
 		c.b, s, err = openS3(ctx, u, parallel)
 		if err == nil {
 			s.prefix = prefix
-			c.put = s.put
+			c.put, c.get, c.reads.passing = s.put, s.get, s.passes
 		}
 	case gcsblob.Scheme, azureblob.Scheme:
 		c.b, err = openByMux(ctx, *u)
@@ -109,36 +108,15 @@ func openByMux(ctx context.Context, u url.URL) (*blob.Bucket, error) {
 // Close implements io.Closer.
 func (c *bucket) Close() error { return c.b.Close() }
 
-// again runs f until it gives something other than a transient error.
-func again(ctx context.Context, transient func(error) bool, f func() error) error {
-	wait := backoff
-	for try := 1; ; try++ {
-		err := f()
-		if err == nil || try == attempts || ctx.Err() != nil || !transient(err) {
-			return explain(ctx, err)
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
-		wait *= 2
-	}
-}
-
-// errBroken marks a body that ended too early: the SDKs have given the reply
-// away by then and do not try again.
-var errBroken = errors.New("the object's bytes broke off")
-
-func isBroken(err error) bool { return errors.Is(err, errBroken) }
-
 // Get implements origin.Reader.
 func (c *bucket) Get(ctx context.Context, key string, limit int64) (data []byte, err error) {
-	err = again(ctx, isBroken, func() error {
+	err = again(ctx, readAttempts, c.reads.worthwhile, func() error {
 		data, err = c.read(ctx, key, limit)
 		return err
 	})
+	if err == nil {
+		c.reads.succeeded()
+	}
 	return data, err
 }
 
@@ -146,28 +124,40 @@ func tooLong(limit int64) error {
 	return fmt.Errorf("%w: longer than %d bytes", origin.ErrCorrupt, limit)
 }
 
-func (c *bucket) read(ctx context.Context, key string, limit int64) ([]byte, error) {
-	r, err := c.b.NewReader(ctx, key, nil)
+func (c *bucket) read(outer context.Context, key string, limit int64) ([]byte, error) {
+	ctx, touch, cancel := stallable(outer, c.stall)
+	defer cancel()
+	body, size, err := c.get(ctx, key)
 	if err != nil {
-		return nil, err
+		return nil, stalled(ctx, err)
 	}
-	defer r.Close()
-	if r.Size() > limit {
+	defer body.Close()
+	if size > limit {
 		return nil, tooLong(limit)
 	}
+	touch()
 	// Grown as bytes come, so that a size that is a lie costs nothing.
 	var buf bytes.Buffer
-	buf.Grow(int(min(r.Size(), partSize)) + bytes.MinRead)
-	n, err := buf.ReadFrom(io.LimitReader(r, limit+1))
+	buf.Grow(int(min(size, partSize)) + bytes.MinRead)
+	n, err := buf.ReadFrom(io.LimitReader(touching{body, touch}, limit+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", errBroken, err)
+		return nil, fmt.Errorf("%w: %w", errBroken, stalled(ctx, err))
 	case n > limit:
 		return nil, tooLong(limit)
-	case n != r.Size():
-		return nil, fmt.Errorf("%w: %d of %d bytes", errBroken, n, r.Size())
+	case n != size:
+		return nil, fmt.Errorf("%w: %d of %d bytes", errBroken, n, size)
 	}
 	return buf.Bytes(), nil
+}
+
+// download is the get of all services but S3.
+func (c *bucket) download(ctx context.Context, key string) (io.ReadCloser, int64, error) {
+	r, err := c.b.NewReader(ctx, key, nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	return r, r.Size(), nil
 }
 
 // Stat implements origin.Reader.
@@ -215,12 +205,12 @@ func isTaken(err error) bool {
 // see at once that a key is taken say so and hang up, and the break can reach
 // us before their answer.
 func isReset(err error) bool {
-	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)
 }
 
 // Create implements origin.Writer.
 func (c *bucket) Create(ctx context.Context, key string, data []byte) (added bool, err error) {
-	err = again(ctx, isConflict, func() error {
+	err = again(ctx, attempts, isConflict, func() error {
 		err := c.put(ctx, key, data, true)
 		if added = err == nil; isTaken(err) {
 			return nil
@@ -237,7 +227,7 @@ func (c *bucket) Create(ctx context.Context, key string, data []byte) (added boo
 
 // Replace implements origin.Writer.
 func (c *bucket) Replace(ctx context.Context, key string, data []byte) error {
-	return again(ctx, isConflict, func() error { return c.put(ctx, key, data, false) })
+	return again(ctx, attempts, isConflict, func() error { return c.put(ctx, key, data, false) })
 }
 
 // upload is the put of all services but S3.

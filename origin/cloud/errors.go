@@ -7,12 +7,16 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 
 	"cloud.google.com/go/storage"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"gocloud.dev/gcerrors"
 	"google.golang.org/api/googleapi"
 
@@ -52,6 +56,58 @@ func code(err error) string {
 	return ""
 }
 
+// header finds the header of the reply that made an SDK's error, or gives none.
+func header(err error) http.Header {
+	var aws interface{ HTTPResponse() *smithyhttp.Response }
+	var google *googleapi.Error
+	var azure *azcore.ResponseError
+	switch {
+	case errors.As(err, &aws):
+		if r := aws.HTTPResponse(); r != nil && r.Response != nil {
+			return r.Header
+		}
+	case errors.As(err, &google):
+		return google.Header
+	case errors.As(err, &azure):
+		if azure.RawResponse != nil {
+			return azure.RawResponse.Header
+		}
+	}
+	return nil
+}
+
+// isSlowDown finds the replies that ask for fewer requests.
+func isSlowDown(err error) bool {
+	switch httpStatus(err) {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		return true
+	}
+	_, throttled := retry.DefaultThrottleErrorCodes[code(err)]
+	return throttled
+}
+
+// askedPause gives how long the service asks not to be asked, or 0.
+func askedPause(err error) time.Duration {
+	after := header(err).Get("Retry-After") // seconds or a date (RFC 9110, 10.2.3)
+	if seconds, err := strconv.ParseUint(after, 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	if date, err := http.ParseTime(after); err == nil {
+		return max(time.Until(date), 0)
+	}
+	return 0
+}
+
+// slowDown is the error of a service that asks for fewer requests.
+type slowDown struct {
+	error
+	pause time.Duration
+}
+
+// SlowDown gives how long to ask nothing; 0 if the service did not say.
+func (s slowDown) SlowDown() time.Duration { return s.pause }
+func (s slowDown) Unwrap() error           { return s.error }
+
 // explain gives an SDK's error package origin's words, in one line. The
 // status comes before gocloud's code, which calls some refusals "not found".
 func explain(ctx context.Context, err error) error {
@@ -63,6 +119,8 @@ func explain(ctx context.Context, err error) error {
 		return ctx.Err()
 	case errors.Is(err, errNoCredentials):
 		return fmt.Errorf("%w: %w", origin.ErrRefused, errNoCredentials)
+	case stale[code(err)]:
+		return fmt.Errorf("%w (%d %s): the credentials are over, and there are no newer ones", origin.ErrRefused, status, code(err))
 	case status == http.StatusForbidden, status == http.StatusUnauthorized:
 		return fmt.Errorf("%w (%d %s): check the credentials, and that they allow to read, write, list and delete",
 			origin.ErrRefused, status, code(err))
@@ -70,7 +128,11 @@ func explain(ctx context.Context, err error) error {
 		return errNoBucket
 	case status == http.StatusMovedPermanently:
 		return fmt.Errorf("the bucket is in another region: set region= in the URL")
-	case errors.Is(err, errBroken), status != 0 && status != http.StatusNotFound:
+	case isSlowDown(err):
+		return slowDown{plain{err}, askedPause(err)}
+	case status == http.StatusNotFound && (code(err) == "NoSuchKey" || code(err) == "NotFound"):
+		return origin.ErrNotFound
+	case errors.Is(err, errBroken), errors.Is(err, errStalled), status != 0 && status != http.StatusNotFound:
 		return plain{err}
 	}
 	if host, cause := unreachable(err); cause != nil {

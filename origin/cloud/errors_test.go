@@ -55,6 +55,10 @@ func TestErrorsOfServices(t *testing.T) {
 			if strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("the signature is in %q", err)
 			}
+			var slow slowing
+			if busy := strings.HasSuffix(c.name, "is busy"); errors.As(err, &slow) != busy {
+				t.Errorf("asks for fewer requests: %v", !busy)
+			}
 		})
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
 	gcaws "gocloud.dev/aws"
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/s3blob"
@@ -23,15 +25,11 @@ import (
 // within seconds or closes; a server that hangs is tried again.
 const replyTimeout = time.Minute
 
-// errNoCredentials says that the AWS SDK found none.
-var errNoCredentials = errors.New(
-	"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or profile= in the URL")
-
 // openS3 opens a bucket of S3 or of a server that speaks its protocol. The
 // query parameters are gocloud's; with an endpoint, path style is the default,
 // since few servers have a host name for each bucket, and so is a region,
 // which they do not check but signing needs.
-func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, *s3Put, error) {
+func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, *s3Objects, error) {
 	q := u.Query()
 	endpoint := q.Get("endpoint")
 	pathStyle := endpoint != ""
@@ -57,26 +55,78 @@ func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, *s3Put
 	if cfg.Region == "" {
 		return nil, nil, errors.New("no region: set AWS_REGION, or region= in the URL")
 	}
-	cfg.Credentials = credentials{cfg.Credentials}.unlessAnonymous()
-	cfg.HTTPClient = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
-		// The default keeps 10 connections: the others would be made anew each time.
-		t.MaxIdleConnsPerHost, t.MaxIdleConns = parallel, parallel
-		t.ResponseHeaderTimeout = replyTimeout
-	})
+	if !aws.IsCredentialsProvider(cfg.Credentials, aws.AnonymousCredentials{}) { // the SDK knows those by their type
+		c := newCredentials(cfg.Credentials, func(ctx context.Context) (aws.CredentialsProvider, error) {
+			cfg, err := gcaws.V2ConfigFromURLParams(ctx, q)
+			return cfg.Credentials, err
+		})
+		cfg.Credentials = c
+		cfg.APIOptions = append(cfg.APIOptions, c.middleware)
+	}
+	cfg.Logger = logging.Nop{} // it would print; what matters comes as an error
+	transport := newTransport(cfg.HTTPClient, parallel)
+	cfg.HTTPClient = &http.Client{Transport: transport, CheckRedirect: follow}
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) { o.UsePathStyle = pathStyle })
 	b, err := s3blob.OpenBucket(ctx, client, u.Host, nil)
-	return b, &s3Put{client: client, bucket: u.Host}, err
+	return b, &s3Objects{client: client, transport: transport, bucket: u.Host}, err
 }
 
-// s3Put sends an object in one request, up to S3's 5 GiB. gocloud's writer
-// would copy it, send more than 16 MiB in parts, which stay in the bucket
-// unseen when the process is killed, and print what goes wrong.
-type s3Put struct {
+// newTransport makes connections as the SDK would, so many at a time.
+func newTransport(found aws.HTTPClient, parallel int) *http.Transport {
+	sdk, ok := found.(*awshttp.BuildableClient) // with AWS_CA_BUNDLE in it
+	if !ok {
+		sdk = awshttp.NewBuildableClient()
+	}
+	t := sdk.GetTransport()
+	// The default keeps 10 connections: the others would be made anew each time.
+	t.MaxIdleConnsPerHost, t.MaxIdleConns = parallel, parallel
+	t.ResponseHeaderTimeout = replyTimeout
+	return t
+}
+
+// follow follows those redirects that keep the method. The token is for the
+// host that it was sent to.
+func follow(r *http.Request, via []*http.Request) error {
+	if s := r.Response.StatusCode; s != http.StatusTemporaryRedirect && s != http.StatusPermanentRedirect || len(via) > 2 {
+		return http.ErrUseLastResponse
+	}
+	if r.URL.Host != via[len(via)-1].URL.Host {
+		r.Header.Del("X-Amz-Security-Token")
+	}
+	return nil
+}
+
+// s3Objects gets and puts objects, each in one request: up to S3's 5 GiB.
+// gocloud's writer would copy an object, send more than 16 MiB in parts, which
+// stay in the bucket unseen when the process is killed, and print what goes
+// wrong; its reader would try again unseen.
+type s3Objects struct {
 	client         *s3.Client
+	transport      *http.Transport
 	bucket, prefix string
 }
 
-func (p *s3Put) put(ctx context.Context, key string, data []byte, ifAbsent bool) error {
+// get asks once, whatever the answer.
+func (p *s3Objects) get(ctx context.Context, key string) (io.ReadCloser, int64, error) {
+	out, err := p.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &p.bucket, Key: aws.String(p.prefix + key)},
+		func(o *s3.Options) { o.Retryer = aws.NopRetryer{} })
+	if err != nil {
+		return nil, 0, err
+	}
+	return out.Body, aws.ToInt64(out.ContentLength), nil
+}
+
+// passes says of a failed get whether the next may succeed. One without an
+// answer has the next find its way to the service anew: connections that are
+// kept may lead to the host that is gone, and each would have to find out.
+func (p *s3Objects) passes(err error) bool {
+	if httpStatus(err) == 0 {
+		p.transport.CloseIdleConnections()
+	}
+	return passes(err)
+}
+
+func (p *s3Objects) put(ctx context.Context, key string, data []byte, ifAbsent bool) error {
 	in := &s3.PutObjectInput{
 		Bucket: &p.bucket, Key: aws.String(p.prefix + key), ContentType: aws.String(contentType),
 		Body: bytes.NewReader(data), ContentLength: aws.Int64(int64(len(data))),
@@ -86,24 +136,4 @@ func (p *s3Put) put(ctx context.Context, key string, data []byte, ifAbsent bool)
 	}
 	_, err := p.client.PutObject(ctx, in)
 	return err
-}
-
-// credentials marks the failure to find any.
-type credentials struct{ aws.CredentialsProvider }
-
-// Retrieve is aws.CredentialsProvider's.
-func (c credentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
-	got, err := c.CredentialsProvider.Retrieve(ctx)
-	if err != nil {
-		return got, fmt.Errorf("%w (%w)", errNoCredentials, err)
-	}
-	return got, nil
-}
-
-// unlessAnonymous keeps anonymous access as it is: the SDK knows it by its type.
-func (c credentials) unlessAnonymous() aws.CredentialsProvider {
-	if aws.IsCredentialsProvider(c.CredentialsProvider, aws.AnonymousCredentials{}) {
-		return c.CredentialsProvider
-	}
-	return c
 }

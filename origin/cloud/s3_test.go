@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"strings"
 	"testing"
@@ -144,17 +142,7 @@ func TestS3NeedsARegion(t *testing.T) {
 // broken gives a bucket of the server behind a proxy that breaks exchanges.
 func broken(t *testing.T, s *tests3.Server, rule faults.Rule) *origin.Origin {
 	t.Helper()
-	target, err := url.Parse(s.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
-		r.Out.Host = r.In.Host // it is signed
-	}}
-	front := httptest.NewServer(faults.Handler(proxy, rule))
-	t.Cleanup(front.Close)
-	return open(t, s.Bucket(t, front.URL))
+	return open(t, s.Bucket(t, s.Front(t, rule, "").URL))
 }
 
 // TestS3Faults puts and gets through single faults, which must not show.
