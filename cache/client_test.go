@@ -21,7 +21,7 @@ func TestTiers(t *testing.T) {
 	filled(t, r.folder, r.chunks[0])
 	for range 3 {
 		for _, c := range r.chunks {
-			read(t, r.client, c)
+			r.read(t, c)
 		}
 	}
 	s := r.client.Stats()
@@ -45,16 +45,16 @@ func TestDamageInFolder(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, 1, 1<<20)
-			read(t, r.client, r.chunks[0])
+			r.read(t, r.chunks[0])
 			rewrite(t, chunkPath(r.folder.dir, r.chunks[0].Name), damage)
-			read(t, r.client, r.chunks[0])
+			r.read(t, r.chunks[0])
 			if s := r.client.Stats(); s.Cache.Corrupt != 1 || s.Origin.Hits != 2 || s.Origin.Chunks != 1 {
 				t.Errorf("stats %+v, want one corrupt in the cache, two fetches, one first touch", s)
 			}
 			if s := r.fetcher.Stats(); s.Cache.Corrupt != 1 {
 				t.Errorf("the fetcher counted %+v, want one corrupt in the cache", s)
 			}
-			read(t, r.client, r.chunks[0])
+			r.read(t, r.chunks[0])
 			if s := r.client.Stats(); s.Cache.Corrupt != 1 || s.Cache.Hits != 1 {
 				t.Errorf("stats %+v: the file was not replaced", s)
 			}
@@ -68,7 +68,7 @@ func TestCutWhileOpen(t *testing.T) {
 	r := newRig(t, 1, 1<<20)
 	c := r.chunks[0]
 	filled(t, r.folder, c)
-	read(t, r.client, c) // hashes, and opens
+	r.read(t, c) // hashes, and opens
 	v, err := r.client.Find(t.Context(), c.Name, small)
 	if err != nil {
 		t.Fatal(err)
@@ -123,11 +123,11 @@ func TestNotFound(t *testing.T) {
 // TestWrongSize asks for a chunk by another length than it has.
 func TestWrongSize(t *testing.T) {
 	r := newRig(t, 1, 1<<20)
-	read(t, r.client, r.chunks[0])
+	r.read(t, r.chunks[0])
 	if _, err := r.client.Find(t.Context(), r.chunks[0].Name, small-1); !errors.Is(err, chunk.ErrCorrupt) {
 		t.Errorf("Find: %v, want ErrCorrupt", err)
 	}
-	read(t, r.client, r.chunks[0])
+	r.read(t, r.chunks[0])
 }
 
 // TestFolderTrouble takes the folder away in several ways while a client
@@ -148,11 +148,11 @@ func TestFolderTrouble(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, 8, 1<<20)
 			for _, c := range r.chunks[:4] {
-				read(t, r.client, c)
+				r.read(t, c)
 			}
 			trouble(t, r.folder.dir)
 			for _, c := range r.chunks {
-				read(t, r.client, c)
+				r.read(t, c)
 			}
 		})
 	}
@@ -163,7 +163,7 @@ func TestSmallCache(t *testing.T) {
 	r := newRig(t, 12, 5*small)
 	for range 3 {
 		for _, c := range r.chunks {
-			read(t, r.client, c)
+			r.read(t, c)
 		}
 	}
 	if n := checkFolder(t, r.folder); n == 0 || r.folder.Stats().Evicted == 0 {
@@ -182,7 +182,7 @@ func TestRestart(t *testing.T) {
 				if i == 0 && j == len(r.chunks)/2 {
 					close(half)
 				}
-				read(t, r.client, c)
+				r.read(t, c)
 			}
 		})
 	}
@@ -235,12 +235,12 @@ func TestReaderOutlives(t *testing.T) {
 	for _, c := range r.chunks {
 		filled(t, r.folder, c)
 	}
-	read(t, r.client, r.chunks[0])
+	r.read(t, r.chunks[0])
 	v, err := r.client.Find(t.Context(), r.chunks[0].Name, small)
 	if err != nil {
 		t.Fatal(err)
 	}
-	read(t, r.client, r.chunks[1])
+	r.read(t, r.chunks[1])
 	_ = r.client.Close()
 	got := make([]byte, 10)
 	if _, err := v.ReadAt(got, 0); err != nil || string(got) != string(r.chunks[0].Data[:10]) {
@@ -260,7 +260,7 @@ func TestHashedOnce(t *testing.T) {
 	r := newRig(t, 2, 1<<20)
 	for _, c := range r.chunks {
 		filled(t, r.folder, c)
-		read(t, r.client, c) // pushes the other out
+		r.read(t, c) // pushes the other out
 	}
 	before := r.client.Stats()
 	if v := r.client.reopen(r.chunks[0].Name, small); v == nil {
@@ -280,7 +280,7 @@ func TestHashedOnce(t *testing.T) {
 	if err := os.Chtimes(path, time.Time{}, info.ModTime()); err != nil {
 		t.Fatal(err)
 	}
-	read(t, r.client, r.chunks[1])
+	r.read(t, r.chunks[1])
 	if s := r.client.Stats(); s.Cache.Corrupt != 1 {
 		t.Errorf("stats %+v, want one corrupt", s)
 	}

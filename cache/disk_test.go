@@ -38,7 +38,7 @@ func TestDiskFull(t *testing.T) {
 	r, _ := onDisk(t, "200k")
 	for range 2 {
 		for _, c := range r.chunks {
-			read(t, r.client, c)
+			r.read(t, c)
 		}
 	}
 	if n := checkFolder(t, r.folder); n < 10 || n == len(r.chunks) {
@@ -54,11 +54,11 @@ func TestDiskReadOnly(t *testing.T) {
 	r, remount := onDisk(t, "1m")
 	half := r.chunks[:len(r.chunks)/2]
 	for _, c := range half {
-		read(t, r.client, c)
+		r.read(t, c)
 	}
 	remount(unix.MS_RDONLY)
 	for _, c := range r.chunks {
-		read(t, r.client, c)
+		r.read(t, c)
 	}
 	if s := r.client.Stats(); s.Cache.Hits != int64(len(half)) {
 		t.Errorf("stats %+v, want %d hits of the cache", s, len(half))
@@ -68,7 +68,7 @@ func TestDiskReadOnly(t *testing.T) {
 	}
 	remount(0)
 	fresh := r.chunks[len(half)]
-	read(t, r.client, fresh)
+	r.read(t, fresh)
 	if !r.folder.has(fresh.Name) {
 		t.Error("a disk that can be written again was not used")
 	}
@@ -82,7 +82,7 @@ func TestNoPermission(t *testing.T) {
 	}
 	r := newRig(t, 8, 1<<20)
 	for _, c := range r.chunks[:4] {
-		read(t, r.client, c)
+		r.read(t, c)
 	}
 	chunks := r.folder.path(chunksDir)
 	if err := os.Chmod(chunks, 0o555); err != nil {
@@ -90,7 +90,7 @@ func TestNoPermission(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.Chmod(chunks, dirPerm) })
 	for _, c := range r.chunks {
-		read(t, r.client, c)
+		r.read(t, c)
 	}
 	if s := r.folder.Stats(); s.Failures == 0 {
 		t.Errorf("folder %+v, want failures", s)

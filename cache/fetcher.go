@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
@@ -21,10 +20,13 @@ const (
 	// keeps no more FUSE reads than that in flight for long.
 	perConnection = 64
 	// defaultRequests, defaultBytes and defaultConnections bound all agents of
-	// a fetcher: 128 chunks of 512 KiB at a time keep a bucket busy.
-	defaultRequests    = 256
+	// a fetcher. A request that waits takes some 10 KiB.
+	defaultRequests    = 2048
 	defaultBytes       = 64 << 20
 	defaultConnections = 1024
+	// defaultOriginRequests keeps a bucket busy that answers in 36 ms: 64
+	// chunks of 512 KiB at a time are 0.9 GB/s.
+	defaultOriginRequests = 64
 
 	// firstTry bounds a first attempt at a tier, and each next is given twice
 	// the time, up to lastTry: a connection that hangs is noticed, and one that
@@ -34,6 +36,12 @@ const (
 	// firstRetry and lastRetry bound the pause between attempts.
 	firstRetry = 50 * time.Millisecond
 	lastRetry  = 2 * time.Second
+	// nearerEvery is how often a nearer tier is asked again for one chunk: what
+	// it lacks it may get from other workers, and it must not pay for a last
+	// tier that fails.
+	nearerEvery = time.Second
+	// nearerWithin bounds asking it again while a place at the last tier is held.
+	nearerWithin = 100 * time.Millisecond
 )
 
 // Upstream is a tier beyond the folder.
@@ -61,9 +69,13 @@ type FetcherOptions struct {
 	// may call it.
 	Warn func(error)
 
-	Connections int   // at a time; more wait
-	Requests    int   // under way at a time; more wait
-	Bytes       int64 // of chunks under way at a time; more wait
+	Connections int   // at a time; more wait: 1,024
+	Requests    int   // to get a chunk, at a time; more wait: 2,048
+	Bytes       int64 // of chunks from the folder and nearer tiers at a time; more wait: 64 MiB
+	// OriginRequests are the fetches from the last of Upstreams at a time: 64.
+	// More wait in the order of their starts, outside of Bytes. What they bring
+	// may take 512 KiB for each.
+	OriginRequests int
 }
 
 // Fetcher serves the agents of a worker: it gives chunks from the folder, and
@@ -75,6 +87,7 @@ type Fetcher struct {
 	flights  flights[wanted, fetched]
 
 	prefetches *semaphore.Weighted // bytes
+	queue      *queue              // for the last tier
 
 	mu    sync.Mutex // guards stats
 	stats Stats
@@ -87,9 +100,11 @@ type wanted struct {
 	size int
 }
 
+// fetched is a chunk. Each who gets one drops its hold once.
 type fetched struct {
 	data []byte // nobody changes it
 	tier Tier
+	hold *hold
 }
 
 // NewFetcher makes a Fetcher for one Serve.
@@ -101,10 +116,14 @@ func NewFetcher(o FetcherOptions) *Fetcher {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	return &Fetcher{
+	orDefault(&o.OriginRequests, defaultOriginRequests)
+	f := &Fetcher{
 		o: o, requests: make(chan struct{}, o.Requests), bytes: semaphore.NewWeighted(o.Bytes),
 		prefetches: semaphore.NewWeighted(prefetchBytes),
+		queue:      newQueue(o.OriginRequests, max(int64(o.OriginRequests)*chunk.DefaultSize, chunk.MaxSize)),
 	}
+	f.flights.share = func(v fetched, n int) { v.hold.refs.Add(int32(n)) }
+	return f
 }
 
 func orDefault[T int | int64 | time.Duration](v *T, value T) {
@@ -196,98 +215,4 @@ func (f *Fetcher) checkPeer(conn net.Conn) error {
 		return fmt.Errorf("user %d, process %d may not connect", peer.Uid, peer.Pid)
 	}
 	return nil
-}
-
-// get is the work for one chunk: the folder's copy, or a tier's.
-func (f *Fetcher) get(w wanted) work[fetched] {
-	return func(ctx context.Context, tell func(error)) (fetched, error) {
-		tier := Cache
-		data, _, err := f.o.Folder.Fill(ctx, w.name, w.size, func(ctx context.Context) (data []byte, err error) {
-			data, tier, err = f.fetch(ctx, w, tell)
-			return data, err
-		})
-		if err != nil {
-			return fetched{}, err
-		}
-		f.count(tier, func(c *Count) { c.Chunks, c.Bytes, c.Hits = c.Chunks+1, c.Bytes+int64(w.size), c.Hits+1 })
-		return fetched{data, tier}, nil
-	}
-}
-
-// fetch asks the tiers in turn until one gives the chunk, the last one says
-// that it has none, or has a bad one, or ctx ends.
-func (f *Fetcher) fetch(ctx context.Context, w wanted, tell func(error)) ([]byte, Tier, error) {
-	try, pause := firstTry, firstRetry
-	for first := true; ; first = false {
-		var err error
-		for i, u := range f.o.Upstreams {
-			if first { // later, why it failed before says more
-				tell(&failure{statusUnavailable, u.Tier, "no answer"})
-			}
-			var data []byte
-			if data, err = f.ask(ctx, u, w, try); err == nil {
-				for _, nearer := range f.o.Upstreams[:i] {
-					if nearer.Fill != nil {
-						nearer.Fill(w.root, w.name, data)
-					}
-				}
-				return data, u.Tier, nil
-			}
-		}
-		if err == nil {
-			err = &failure{statusNotFound, 0, "no tiers to ask"}
-		}
-		var last *failure
-		if !errors.As(err, &last) || last.status != statusUnavailable {
-			return nil, 0, err
-		}
-		if ctx.Err() != nil {
-			return nil, 0, ctx.Err()
-		}
-		tell(err)
-		if err := sleep(ctx, pause/2+rand.N(pause)); err != nil { // not all in step
-			return nil, 0, err
-		}
-		try, pause = min(2*try, lastTry), min(2*pause, lastRetry)
-	}
-}
-
-// ask asks one tier, and once more if it gave bytes that are not the chunk's:
-// they may have been damaged on the way. Its error is a *failure.
-func (f *Fetcher) ask(ctx context.Context, u Upstream, w wanted, try time.Duration) ([]byte, error) {
-	data, err := f.askOnce(ctx, u, w, try)
-	if errors.Is(err, chunk.ErrCorrupt) {
-		data, err = f.askOnce(ctx, u, w, try)
-	}
-	return data, err
-}
-
-func (f *Fetcher) askOnce(ctx context.Context, u Upstream, w wanted, try time.Duration) ([]byte, error) {
-	wait, cancel := context.WithTimeout(ctx, try)
-	defer cancel()
-	source, err := u.Source(w.root)
-	var data []byte
-	if err == nil {
-		data, err = source.Get(wait, w.name)
-	}
-	if err == nil && len(data) != w.size {
-		err = fmt.Errorf("%w: %d bytes, should be %d", chunk.ErrCorrupt, len(data), w.size)
-	}
-	if err == nil {
-		err = chunk.Check(data, w.name)
-	}
-	if err == nil {
-		return data, nil
-	}
-	failed := &failure{statusUnavailable, u.Tier, oneLine(err.Error())}
-	switch {
-	case errors.Is(err, chunk.ErrNotFound):
-		failed.status = statusNotFound
-	case errors.Is(err, chunk.ErrCorrupt):
-		failed.status = statusCorrupt
-		f.count(u.Tier, func(c *Count) { c.Corrupt++ })
-	case ctx.Err() == nil: // else we ended it, not the tier
-		f.count(u.Tier, func(c *Count) { c.Errors++ })
-	}
-	return nil, failed
 }

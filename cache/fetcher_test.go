@@ -234,7 +234,7 @@ func TestSourcePanics(t *testing.T) {
 		t.Errorf("Find: %v, want the panic", err)
 	}
 	r.origin.first(nil)
-	read(t, r.client, r.chunks[0]) // the fetcher lives, and no lock is held
+	r.read(t, r.chunks[0]) // the fetcher lives, and no lock is held
 }
 
 func TestPeers(t *testing.T) {
@@ -278,7 +278,7 @@ func TestTouches(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	read(t, r.client, r.chunks[0])
+	r.read(t, r.chunks[0])
 	_ = r.client.Close()
 	touched := func(c chunk.Sealed) bool {
 		info, err := os.Stat(chunkPath(r.folder.dir, c.Name))

@@ -15,6 +15,9 @@ var errClosed = errors.New("cache: closed")
 // waits any more, so that no waiter's end is another's. The zero value is
 // ready; whoever has one calls close, which waits for the work.
 type flights[K comparable, V any] struct {
+	// share, if set, is told how many more have a value, before they get it.
+	share func(v V, n int)
+
 	mu      sync.Mutex // guards what follows, and the calls' fields of that name
 	calls   map[K]*call[V]
 	closed  bool
@@ -23,17 +26,28 @@ type flights[K comparable, V any] struct {
 
 type call[V any] struct {
 	done   chan struct{} // closed once value and err are set
+	ended  chan struct{} // closed once the work is over
 	value  V
 	err    error
 	cancel context.CancelFunc
 
 	waiters int   // guarded by flights.mu
 	cause   error // guarded by flights.mu: why the work has not come to an end yet
+	set     bool  // guarded by flights.mu: value and err are
 }
 
-// work may tell why it is still trying; one who stops waiting gets the last
-// such cause.
-type work[V any] func(ctx context.Context, tell func(error)) (V, error)
+// work gives a value or an error.
+type work[V any] func(ctx context.Context, u under[V]) (V, error)
+
+// under is what work can say while it is under way.
+type under[V any] struct {
+	// tell says why it is still trying: one who stops waiting gets the last such
+	// cause.
+	tell func(error)
+	// give hands out the value before all is done. Its ctx may end from then on
+	// or not.
+	give func(V)
+}
 
 // do gives what the work for the key gives, which may have been begun by
 // another. One whose ctx ends gets the error of the ctx, and with it the cause
@@ -51,7 +65,22 @@ func (g *flights[K, V]) do(ctx context.Context, key K, work work[V]) (V, error) 
 	case <-c.done:
 		return c.value, c.err
 	case <-ctx.Done():
-		return none, g.leave(ctx, key, c)
+		return g.leave(ctx, key, c)
+	}
+}
+
+// whole is do for one who waits until the work is over.
+func (g *flights[K, V]) whole(ctx context.Context, key K, work work[V]) (V, error) {
+	var none V
+	c, err := g.join(ctx, key, work)
+	if err != nil {
+		return none, err
+	}
+	select {
+	case <-c.ended:
+		return c.value, c.err
+	case <-ctx.Done():
+		return g.leave(ctx, key, c)
 	}
 }
 
@@ -63,10 +92,13 @@ func (g *flights[K, V]) join(ctx context.Context, key K, work work[V]) (*call[V]
 	}
 	if c := g.calls[key]; c != nil {
 		c.waiters++
+		if c.set && c.err == nil && g.share != nil {
+			g.share(c.value, 1)
+		}
 		return c, nil
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	c := &call[V]{done: make(chan struct{}), cancel: cancel, waiters: 1}
+	c := &call[V]{done: make(chan struct{}), ended: make(chan struct{}), cancel: cancel, waiters: 1}
 	if g.calls == nil {
 		g.calls = map[K]*call[V]{}
 	}
@@ -76,36 +108,59 @@ func (g *flights[K, V]) join(ctx context.Context, key K, work work[V]) (*call[V]
 }
 
 func (g *flights[K, V]) run(ctx context.Context, key K, c *call[V], work work[V]) {
+	var value V
+	err := errInternal // in case the work ends its goroutine
 	defer func() {
 		if p := recover(); p != nil {
-			c.err = fmt.Errorf("%w: panic: %v", errInternal, p)
+			err = fmt.Errorf("%w: panic: %v", errInternal, p)
 		}
 		c.cancel()
-		g.mu.Lock()
-		g.forget(key, c)
-		if g.closed && c.err != nil {
-			c.err = errClosed
-		}
-		g.mu.Unlock()
-		close(c.done)
+		g.set(key, c, value, err, true)
+		close(c.ended)
 	}()
-	c.err = errInternal // in case the work ends its goroutine
-	c.value, c.err = work(ctx, func(cause error) {
-		g.mu.Lock()
-		c.cause = cause
-		g.mu.Unlock()
+	value, err = work(ctx, under[V]{
+		tell: func(cause error) {
+			g.mu.Lock()
+			c.cause = cause
+			g.mu.Unlock()
+		},
+		give: func(v V) { g.set(key, c, v, nil, false) },
 	})
 }
 
-// leave is for one who does not wait any more.
-func (g *flights[K, V]) leave(ctx context.Context, key K, c *call[V]) error {
+// set hands out what came of the work, unless it was given before.
+func (g *flights[K, V]) set(key K, c *call[V], value V, err error, last bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if last {
+		g.forget(key, c)
+	}
+	if c.set {
+		return
+	}
+	if g.closed && err != nil {
+		err = errClosed
+	}
+	c.value, c.err, c.set = value, err, true
+	if err == nil && g.share != nil {
+		g.share(value, c.waiters)
+	}
+	close(c.done)
+}
+
+// leave is for one who does not wait any more. It may be too late for that.
+func (g *flights[K, V]) leave(ctx context.Context, key K, c *call[V]) (V, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c.set {
+		return c.value, c.err
+	}
 	if c.waiters--; c.waiters == 0 {
 		g.forget(key, c) // the next who comes must not join work that is ending
 		c.cancel()
 	}
-	return &ended{ctx.Err(), c.cause}
+	var none V
+	return none, &ended{ctx.Err(), c.cause}
 }
 
 // ended is the error of one who stopped waiting.

@@ -13,9 +13,9 @@ func TestFlightFollowers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g flights[string, int]
 		begun := 0
-		slow := func(ctx context.Context, tell func(error)) (int, error) {
+		slow := func(ctx context.Context, u under[int]) (int, error) {
 			begun++
-			tell(errors.New("slow"))
+			u.tell(errors.New("slow"))
 			return 7, sleep(ctx, time.Minute)
 		}
 		type result struct {
@@ -52,7 +52,7 @@ func TestFlightAbandoned(t *testing.T) {
 		ended, goOn := false, make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
 		go cancel()
-		_, err := g.do(ctx, "a", func(ctx context.Context, _ func(error)) (int, error) {
+		_, err := g.do(ctx, "a", func(ctx context.Context, _ under[int]) (int, error) {
 			<-ctx.Done()
 			ended = true
 			<-goOn
@@ -61,7 +61,7 @@ func TestFlightAbandoned(t *testing.T) {
 		if synctest.Wait(); !errors.Is(err, context.Canceled) || !ended {
 			t.Errorf("%v; the work saw its end: %v", err, ended)
 		}
-		if v, err := g.do(t.Context(), "a", func(context.Context, func(error)) (int, error) { return 2, nil }); v != 2 || err != nil {
+		if v, err := g.do(t.Context(), "a", func(context.Context, under[int]) (int, error) { return 2, nil }); v != 2 || err != nil {
 			t.Errorf("joined work that was ending: %d, %v", v, err)
 		}
 		close(goOn)
@@ -82,7 +82,7 @@ func TestFlightPanics(t *testing.T) {
 			if i > 0 {
 				<-begun
 			}
-			_, err := g.do(context.Background(), "a", func(context.Context, func(error)) (int, error) {
+			_, err := g.do(context.Background(), "a", func(context.Context, under[int]) (int, error) {
 				close(begun)
 				<-goOn
 				panic("at the disco")

@@ -178,6 +178,23 @@ func (r *rig) bare(t testing.TB) *Client {
 	return newClient(t, ClientOptions{Folder: r.folder.dir, Dial: dialer(r.fetcher.socket), Memory: 1, Files: 1})
 }
 
+// read reads a chunk, and waits until the fetcher has kept it.
+func (r *rig) read(t testing.TB, want chunk.Sealed) {
+	t.Helper()
+	read(t, r.client, want)
+	r.fetcher.settle(t)
+}
+
+// settle waits until nothing is under way.
+func (f *fetcher) settle(t testing.TB) {
+	t.Helper()
+	eventually(t, func() bool {
+		f.flights.mu.Lock()
+		defer f.flights.mu.Unlock()
+		return len(f.flights.calls) == 0
+	})
+}
+
 // read reads a whole chunk through the client, and holds it to its bytes.
 func read(t testing.TB, c *Client, want chunk.Sealed) {
 	t.Helper()

@@ -173,7 +173,7 @@ func (c *Client) keepHeld(r *record, h *held) {
 // file is open now. It tries until its ctx ends, that is, until nobody waits any
 // more.
 func (c *Client) load(w wanted) work[*held] {
-	return func(ctx context.Context, tell func(error)) (*held, error) {
+	return func(ctx context.Context, u under[*held]) (*held, error) {
 		bad := false
 		for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 			if !bad { // a bad file is counted once, and is the fetcher's to replace
@@ -193,7 +193,7 @@ func (c *Client) load(w wanted) work[*held] {
 			if failed.status != statusUnavailable {
 				return nil, failed
 			}
-			tell(failed)
+			u.tell(failed)
 			if err := sleep(ctx, pause); err != nil {
 				return nil, err
 			}

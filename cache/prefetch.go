@@ -83,19 +83,22 @@ func (c *Client) prefetched(name chunk.Name, size int) {
 
 // prefetch is answer for a request that wants no bytes.
 func (f *Fetcher) prefetch(ctx context.Context, p *peer, r request) {
-	var got fetched
-	err := f.prefetches.Acquire(ctx, int64(r.size))
-	if err == nil {
+	if f.prefetches.Acquire(ctx, int64(r.size)) == nil { // else flights.whole says so
 		defer f.prefetches.Release(int64(r.size))
-		w := wanted{p.root, r.name, int(r.size)}
-		got, err = f.flights.do(ctx, w, f.get(w))
 	}
-	if _, there := f.o.Folder.stat(r.name); err == nil && !there {
-		err = &failure{statusInternal, Cache, "the chunk could not be kept"}
-	}
+	w := wanted{p.root, r.name, int(r.size)}
+	f.queue.join(w, p.start, true)
+	defer f.queue.leave(w)
+	got, err := f.flights.whole(ctx, w, f.get(w))
 	if err == nil {
-		p.send(header{id: r.id, status: statusFound, tier: got.tier}, nil)
+		got.hold.drop()
+		if _, there := f.o.Folder.stat(r.name); !there {
+			err = &failure{statusInternal, Cache, "the chunk could not be kept"}
+		}
+	}
+	if err != nil {
+		p.refuse(ctx, r, err)
 		return
 	}
-	p.refuse(ctx, r, err)
+	p.send(header{id: r.id, status: statusFound, tier: got.tier}, nil)
 }

@@ -29,7 +29,7 @@ func TestPrefetch(t *testing.T) {
 	}
 	for range 2 {
 		for _, c := range []chunk.Sealed{r.chunks[0], r.chunks[1], r.chunks[3]} {
-			read(t, r.client, c)
+			r.read(t, c)
 		}
 	}
 	if err := r.client.Prefetch(t.Context(), r.chunks[3].Name, small); err != nil { // was found before
@@ -63,7 +63,7 @@ func TestPrefetchFails(t *testing.T) {
 		t.Errorf("one whose context ended: %v", err)
 	}
 	r.origin.first(nil)
-	read(t, r.client, r.chunks[0])
+	r.read(t, r.chunks[0])
 	if s := r.client.Stats(); s.Prefetched.Chunks != 0 || s.Origin.Chunks != 1 {
 		t.Errorf("stats %+v", s)
 	}

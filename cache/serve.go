@@ -119,24 +119,21 @@ func take(ctx context.Context, slots chan struct{}) bool {
 	}
 }
 
-// answer gets a chunk and sends it, or why not. Its bytes count until they are
-// sent.
+// answer gets a chunk and sends it, or why not.
 func (f *Fetcher) answer(ctx context.Context, p *peer, r request) {
-	var got fetched
-	err := f.bytes.Acquire(ctx, int64(r.size))
-	if err == nil {
-		defer f.bytes.Release(int64(r.size))
-		if take(ctx, f.requests) {
-			defer func() { <-f.requests }()
-		}
-		w := wanted{p.root, r.name, int(r.size)}
-		got, err = f.flights.do(ctx, w, f.get(w))
+	if take(ctx, f.requests) { // else flights.do says so
+		defer func() { <-f.requests }()
 	}
-	if err == nil {
-		p.send(header{id: r.id, status: statusFound, tier: got.tier}, got.data)
+	w := wanted{p.root, r.name, int(r.size)}
+	f.queue.join(w, p.start, false)
+	defer f.queue.leave(w)
+	got, err := f.flights.do(ctx, w, f.get(w))
+	if err != nil {
+		p.refuse(ctx, r, err)
 		return
 	}
-	p.refuse(ctx, r, err)
+	defer got.hold.drop()
+	p.send(header{id: r.id, status: statusFound, tier: got.tier}, got.data)
 }
 
 // refuse sends why a request fails, unless it was cancelled.
