@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -18,18 +20,24 @@ const (
 	rewriteShare = 2
 )
 
-// clean keeps segments ready to be filled, until the store closes.
+// clean keeps segments ready to be filled, and when there is nothing else to do
+// has full ones written, until the store closes.
 func (s *Store) clean() {
 	defer close(s.done)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	buf := make([]byte, 0)
+	var buf []byte
+	var last *segment // written out before
 	for {
-		for !s.closed && !s.needed() {
+		for !s.closed && !s.needed() && len(s.full) == 0 {
 			s.work.Wait()
 		}
 		if s.closed {
 			return
+		}
+		if !s.needed() {
+			last = s.writeOut(last)
+			continue
 		}
 		s.cleaning = s.victim()
 		buf = s.rewrite(s.cleaning, buf)
@@ -37,6 +45,28 @@ func (s *Store) clean() {
 		s.cleaning = nil
 		s.changed.Broadcast()
 	}
+}
+
+// writeOut has the kernel begin to write a full segment, which bounds what a
+// loss of power can take, and forget the pages of the one that was written
+// before: what is written here is in the memory of the node as well. mu is held
+// before and after, not meanwhile. Both are hints.
+//
+// Measured with values of 128 KiB on a virtual disk: plain pwrite 20–40 µs and
+// pread 250 µs, p50. O_DIRECT: 160–230 µs and 255 µs. Dropping pages after each
+// pread, by fadvise or RWF_DONTCACHE: 330 µs. sync_file_range or RWF_DONTCACHE
+// with the writes: 35–50 µs, but now and then 80–350 ms. So requests use the
+// page cache as it is, and only this is done besides.
+func (s *Store) writeOut(last *segment) *segment {
+	seg := s.full[0]
+	s.full = s.full[1:]
+	s.mu.Unlock()
+	_ = unix.SyncFileRange(int(seg.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	if last != nil {
+		_ = unix.Fadvise(int(last.file.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
+	s.mu.Lock()
+	return seg
 }
 
 // needed tells whether there is something to reclaim, and a reason. What waits
@@ -145,9 +175,8 @@ func (s *Store) move(seg *segment, sl slot, buf []byte) ([]byte, error) {
 			fresh.before = seconds(t)
 		}
 	}
-	r, err = s.write(p, fresh, data)
+	err = s.write(p, fresh, data, func(r ref) { s.want(r, s.policy.Contains(sl.key)) })
 	if err == nil {
-		s.want(r, s.policy.Contains(sl.key))
 		s.stats.Rewritten += slotSize(sl.size)
 	}
 	return data, err

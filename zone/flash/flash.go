@@ -136,6 +136,7 @@ type Store struct {
 	policy   *lru.Cache[Key]
 	current  *segment   // being filled; nil: none
 	free     []*segment // to be filled next, first first
+	full     []*segment // to be written out by the kernel
 	cleaning *segment   // being reclaimed; nil: none
 	cleanErr error      // why the last reclaiming failed; nil when it is to be tried (again)
 	sequence uint64     // of the last slot

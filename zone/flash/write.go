@@ -53,11 +53,9 @@ func (s *Store) Put(key Key, data []byte) (added bool, err error) {
 	if has {
 		return false, nil
 	}
-	r, err := s.add(key, data, crc)
-	if err != nil {
+	if err := s.add(key, data, crc); err != nil {
 		return false, err
 	}
-	s.admit(r)
 	s.stats.Added++
 	return true, nil
 }
@@ -82,11 +80,9 @@ func (s *Store) Replace(key Key, old uint32, data []byte) error {
 	case s.slot(r).crc != old:
 		return ErrChanged
 	}
-	fresh, err := s.add(key, data, crc)
-	if err != nil {
+	if err := s.add(key, data, crc); err != nil {
 		return err
 	}
-	s.admit(fresh)
 	s.stats.Replaced++
 	return nil
 }
@@ -119,18 +115,17 @@ func (s *Store) fits(data []byte) error {
 
 // add writes a value for a key that is begun, in the place of the one it may
 // have. mu is held before and after, not meanwhile.
-func (s *Store) add(key Key, data []byte, crc uint32) (ref, error) {
+func (s *Store) add(key Key, data []byte, crc uint32) error {
 	p, err := s.reserve(slotSize(uint32(len(data))), true)
 	if err != nil {
-		return ref{}, err
+		return err
 	}
 	now := seconds(s.options.now())
 	sl := slot{key: key, size: uint32(len(data)), crc: crc, last: now}
-	r, err := s.write(p, sl, data)
-	if err == nil {
+	if err = s.write(p, sl, data, s.admit); err == nil {
 		s.stats.Written += slotSize(sl.size)
 	}
-	return r, err
+	return err
 }
 
 // reserve finds room in the current segment or the next free one. Without any
@@ -150,6 +145,7 @@ func (s *Store) reserve(size int64, wait bool) (place, error) {
 			}
 			seg.state = sealed
 			s.current = nil
+			s.full = append(s.full, seg)
 			s.work.Signal()
 		}
 		switch {
@@ -180,8 +176,9 @@ func (s *Store) fill() {
 }
 
 // write writes a slot to its place and enters it, in the place of what its key
-// had, which dies on disk too. mu is held before and after, not meanwhile.
-func (s *Store) write(p place, sl slot, data []byte) (ref, error) {
+// had, which dies on disk too. entered is called as soon as the slot is in the
+// index. mu is held before and after, not meanwhile.
+func (s *Store) write(p place, sl slot, data []byte, entered func(ref)) error {
 	s.sequence++
 	sl.sequence, sl.page, sl.verified = s.sequence, uint32(p.at/page), true
 	head := sl.header(live).encode(p.segment.salt)
@@ -195,8 +192,8 @@ func (s *Store) write(p place, sl slot, data []byte) (ref, error) {
 	}
 	if err != nil {
 		s.stats.WriteErrors++
-		s.mark(p.segment, sl)
-		return ref{}, err
+		_ = s.mark(p.segment, sl) // what is left of it is torn anyway
+		return err
 	}
 	old, had := s.index[sl.key]
 	if had {
@@ -205,11 +202,12 @@ func (s *Store) write(p place, sl slot, data []byte) (ref, error) {
 	p.segment.slots = append(p.segment.slots, sl)
 	r := ref{p.segment.number, uint32(len(p.segment.slots) - 1)}
 	s.enter(r)
+	entered(r)
 	if had {
 		// An error of this is none of the new one's: the old one is superseded.
 		_ = s.mark(s.segments[old.segment], *s.slot(old))
 	}
-	return r, nil
+	return nil
 }
 
 // enter puts a slot into the index.
