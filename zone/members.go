@@ -71,6 +71,11 @@ func (m *Members) Version() uint64 { return m.version }
 // All gives the members by address. The slice is the caller's.
 func (m *Members) All() []Member { return slices.Clone(m.list) }
 
+// same reports whether o names the same nodes under the same version.
+func (m *Members) same(o *Members) bool {
+	return m.version == o.version && slices.Equal(m.list, o.list)
+}
+
 // Place gives the nodes of a chunk's n stripes by index, all distinct. If the
 // list has fewer than n, indexes without a node have a Member without address.
 // It panics unless 1 ≤ n ≤ 32. The first call for an n takes

@@ -25,8 +25,9 @@ const (
 
 // source is where the list of members comes from. It is for one goroutine.
 type source struct {
-	every time.Duration // how often to read it again; 0: never
-	read  func(context.Context) (*Members, error)
+	every   time.Duration // how often to read it again; 0: never
+	lenient bool          // it may fail at first: others' services fail, and come back
+	read    func(context.Context) (*Members, error)
 }
 
 // newSource understands a --zone value and does no I/O. A nil resolver is the
@@ -40,7 +41,7 @@ func newSource(zone string, resolver *net.Resolver) (*source, error) {
 			return nil, errors.New("zone: file: needs a path")
 		}
 		f := &fileList{path: path}
-		return &source{fileEvery, f.read}, nil
+		return &source{fileEvery, false, f.read}, nil
 	}
 	if name, ok := strings.CutPrefix(zone, "dns:"); ok {
 		d := &dnsList{resolver: resolver, name: name}
@@ -53,10 +54,10 @@ func newSource(zone string, resolver *net.Resolver) (*source, error) {
 		if err := checkHost(strings.ToLower(d.name)); err != nil {
 			return nil, fmt.Errorf("zone: %.300q is not dns:NAME[:PORT]: %w", zone, err)
 		}
-		return &source{dnsEvery, d.read}, nil
+		return &source{dnsEvery, true, d.read}, nil
 	}
 	m, err := parseList(zone)
-	return &source{0, func(context.Context) (*Members, error) { return m, nil }}, err
+	return &source{0, false, func(context.Context) (*Members, error) { return m, nil }}, err
 }
 
 // fileList reads a file when it has another time, length or inode than before.

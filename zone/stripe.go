@@ -49,16 +49,20 @@ func (s *Stripe) Append(b []byte) []byte {
 	if err := s.check(); err != nil {
 		panic("zone: " + err.Error())
 	}
-	start := len(b)
-	b = append(b, magic...)
-	b = append(b, 0, 0, 0, 0, s.K, s.N, s.Index, 0)
-	b = binary.BigEndian.AppendUint32(b, s.ChunkSize)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(s.Payload)))
-	b = append(b, make([]byte, 8)...)
-	b = append(b, s.Name[:]...)
-	b = append(b, s.Payload...)
-	binary.BigEndian.PutUint32(b[start+8:], crc32.Checksum(b[start+covered:], castagnoli))
-	return b
+	front := s.header()
+	return append(append(b, front[:]...), s.Payload...)
+}
+
+// header gives what stands before the payload.
+func (s *Stripe) header() (h [HeaderSize]byte) {
+	copy(h[:], magic)
+	h[12], h[13], h[14] = s.K, s.N, s.Index
+	binary.BigEndian.PutUint32(h[16:], s.ChunkSize)
+	binary.BigEndian.PutUint32(h[20:], uint32(len(s.Payload)))
+	copy(h[32:], s.Name[:])
+	sum := crc32.Update(crc32.Checksum(h[covered:], castagnoli), castagnoli, s.Payload)
+	binary.BigEndian.PutUint32(h[8:], sum)
+	return h
 }
 
 // check says what is out of range.

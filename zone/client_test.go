@@ -1,0 +1,242 @@
+package zone
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"thaw/chunk"
+	"thaw/chunk/chunktest"
+)
+
+// TestSource holds the client to what every chunk.Source promises, for whole
+// chunks and for stripes.
+func TestSource(t *testing.T) {
+	for _, kn := range [][2]int{{1, 1}, {4, 5}, {2, 4}} {
+		t.Run(fmt.Sprintf("%d-of-%d", kn[0], kn[1]), func(t *testing.T) {
+			noLeaks(t)
+			chunktest.Source(t, func(t *testing.T, objects map[chunk.Name][]byte) chunk.Source {
+				z := newZone(t, kn[1], Options{K: kn[0], N: kn[1]})
+				for name, data := range objects {
+					if len(data) <= chunk.MaxSize {
+						if err := z.Put(t.Context(), name, data); err != nil {
+							t.Fatal(err)
+						}
+						continue
+					}
+					for i, n := range z.at(name) { // what a node of other rules might hold
+						n.plant(z.id(name, i), make([]byte, HeaderSize+(len(data)+kn[0]-1)/kn[0]))
+					}
+				}
+				return z
+			})
+		})
+	}
+}
+
+// TestLengths reads chunks of every kind of length through all codes.
+func TestLengths(t *testing.T) {
+	for _, kn := range [][2]int{{1, 1}, {1, 3}, {4, 5}, {4, 6}} {
+		z := newZone(t, kn[1], Options{K: kn[0], N: kn[1]})
+		for i, size := range []int{1, 3, 4, 5, 1000, 64 << 10, 192 << 10, 512<<10 - 4096, 2 << 20} {
+			z.wants(z.fill(byte(i), size))
+		}
+		if s := z.Stats(); s.Hits != 9 || s.Fills != 9 || s.Bad+s.Failed+s.Misses+s.Mismatched+s.Refused > 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+}
+
+// TestConstantWork: n requests for a hit and for a miss, whatever the nodes do.
+func TestConstantWork(t *testing.T) {
+	z := newZone(t, 5, Options{Repairs: -1})
+	s := z.fill(1, 1000)
+	absent := chunktest.Sample(2, 1000).Name
+	for _, name := range []chunk.Name{s.Name, absent, s.Name, absent} {
+		before := map[string]int64{}
+		for addr, n := range z.nodes {
+			before[addr] = n.gets.Load()
+		}
+		_, _ = z.Get(t.Context(), name)
+		for addr, n := range z.nodes {
+			until(t, "one request to each node", func() bool { return n.gets.Load() == before[addr]+1 })
+		}
+	}
+	if s := z.Stats(); s.Hits != 2 || s.Misses != 2 || s.FirstK.Count() != 2 || s.Rebuild.Count() != 2 || s.Hash.Count() != 2 {
+		t.Errorf("%+v", s)
+	}
+	if _, err := json.Marshal(z.Stats()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNewClient refuses what can't work, and what looks half meant.
+func TestNewClient(t *testing.T) {
+	for says, o := range map[string]Options{
+		"needs 5 members":     {Zone: "a:1,b:1", K: 4, N: 5},
+		"k ≤ n":               {Zone: "a:1", K: 2, N: 1},
+		"not host:port":       {},
+		"visible bytes":       {Zone: "a:1", Worker: "a b"},
+		"up to 64":            {Zone: "a:1", Worker: strings.Repeat("x", 65)},
+		"no such file":        {Zone: "file:/nowhere/zone"},
+		"want more than 0":    {Zone: "a:1", Deadline: -1},
+		"named twice":         {Zone: "a:1,a:1"},
+		"1 ≤ k":               {Zone: "a:1", K: 0, N: 5},
+		"neither an address ": {Zone: "dns:a/b:1"},
+	} {
+		if c, err := NewClient(o); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%+v: %v, %v; want %q", o, c, err, says)
+		}
+	}
+}
+
+// TestDefaultCode: whole chunks below five members, stripes from then on, and
+// then for good.
+func TestDefaultCode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "zone")
+	var list []string
+	for i := range 6 {
+		list = append(list, fmt.Sprintf("127.0.0.1:%d", i+1))
+	}
+	write(t, path, "", 0)
+	warned := make(chan error, 10)
+	c, err := NewClient(Options{Zone: "file:" + path, Warn: func(err error) { warned <- err }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := <-warned; !strings.Contains(err.Error(), "0 members") {
+		t.Error(err)
+	}
+	if _, err := c.Get(t.Context(), chunk.Name{}); !errors.Is(err, chunk.ErrNotFound) {
+		t.Errorf("a zone without members: %v", err)
+	}
+	c.Fill(chunk.Name{}, []byte{1})
+	if err := c.Put(t.Context(), chunk.Name{}, []byte{1}); err == nil || c.Stats().Dropped != 1 {
+		t.Errorf("put into a zone without members: %v, %+v", err, c.Stats())
+	}
+	for i, step := range []struct{ members, n int }{{1, 1}, {4, 1}, {5, 5}, {6, 5}, {4, 5}} {
+		write(t, path, strings.Join(list[:step.members], "\n"), time.Duration(i+1)*time.Second)
+		until(t, "the list is read again", func() bool {
+			s := c.Stats()
+			return len(s.Nodes) == step.members && s.N == step.n
+		})
+	}
+	if err := <-warned; !strings.Contains(err.Error(), "4 members for 4-of-5") {
+		t.Error(err)
+	}
+	write(t, path, "nonsense", 10*time.Second)
+	if err := <-warned; !strings.Contains(err.Error(), "nonsense") || len(c.Stats().Nodes) != 4 {
+		t.Errorf("a wrong list: %v, %d members", err, len(c.Stats().Nodes))
+	}
+}
+
+// TestMembersChange: one of five nodes is replaced while chunks are read. No
+// read fails, and what the new one lacks is put on it.
+func TestMembersChange(t *testing.T) {
+	noLeaks(t)
+	z := newZone(t, 6, Options{K: 4, N: 5})
+	addrs := sorted(z.nodes)
+	path := filepath.Join(t.TempDir(), "zone")
+	write(t, path, strings.Join(addrs[:5], "\n"), 0)
+	c, err := NewClient(Options{Zone: "file:" + path, K: 4, N: 5, Deadline: time.Minute, Repairs: 1000, Warn: func(err error) { t.Error(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var chunks []chunk.Sealed
+	for i := range byte(10) {
+		s := chunktest.Sample(i, 1000)
+		if err := c.Put(t.Context(), s.Name, s.Data); err != nil {
+			t.Fatal(err)
+		}
+		chunks = append(chunks, s)
+	}
+	stop, wg := make(chan struct{}), sync.WaitGroup{}
+	for range 2 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				s := chunks[i%len(chunks)]
+				if got, err := c.Get(t.Context(), s.Name); err != nil && c.Stats().Version == 0 || err == nil && !bytes.Equal(got, s.Data) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	list := append([]string{"version 1"}, addrs[:4]...)
+	write(t, path, strings.Join(append(list, addrs[5]), "\n"), time.Second)
+	until(t, "the new list is used", func() bool { return c.Stats().Version == 1 })
+	close(stop)
+	wg.Wait()
+	until(t, "the new node has stripes", func() bool {
+		for _, s := range chunks {
+			_, _ = c.Get(t.Context(), s.Name)
+		}
+		return z.nodes[addrs[5]].puts.Load() > 0
+	})
+}
+
+// TestClose: what is under way ends, and nothing is done afterwards.
+func TestClose(t *testing.T) {
+	noLeaks(t)
+	z := newZone(t, 5, Options{})
+	s := z.fill(1, 1000)
+	for _, n := range z.nodes {
+		n.behave(hang)
+	}
+	failed := make(chan error)
+	go func() {
+		_, err := z.Get(t.Context(), s.Name)
+		failed <- err
+	}()
+	until(t, "the requests are under way", func() bool {
+		sum := int64(0)
+		for _, n := range z.nodes {
+			sum += n.gets.Load()
+		}
+		return sum == 5
+	})
+	if err := z.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-failed; err == nil {
+		t.Error("Get gave a chunk of nodes that hang")
+	}
+	z.Fill(s.Name, s.Data)
+	if _, err := z.Get(t.Context(), s.Name); !errors.Is(err, errClosed) {
+		t.Errorf("Get after Close: %v", err)
+	}
+	if err := z.Put(t.Context(), s.Name, s.Data); !errors.Is(err, errClosed) {
+		t.Errorf("Put after Close: %v", err)
+	}
+	if err := z.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCallerLeaves: a Get ends with its context, not with the deadline.
+func TestCallerLeaves(t *testing.T) {
+	z := newZone(t, 5, Options{Deadline: time.Hour})
+	s := z.fill(1, 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, n := range z.nodes {
+		n.behave(hang)
+	}
+	until(t, "a request", func() bool {
+		go cancel()
+		_, err := z.Get(ctx, s.Name)
+		return errors.Is(err, context.Canceled)
+	})
+}
