@@ -36,4 +36,4 @@ func keyDrivers() []keys.Option {
 }
 
 // handOver has nobody to hand over to: this build has all drivers.
-func (g *Globals) handOver(context.Context, []string) error { return nil }
+func (g *Globals) handOver(context.Context, string, []string) error { return nil }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 
 	"thaw/keys"
@@ -24,11 +25,13 @@ func originDrivers() []origin.Option { return nil }
 func keyDrivers() []keys.Option { return nil }
 
 // handOver makes this process the build with all drivers, if the origin or the
-// key needs one of those, with the same arguments and environment. It returns
-// if none is needed, or with the reason why it cannot. Only in that build are
-// the services' SDKs: they would take some 15 ms of every start.
-func (g *Globals) handOver(ctx context.Context, args []string) error {
-	if !slices.Contains(cloudOrigins, scheme(g.Origin)) && !slices.Contains(cloudKeys, scheme(g.Key)) {
+// key needs one of those, or the command is only there, with the same arguments
+// and environment. It returns if it is not needed, or with the reason why it
+// cannot be had. Only in that build are the services' SDKs: they would take some
+// 15 ms of every start.
+func (g *Globals) handOver(ctx context.Context, command string, args []string) error {
+	verb, _, _ := strings.Cut(command, " ")
+	if !slices.Contains(fullVerbs, verb) && !slices.Contains(cloudOrigins, scheme(g.Origin)) && !slices.Contains(cloudKeys, scheme(g.Key)) {
 		return nil
 	}
 	path, err := g.part(cloudPart)
@@ -39,5 +42,5 @@ func (g *Globals) handOver(ctx context.Context, args []string) error {
 		return err
 	}
 	err = syscall.Exec(path, append([]string{os.Args[0]}, args...), os.Environ())
-	return fmt.Errorf("starting the build with drivers of clouds: %w", &os.PathError{Op: "exec", Path: path, Err: err})
+	return fmt.Errorf("starting the build with all drivers: %w", &os.PathError{Op: "exec", Path: path, Err: err})
 }

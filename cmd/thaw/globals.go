@@ -31,6 +31,7 @@ type Globals struct {
 	Secret         string        `help:"File with the deployment's secret, mixed into every chunk's key. Without it chunks can be confirmed by whoever can guess them and list the origin." env:"THAW_SECRET" placeholder:"FILE" type:"path" group:"globals"`
 	Cache          string        `help:"Folder of this machine's cache of chunks (STATE/cache)." env:"THAW_CACHE" placeholder:"DIR" group:"globals"`
 	CacheSize      byteSize      `help:"Most bytes that the cache holds." default:"10GiB" env:"THAW_CACHE_SIZE" group:"globals"`
+	Zone           string        `help:"Zone cache: HOST:PORT,… | file:PATH | dns:NAME." env:"THAW_ZONE" placeholder:"LIST" group:"globals"`
 	OriginDeadline time.Duration `help:"How long a read waits for an origin that does not answer, before it fails." default:"60s" env:"THAW_ORIGIN_DEADLINE" group:"globals"`
 	LogFormat      string        `help:"Form of warnings: text or json." enum:"text,json" default:"text" env:"THAW_LOG_FORMAT" group:"globals"`
 

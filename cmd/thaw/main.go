@@ -61,6 +61,7 @@ type cli struct {
 	Df      dfCmd      `cmd:"" help:"Show what tenants and images take in the origin, shared and alone."`
 	Verify  verifyCmd  `cmd:"" help:"Read and check every chunk of an image; compare it with its source; repair it."`
 	Export  exportCmd  `cmd:"" help:"Write an image's device to a sparse file, for e2fsck, debugfs or mount."`
+	Zone    zoneCmd    `cmd:"" help:"Run and watch nodes of the cache that workers share."`
 	Doctor  doctorCmd  `cmd:"" help:"Say what this machine has and lacks for run and mount, and how to mend it."`
 }
 
@@ -123,7 +124,7 @@ func run(ctx context.Context, parts fs.FS, args []string, stdout, stderr io.Writ
 		fmt.Fprintf(stderr, "thaw: %s (thaw --help)\n", oneLine(err.Error()))
 		return exitUsage
 	}
-	if err := g.handOver(ctx, args); err != nil {
+	if err := g.handOver(ctx, k.Command(), args); err != nil {
 		return status(ctx, stderr, err)
 	}
 	k.BindTo(ctx, (*context.Context)(nil))

@@ -23,8 +23,9 @@ import (
 // itself.
 const cloudPart = "_thaw-cloud"
 
-// What only that build opens, by the URL's scheme.
+// What only that build does: verbs, and URLs by their schemes.
 var (
+	fullVerbs    = []string{"zone"} // with Prometheus' library
 	cloudOrigins = []string{"s3", "gs", "azblob"}
 	cloudKeys    = []string{"awskms", "gcpkms", "azurekeyvault", "hashivault"}
 )

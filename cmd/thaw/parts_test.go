@@ -87,7 +87,7 @@ func TestQuickBuild(t *testing.T) {
 	local, full := deps(), deps("-tags=cloud")
 	for _, sdk := range []string{
 		"gocloud.dev/", "cloud.google.com/", "google.golang.org/grpc", "github.com/aws/", "github.com/Azure/", "github.com/hashicorp/vault",
-		"go.opentelemetry.io/",
+		"go.opentelemetry.io/", "github.com/prometheus/",
 	} {
 		if bytes.Contains(local, []byte("\n"+sdk)) {
 			t.Errorf("the build without drivers of clouds has %s", sdk)

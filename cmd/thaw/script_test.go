@@ -60,6 +60,9 @@ const patience = time.Minute
 //	closed VAR                         an address at which nobody listens
 //	tmpfs DIR SIZE                     a file system of that size
 //	sparse FILE                        takes less than half of its size
+//	starts VAR COMMAND...              in the background; VAR is the first line it prints: where it listens
+//	ends VAR TERM|INT|KILL             a signal to it; then nobody listens there
+//	loses VAR                          its first child is killed
 func TestScripts(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/script/*.txt")
 	if err != nil || len(scripts) == 0 {
@@ -73,6 +76,7 @@ func TestScripts(t *testing.T) {
 			e.Vars = append(e.Vars, "THAW_STATE="+e.WorkDir+"/state", "AWS_EC2_METADATA_DISABLED=true", "DOCKER_CONFIG="+e.WorkDir)
 			e.Values[stalledKey{}] = make(chan struct{})
 			e.Values[testKey{}] = e.T()
+			e.Values[startedKey{}] = map[string]*exec.Cmd{}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -84,6 +88,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"layout": cmdLayout, "exits": cmdExits, "pick": cmdPick, "content": cmdContent, "spoil": cmdSpoil, "count": cmdCount, "absent": cmdAbsent,
 			"app": cmdApp, "appears": cmdAppears, "adds": cmdAdds, "serve": cmdServe, "interrupt": cmdInterrupt, "closed": cmdClosed, "tmpfs": cmdTmpfs, "sparse": cmdSparse,
+			"starts": cmdStarts, "ends": cmdEnds, "loses": cmdLoses,
 		},
 	})
 }

@@ -1,0 +1,131 @@
+//go:build cloud
+
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxDev is how many nodes one machine is asked to run: beyond that they
+	// tell nothing more.
+	maxDev = 32
+	// devEnd is how long nodes may take to end; they write to flash what they
+	// have queued.
+	devEnd = 15 * time.Second
+)
+
+// devNode is a node that runs as a child.
+type devNode struct {
+	address string
+	cmd     *exec.Cmd
+	ended   chan error // gets how it ended
+}
+
+// dev runs nodes as children until ctx ends, or none is left.
+func (c *zoneServeCmd) dev(ctx context.Context, g *Globals) error {
+	if c.Dev < 1 || c.Dev > maxDev {
+		return fmt.Errorf("--dev %d: want 1 to %d nodes", c.Dev, maxDev)
+	}
+	if c.Flash != "" || c.TLSCert != "" || c.TLSKey != "" || c.TLSClientCA != "" {
+		return errors.New("--dev runs on loopback in folders of its own: it takes neither --flash nor TLS")
+	}
+	// The kernel ends a child with the thread that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var nodes []*devNode
+	var addresses []string
+	var err error
+	for i := range c.Dev {
+		var n *devNode
+		if n, err = c.child(ctx, g, filepath.Join(g.State, "zone", strconv.Itoa(i))); err != nil {
+			err = fmt.Errorf("node %d: %w", i, err)
+			break
+		}
+		nodes = append(nodes, n)
+		addresses = append(addresses, n.address)
+	}
+	if err == nil {
+		_, err = fmt.Fprintln(g.stdout, strings.Join(addresses, ","))
+	}
+	if err != nil {
+		cancel()
+	}
+	died := 0
+	for _, n := range nodes {
+		if e := <-n.ended; ctx.Err() == nil {
+			g.logger().Error("a node has ended, and is not started again: "+oneLine(e.Error()), "node", n.address)
+			died++
+		}
+	}
+	if err == nil && died == len(nodes) {
+		err = errors.New("no node is left")
+	}
+	return err
+}
+
+// child starts a node in a folder, with the address that it had before if that
+// is free: what its flash holds is asked for there.
+func (c *zoneServeCmd) child(ctx context.Context, g *Globals, dir string) (*devNode, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	record := filepath.Join(dir, "address")
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, exe, "--state="+g.State, "--log-format="+g.LogFormat, "zone",
+		"--listen="+formerAddress(record), "--flash="+filepath.Join(dir, "flash"),
+		"--memory="+cmp.Or(c.Memory, devMemory).String(), "--flash-size="+cmp.Or(c.FlashSize, devFlash).String())
+	cmd.Stderr = os.Stderr
+	// A group of its own, so that Ctrl-C reaches it once: the second kills.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = devEnd
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	n := &devNode{address: strings.TrimSpace(line), cmd: cmd, ended: make(chan error, 1)}
+	if err != nil {
+		return nil, errors.Join(errors.New("it did not start"), cmd.Wait())
+	}
+	go func() { n.ended <- cmp.Or(cmd.Wait(), errors.New("it has ended by itself")) }()
+	return n, os.WriteFile(record, []byte(line), 0o600)
+}
+
+// formerAddress reads the address that a node had, if nobody listens there.
+func formerAddress(record string) string {
+	const any = "127.0.0.1:0"
+	b, _ := os.ReadFile(record) // none is there the first time
+	address := strings.TrimSpace(string(b))
+	if !loopback(address) {
+		return any
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return any
+	}
+	_ = l.Close()
+	return address
+}

@@ -1,0 +1,99 @@
+//go:build cloud
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"thaw/zone/node"
+)
+
+// What a node takes unless it is told; small for several on one machine.
+const (
+	nodeMemory, nodeFlash = 1 << 30, 50 << 30
+	devMemory, devFlash   = 128 << 20, 1 << 30
+)
+
+// Run serves until it is told to end.
+func (c *zoneServeCmd) Run(ctx context.Context, g *Globals) (err error) {
+	if c.Dev != 0 {
+		return c.dev(ctx, g)
+	}
+	secure, err := c.tls()
+	if err != nil {
+		return err
+	}
+	if secure == nil && !loopback(c.Listen) {
+		return fmt.Errorf("--listen %s: without TLS a node listens on loopback only, such as 127.0.0.1:7070; give --tls-cert and --tls-key", c.Listen)
+	}
+	n, err := node.Open(node.Options{
+		Memory: int64(cmp.Or(c.Memory, nodeMemory)), Flash: c.Flash, FlashSize: int64(cmp.Or(c.FlashSize, nodeFlash)),
+		Warn: func(err error) { g.logger().Warn(oneLine(err.Error())) },
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Close()) }()
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // within a zone one path is enough, and the plain one has less to do
+	l, err := lc.Listen(ctx, "tcp", c.Listen)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(g.stdout, l.Addr()); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	if secure != nil {
+		l = tls.NewListener(l, secure)
+	}
+	return n.Serve(ctx, l)
+}
+
+// loopback tells whether an address can only be reached from this machine.
+func loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+// tls gives what the flags say, or nil for none.
+func (c *zoneServeCmd) tls() (*tls.Config, error) {
+	if c.TLSCert == "" && c.TLSKey == "" && c.TLSClientCA == "" {
+		return nil, nil
+	}
+	if c.TLSCert == "" || c.TLSKey == "" {
+		return nil, errors.New("TLS takes both --tls-cert and --tls-key")
+	}
+	cert, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
+	}
+	t := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
+	if c.TLSClientCA != "" {
+		if t.ClientCAs, err = authorities(c.TLSClientCA); err != nil {
+			return nil, fmt.Errorf("--tls-client-ca: %w", err)
+		}
+		t.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return t, nil
+}
+
+// authorities reads certificates.
+func authorities(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s has no certificate", path)
+	}
+	return pool, nil
+}

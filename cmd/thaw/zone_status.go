@@ -1,0 +1,191 @@
+//go:build cloud
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"thaw/zone"
+	"thaw/zone/node"
+)
+
+const (
+	// nodeTimeout is how long a node may take to say how it is: it is in memory.
+	nodeTimeout = 2 * time.Second
+	// maxStatus bounds what a node may say in bytes: it says 8 KiB.
+	maxStatus = 1 << 20
+	// asking is how many nodes are asked at once.
+	asking = 16
+)
+
+// zoneNode is one node, for --json.
+type zoneNode struct {
+	Node   string      `json:"node"`
+	Weight int         `json:"weight"`
+	Rack   string      `json:"rack,omitempty"`
+	State  string      `json:"state"` // up, draining or down
+	Error  string      `json:"error,omitempty"`
+	Stats  *node.Stats `json:"stats,omitempty"`
+}
+
+// nodeClient speaks to nodes.
+type nodeClient struct {
+	http.Client
+	scheme string
+}
+
+func (t *zoneTLS) client() (*nodeClient, error) {
+	c := &nodeClient{http.Client{Timeout: nodeTimeout}, "http://"}
+	if t.CA == "" && t.Cert == "" && t.Key == "" {
+		return c, nil
+	}
+	if t.CA == "" || (t.Cert == "") != (t.Key == "") {
+		return nil, errors.New("TLS takes --tls-ca, and for nodes that want a certificate both --tls-cert and --tls-key")
+	}
+	pool, err := authorities(t.CA)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-ca: %w", err)
+	}
+	config := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
+	if t.Cert != "" {
+		cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
+		}
+		config.Certificates = []tls.Certificate{cert}
+	}
+	c.Transport, c.scheme = &http.Transport{TLSClientConfig: config}, "https://"
+	return c, nil
+}
+
+// ask sends a request to a node, and gives the body of a good answer.
+func (c *nodeClient) ask(ctx context.Context, method, address, path string) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, method, c.scheme+address+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxStatus))
+	if err == nil && res.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s: %s", address, res.Status)
+	}
+	return body, err
+}
+
+// Run lists the nodes.
+func (c *zoneStatusCmd) Run(ctx context.Context, g *Globals) error {
+	if g.Zone == "" {
+		return errors.New("which zone? give --zone or THAW_ZONE, such as the first line of thaw zone --dev 5")
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	members, err := zone.ReadMembers(ctx, g.Zone)
+	if err != nil {
+		return err
+	}
+	all := make([]zoneNode, 0, len(members.All()))
+	for _, m := range members.All() {
+		all = append(all, zoneNode{Node: m.Addr, Weight: m.Weight, Rack: m.Rack})
+	}
+	var work sync.WaitGroup
+	room := make(chan struct{}, asking)
+	for i := range all {
+		room <- struct{}{}
+		work.Go(func() {
+			all[i].ask(ctx, client)
+			<-room
+		})
+	}
+	work.Wait()
+	if err := c.print(g.stdout, all); err != nil {
+		return err
+	}
+	down := 0
+	for _, n := range all {
+		if n.State == "down" {
+			down++
+		}
+	}
+	if down > 0 {
+		return fmt.Errorf("%d of %d nodes down", down, len(all))
+	}
+	return nil
+}
+
+func (n *zoneNode) ask(ctx context.Context, c *nodeClient) {
+	body, err := c.ask(ctx, http.MethodGet, n.Node, "/status")
+	if err == nil {
+		err = json.Unmarshal(body, &n.Stats)
+	}
+	if err != nil || n.Stats == nil {
+		n.State, n.Stats, n.Error = "down", nil, oneLine(fmt.Sprint(err))
+		return
+	}
+	n.State = n.Stats.State
+}
+
+func (c *zoneStatusCmd) print(w io.Writer, all []zoneNode) error {
+	if c.JSON {
+		enc := json.NewEncoder(w)
+		for _, n := range all {
+			if err := enc.Encode(n); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tSTATE\tMEMORY\tFLASH\tSTRIPES\tGETS\tHITS")
+	for _, n := range all {
+		if n.Stats == nil {
+			fmt.Fprintf(t, "%s\t%s\t%s\n", n.Node, n.State, strings.TrimSpace(n.Error))
+			continue
+		}
+		s := n.Stats
+		hits := s.Gets.Memory + s.Gets.Flash
+		rate := "-"
+		if gets := hits + s.Gets.Missed; gets > 0 {
+			rate = fmt.Sprintf("%.1f %%", 100*float64(hits)/float64(gets))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Node, oneLine(s.State), tierUse(s.Memory), tierUse(s.Flash),
+			max(s.Memory.Stripes, s.Flash.Stripes), hits+s.Gets.Missed, rate)
+	}
+	return t.Flush()
+}
+
+// tierUse says what is used of what may be.
+func tierUse(t node.Tier) string {
+	if t.Limit == 0 {
+		return "none"
+	}
+	return human(t.Used) + " of " + human(t.Limit)
+}
+
+// Run tells the node.
+func (c *zoneDrainCmd) Run(ctx context.Context, g *Globals) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	if _, err := client.ask(ctx, http.MethodPost, c.Node, "/drain"); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(g.stdout, "%s takes in nothing more until it is started again\n", c.Node)
+	return err
+}
