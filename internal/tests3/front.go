@@ -1,10 +1,12 @@
 package tests3
 
 import (
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,15 +23,16 @@ type Front struct {
 	rule  faults.Rule
 	seen  Seen
 	now   int // requests under way
+	gets  int // of now
 	asked map[string]bool
 }
 
-// Seen is what a Front has been asked.
+// Seen is what a Front has been asked. Gets are those of objects whose keys hold
+// the text given to Front.
 type Seen struct {
-	Requests   int
-	MostAtOnce int // requests under way
-	Gets       int // of objects whose keys hold the text given to Front
-	Distinct   int // objects of these
+	Requests, Gets             int
+	MostAtOnce, MostGetsAtOnce int      // under way
+	Asked                      []string // the paths of the gets, each once, sorted
 }
 
 // Handler passes requests on to the server, which checks the signatures: the
@@ -69,8 +72,9 @@ func (s *Server) Front(t testing.TB, rule faults.Rule, of string) *Front {
 		return rule(call, r)
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		f.enter(r, of)
-		defer f.leave()
+		get := r.Method == http.MethodGet && strings.Contains(r.URL.Path, of)
+		f.enter(r.URL.Path, get)
+		defer f.leave(get)
 		broken.ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
@@ -78,22 +82,27 @@ func (s *Server) Front(t testing.TB, rule faults.Rule, of string) *Front {
 	return f
 }
 
-func (f *Front) enter(r *http.Request, of string) {
+func (f *Front) enter(path string, get bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.now++
 	f.seen.Requests++
 	f.seen.MostAtOnce = max(f.seen.MostAtOnce, f.now)
-	if r.Method == http.MethodGet && strings.Contains(r.URL.Path, of) {
+	if get {
+		f.gets++
 		f.seen.Gets++
-		f.asked[r.URL.Path] = true
+		f.seen.MostGetsAtOnce = max(f.seen.MostGetsAtOnce, f.gets)
+		f.asked[path] = true
 	}
 }
 
-func (f *Front) leave() {
+func (f *Front) leave(get bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.now--
+	if get {
+		f.gets--
+	}
 }
 
 // Set has another rule in force.
@@ -108,7 +117,7 @@ func (f *Front) Seen() Seen {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.seen
-	s.Distinct = len(f.asked)
+	s.Asked = slices.Sorted(maps.Keys(f.asked))
 	return s
 }
 
@@ -116,6 +125,6 @@ func (f *Front) Seen() Seen {
 func (f *Front) Forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.seen = Seen{MostAtOnce: f.now}
+	f.seen = Seen{MostAtOnce: f.now, MostGetsAtOnce: f.gets}
 	clear(f.asked)
 }

@@ -28,8 +28,10 @@ type Server struct {
 func Start(t testing.TB) *Server {
 	t.Helper()
 	bin := os.Getenv("THAW_VERSITYGW")
-	if bin == "" {
-		bin = filepath.Join("..", "..", "bin", "versitygw") // of a package two folders deep
+	for up := ".."; bin == ""; up = filepath.Join(up, "..") { // tests run in their package's folder
+		if _, err := os.Stat(filepath.Join(up, "go.mod")); err == nil || up == "../../../.." {
+			bin = filepath.Join(up, "bin", "versitygw")
+		}
 	}
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("no S3 server to test with (%v): %s, or set THAW_VERSITYGW", err, buildServer)
