@@ -206,6 +206,7 @@ func (c *control) handle(r request, in *passing) answer {
 	switch r.Op {
 	case opStats:
 		s := c.chunks.Stats()
+		s.Decrypt = c.dev.Decrypts()
 		return answer{Stats: &s}
 	case opFault:
 		c.mu.Lock()

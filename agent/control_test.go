@@ -100,7 +100,7 @@ func TestEvents(t *testing.T) {
 	if text, err := asks.Fault(); err != nil || text != "image app: read of image: three" {
 		t.Errorf("%q, %v", text, err)
 	}
-	if s, err := asks.Stats(); err != nil || s != (cache.Stats{}) {
+	if s, err := asks.Stats(); err != nil || !s.IsZero() {
 		t.Errorf("%+v, %v", s, err)
 	}
 }

@@ -21,30 +21,32 @@
 //
 //	 0  8  "thaw-L1\n"
 //	 8  1  version, 2
-//	 9  1  length of the root's name, 1 to 32
+//	 9  1  length of the root's name, 0 to 32; 0: there will be no gets
 //	10  8  when the start that reads began, µs since 1970; 0 for unknown
 //	18  n  the root's name
 //
 // which is not answered, then requests of 48 bytes:
 //
-//	 0  4  id of a get or prefetch, chosen by the client, not of one under way; 0 for touch
-//	 4  1  op: 1 get, 2 touch: the chunk is in use, 3 cancel: of the get or prefetch of that id,
-//	       4 prefetch: have the chunk in the folder, behind all gets
+//	 0  4  id, chosen by the client, not of one under way; 0 for touch
+//	 4  1  op: 1 get, 2 touch: chunks are in use, 3 cancel: of the get or prefetch of that id,
+//	       4 prefetch: have the chunk in the folder, behind all gets, 5 stats
 //	 5  3  reserved
-//	 8  4  how long to try, ms, at least 1; 0 for touch and cancel
-//	12  4  sealed length of the chunk, 1 to 2 MiB; 0 for touch and cancel
-//	16 32  the chunk's name; zero for cancel
+//	 8  4  of get and prefetch: how long to try, ms, at least 1; else 0
+//	12  4  of get and prefetch: sealed length of the chunk, 1 to 2 MiB; of touch: length of
+//	       what follows; else 0
+//	16 32  of get and prefetch: the chunk's name; else 0
+//	48  n  of touch: the names of the chunks, 1 to 512
 //
 // At most 64 gets and 16 prefetches are under way. The fetcher answers each
 // one, in any order, but those cancelled, which it may or may not answer:
 //
 //	 0  4  id of the request; 0: this ends the connection, for the reason that follows
 //	 4  1  status: 0 found, 1 not found, 2 corrupt, 3 unavailable, 4 internal
-//	 5  1  tier it came from or failed in: 1 cache, 2 zone, 3 origin, 0 none
+//	 5  1  tier it came from or failed in: 1 cache, 2 zone, 3 origin; 0 none, and for stats
 //	 6  2  reserved
 //	 8  4  length of what follows, at most 2 MiB; at most 512 if the status is not 0
-//	12  n  the sealed chunk, which the fetcher has hashed, nothing for a prefetch;
-//	       else one line of text
+//	12  n  the sealed chunk, which the fetcher or its tier has hashed; nothing for a
+//	       prefetch; FetcherStats as JSON for stats; else one line of text
 //
 // There is no way to report a bad file: a get of a chunk whose file is there is
 // that report, since the fetcher hashes every file before it gives it away and
@@ -81,49 +83,6 @@ func (t Tier) String() string {
 		return "origin"
 	}
 	return "fetcher" // it failed before it could ask a tier
-}
-
-// Count is what one tier did.
-type Count struct {
-	Chunks  int64 `json:"chunks"`  // chunks whose first touch this tier served
-	Bytes   int64 `json:"bytes"`   // their sealed bytes
-	Hits    int64 `json:"hits"`    // times it was asked and gave a chunk, first touches included
-	Corrupt int64 `json:"corrupt"` // times it gave bytes that were not the chunk's
-	Errors  int64 `json:"errors"`  // times it failed in another way than not having the chunk
-}
-
-// Amount is a number of chunks.
-type Amount struct {
-	Chunks int64 `json:"chunks"`
-	Bytes  int64 `json:"bytes"` // their sealed bytes
-}
-
-func (a *Amount) add(size int) { a.Chunks, a.Bytes = a.Chunks+1, a.Bytes+int64(size) }
-
-// Stats counts by tier. A Client's Chunks and Bytes count each chunk once, by
-// the tier that served its first touch; a Fetcher's count each time it had to
-// get a chunk.
-type Stats struct {
-	Cache  Count `json:"cache"`
-	Zone   Count `json:"zone"`
-	Origin Count `json:"origin"`
-	// Prefetched is what Prefetch brought into the folder from a tier beyond,
-	// PrefetchUsed what of that was touched.
-	Prefetched   Amount `json:"prefetched"`
-	PrefetchUsed Amount `json:"prefetch_used"`
-}
-
-// of gives the tier's own count, nil for none.
-func (s *Stats) of(t Tier) *Count {
-	switch t {
-	case Cache:
-		return &s.Cache
-	case Zone:
-		return &s.Zone
-	case Origin:
-		return &s.Origin
-	}
-	return nil
 }
 
 // failure is what a fetcher answers instead of a chunk.

@@ -59,6 +59,7 @@ type Client struct {
 
 	touches touches
 	buffers sync.Pool // *[]byte, for hashing
+	times   times
 
 	mu      sync.Mutex // guards what follows and the fields of all records
 	closed  bool
@@ -136,8 +137,10 @@ func (c *Client) Close() error {
 // Stats counts by tier, since the start.
 func (c *Client) Stats() Stats {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.stats
+	s := c.stats
+	c.mu.Unlock()
+	c.times.into(&s)
+	return s
 }
 
 // Find implements chunk.Finder. It waits until ctx ends or for the client's

@@ -212,13 +212,19 @@ func (f *Fetcher) askOnce(ctx context.Context, u Upstream, w wanted, try time.Du
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	data, err := source.Get(ctx, w.name)
 	if err != nil {
 		return nil, err
 	}
+	f.times.tiers[u.Tier].Since(began)
 	if len(data) != w.size {
 		return nil, fmt.Errorf("%w: %d bytes, should be %d", chunk.ErrCorrupt, len(data), w.size)
 	}
+	if u.Hashes {
+		return data, nil
+	}
+	defer f.times.hash.Since(time.Now())
 	return data, chunk.Check(data, w.name)
 }
 

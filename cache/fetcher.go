@@ -49,8 +49,10 @@ type Upstream struct {
 	Tier Tier
 	// Source gives the tier's chunks of one root. It is called for each fetch,
 	// by many goroutines at a time; an error counts as a failure of the tier,
-	// which may pass. The Source is not trusted: its bytes are hashed.
+	// which may pass. Its bytes are hashed, unless it Hashes itself.
 	Source func(root string) (chunk.Source, error)
+	// Hashes says that the Source has hashed what it gives: it is trusted.
+	Hashes bool
 	// Fill, if set, is told of a chunk that this tier was asked for and a later
 	// one gave. The bytes have been hashed, and nobody may change them. A reader
 	// waits for its return, so it leaves the work to others and drops what is too
@@ -68,6 +70,8 @@ type FetcherOptions struct {
 	// Warn, if set, is told what went wrong with a connection. Any goroutine
 	// may call it.
 	Warn func(error)
+	// More, if set, gives numbers to send along to AskStats, as JSON.
+	More func() any
 
 	Connections int   // at a time; more wait: 1,024
 	Requests    int   // to get a chunk, at a time; more wait: 2,048
@@ -89,6 +93,8 @@ type Fetcher struct {
 	prefetches *semaphore.Weighted // bytes
 	queue      *queue              // for the last tier
 
+	times times
+	now   gauges
 	mu    sync.Mutex // guards stats
 	stats Stats
 }
@@ -130,16 +136,6 @@ func orDefault[T int | int64 | time.Duration](v *T, value T) {
 	if *v <= 0 {
 		*v = value
 	}
-}
-
-// Stats counts the chunks got, by tier. The cache's errors are chunks that
-// could not be kept.
-func (f *Fetcher) Stats() Stats {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s := f.stats
-	s.Cache.Corrupt, s.Cache.Errors = f.o.Folder.corrupt.Load(), f.o.Folder.failures.Load()
-	return s
 }
 
 func (f *Fetcher) count(t Tier, change func(c *Count)) {

@@ -192,6 +192,13 @@ func (g *flights[K, V]) forget(key K, c *call[V]) {
 	}
 }
 
+// count is how many are under way.
+func (g *flights[K, V]) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.calls)
+}
+
 // close ends all work and waits for it.
 func (g *flights[K, V]) close() {
 	g.mu.Lock()

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"thaw/chunk"
+	"thaw/latency"
 )
 
 const (
@@ -65,15 +66,16 @@ type Folder struct {
 	failures atomic.Int64
 	evicted  atomic.Int64
 	failing  atomic.Bool
+	keeps    latency.Histogram
 }
 
 // FolderStats are what happened in this process, but for Used.
 type FolderStats struct {
-	Used     int64 // bytes of all processes' chunks, or a little more; -1 if not known
-	Limit    int64 // bytes
-	Corrupt  int64 // files that did not hold their chunk, and were removed
-	Evicted  int64 // files removed to make room
-	Failures int64 // chunks that could not be kept
+	Used     int64 `json:"used"`     // bytes of all processes' chunks, or a little more; -1 if not known
+	Limit    int64 `json:"limit"`    // bytes
+	Corrupt  int64 `json:"corrupt"`  // files that did not hold their chunk, and were removed
+	Evicted  int64 `json:"evicted"`  // files removed to make room
+	Failures int64 `json:"failures"` // chunks that could not be kept
 }
 
 // OpenFolder makes the folder if it is missing, and removes what killed
@@ -144,6 +146,7 @@ func (f *Folder) Fill(ctx context.Context, name chunk.Name, size int, get func(c
 	if data, err = get(ctx); err != nil {
 		return nil, false, err
 	}
+	defer f.keeps.Since(time.Now())
 	f.report(f.keep(name, data))
 	return data, false, nil
 }

@@ -188,11 +188,7 @@ func (r *rig) read(t testing.TB, want chunk.Sealed) {
 // settle waits until nothing is under way.
 func (f *fetcher) settle(t testing.TB) {
 	t.Helper()
-	eventually(t, func() bool {
-		f.flights.mu.Lock()
-		defer f.flights.mu.Unlock()
-		return len(f.flights.calls) == 0
-	})
+	eventually(t, func() bool { return f.flights.count() == 0 })
 }
 
 // read reads a whole chunk through the client, and holds it to its bytes.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -107,6 +108,7 @@ type link struct {
 }
 
 type pending struct {
+	op     op
 	size   uint32      // of the bytes that are to come
 	answer chan answer // holds one, so that the reader never waits
 }
@@ -132,7 +134,7 @@ func (l *link) write(b []byte) error {
 }
 
 func (l *link) call(ctx context.Context, r request) (answer, error) {
-	p := &pending{size: r.size, answer: make(chan answer, 1)}
+	p := &pending{op: r.op, size: r.size, answer: make(chan answer, 1)}
 	if r.op == opPrefetch {
 		p.size = 0
 	}
@@ -192,8 +194,8 @@ func (l *link) readAnswer(in *bufio.Reader) error {
 		_, err := in.Discard(int(h.length))
 		return err
 	}
-	if h.status == statusFound && h.length != p.size {
-		return fmt.Errorf("%w: %d bytes of a chunk of %d", errProtocol, h.length, p.size)
+	if h.status == statusFound && (h.length != p.size || h.tier == 0) {
+		return fmt.Errorf("%w: %d bytes of a chunk of %d, from the %s", errProtocol, h.length, p.size, h.tier)
 	}
 	payload := make([]byte, h.length)
 	if _, err := io.ReadFull(in, payload); err != nil {
@@ -212,9 +214,9 @@ func (l *link) readAnswer(in *bufio.Reader) error {
 
 const (
 	// touchDelay lets touches come together into one write.
-	touchDelay = 10 * time.Second
-	// maxTouches are the names kept for sending, 32 KiB; more are dropped.
-	maxTouches = 1024
+	touchDelay = 5 * time.Second
+	// maxTouches are the names kept for sending, 128 KiB; more are dropped.
+	maxTouches = 4096
 	// lastTouches bounds what Close waits for telling what was used.
 	lastTouches = time.Second
 )
@@ -277,9 +279,7 @@ func (c *Client) sendTouches(names []chunk.Name) {
 	if err != nil {
 		return
 	}
-	frames := make([]byte, 0, len(names)*requestSize)
-	for _, name := range names {
-		frames = request{op: opTouch, name: name}.append(frames)
+	for part := range slices.Chunk(names, maxNames) {
+		_ = l.write(appendTouch(nil, part))
 	}
-	_ = l.write(frames)
 }

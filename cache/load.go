@@ -208,6 +208,7 @@ func (c *Client) fromFolder(ctx context.Context, w wanted) (good, bad bool) {
 		return false, false
 	}
 	defer func() { <-c.reading }()
+	began := time.Now()
 	file, id, err := c.open(w.name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, false
@@ -228,6 +229,7 @@ func (c *Client) fromFolder(ctx context.Context, w wanted) (good, bad bool) {
 		})
 		return false, bad
 	}
+	c.times.tiers[Cache].Since(began)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.record(w.name)
@@ -243,6 +245,7 @@ func (c *Client) check(file *os.File, id identity, w wanted) error {
 	if id.size != int64(w.size) {
 		return chunk.ErrCorrupt
 	}
+	defer c.times.hash.Since(time.Now())
 	buffer, _ := c.buffers.Get().(*[]byte)
 	if buffer == nil || cap(*buffer) < w.size {
 		fresh := make([]byte, w.size)
@@ -266,6 +269,7 @@ func (c *Client) fromFetcher(ctx context.Context, w wanted) (*held, error) {
 	defer func() { <-c.asking }()
 	// The fetcher is to say why it failed before those who wait have gone.
 	wait := max(c.o.Deadline-min(c.o.Deadline/10, time.Second), time.Millisecond)
+	began := time.Now()
 	a, err := c.links.call(ctx, request{op: opGet, wait: wait, size: uint32(w.size), name: w.name})
 	if err != nil {
 		return nil, err
@@ -280,6 +284,7 @@ func (c *Client) fromFetcher(ctx context.Context, w wanted) (*held, error) {
 		})
 		return nil, a.failed
 	}
+	c.times.tiers[a.tier].Since(began)
 	h := &held{data: a.data}
 	c.mu.Lock()
 	defer c.mu.Unlock()

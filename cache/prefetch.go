@@ -83,6 +83,8 @@ func (c *Client) prefetched(name chunk.Name, size int) {
 
 // prefetch is answer for a request that wants no bytes.
 func (f *Fetcher) prefetch(ctx context.Context, p *peer, r request) {
+	f.now.requests.Add(1)
+	defer f.now.requests.Add(-1)
 	if f.prefetches.Acquire(ctx, int64(r.size)) == nil { // else flights.whole says so
 		defer f.prefetches.Release(int64(r.size))
 	}

@@ -228,6 +228,15 @@ func (q *queue) free(size int64) {
 	q.admit()
 }
 
+func (q *queue) stats() QueueStats {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return QueueStats{
+		Limit: q.limit, Most: q.most, Busy: q.busy, Prefetches: q.behind, Waiting: len(q.waiting),
+		Bytes: q.bytes, GaveUp: q.gaveUp, SlowDowns: q.slows,
+	}
+}
+
 // waiters is a heap, the most urgent first.
 type waiters []*waiter
 

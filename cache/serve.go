@@ -9,6 +9,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"thaw/chunk"
 )
 
 const (
@@ -63,6 +65,8 @@ func (f *Fetcher) serveConn(ctx context.Context, conn net.Conn) {
 		f.o.Warn(fmt.Errorf("cache: connection refused: %w", err))
 		return
 	}
+	f.now.connections.Add(1)
+	defer f.now.connections.Add(-1)
 	p := &peer{conn: conn, gets: map[uint32]context.CancelFunc{}}
 	err := f.readRequests(ctx, p, &running)
 	if errors.Is(err, errProtocol) {
@@ -80,7 +84,7 @@ func (f *Fetcher) readRequests(ctx context.Context, p *peer, running *sync.WaitG
 		return err
 	}
 	_ = p.conn.SetReadDeadline(time.Time{})
-	slots, behind := make(chan struct{}, perConnection), make(chan struct{}, perPrefetch)
+	slots, behind, touching := make(chan struct{}, perConnection), make(chan struct{}, perPrefetch), make(chan struct{}, 1)
 	for {
 		r, err := readRequest(in)
 		if err != nil {
@@ -88,11 +92,19 @@ func (f *Fetcher) readRequests(ctx context.Context, p *peer, running *sync.WaitG
 		}
 		switch r.op {
 		case opTouch:
-			f.o.Folder.Touch(r.name)
+			if err := f.touch(ctx, in, r.size, touching, running); err != nil {
+				return err
+			}
+			continue
+		case opStats:
+			f.tell(p, r)
 			continue
 		case opCancel:
 			p.end(r.id)
 			continue
+		}
+		if p.root == "" {
+			return fmt.Errorf("%w: a get without a root", errProtocol)
 		}
 		slots, answer := slots, f.answer
 		if r.op == opPrefetch {
@@ -109,6 +121,28 @@ func (f *Fetcher) readRequests(ctx context.Context, p *peer, running *sync.WaitG
 	}
 }
 
+// touch reads the names of chunks in use, and notes that behind the requests
+// that follow.
+func (f *Fetcher) touch(ctx context.Context, in io.Reader, size uint32, slot chan struct{}, running *sync.WaitGroup) error {
+	names := make([]chunk.Name, size/uint32(len(chunk.Name{})))
+	for i := range names {
+		if _, err := io.ReadFull(in, names[i][:]); err != nil {
+			return err
+		}
+	}
+	if !take(ctx, slot) {
+		return ctx.Err()
+	}
+	running.Go(func() {
+		defer func() { <-slot }()
+		for _, name := range names {
+			f.o.Folder.Touch(name)
+		}
+		f.now.touched.Add(int64(len(names)))
+	})
+	return nil
+}
+
 // take waits for a slot; false: ctx ended before.
 func take(ctx context.Context, slots chan struct{}) bool {
 	select {
@@ -121,6 +155,8 @@ func take(ctx context.Context, slots chan struct{}) bool {
 
 // answer gets a chunk and sends it, or why not.
 func (f *Fetcher) answer(ctx context.Context, p *peer, r request) {
+	f.now.requests.Add(1)
+	defer f.now.requests.Add(-1)
 	if take(ctx, f.requests) { // else flights.do says so
 		defer func() { <-f.requests }()
 	}

@@ -29,7 +29,11 @@ const (
 	opCancel op = 3
 	// opPrefetch is answered without the bytes.
 	opPrefetch op = 4
+	opStats    op = 5
 )
+
+// maxNames is the most names in one touch: 16 KiB.
+const maxNames = 512
 
 type status uint8
 
@@ -77,7 +81,7 @@ func checkRoot(root string) error {
 
 // hello is the first frame to the fetcher.
 type hello struct {
-	root  string
+	root  string // empty: there will be no gets
 	start uint64 // when the start that reads began, µs since 1970; 0 for unknown
 }
 
@@ -101,7 +105,11 @@ func readHello(r io.Reader) (hello, error) {
 	if _, err := io.ReadFull(r, root); err != nil {
 		return hello{}, err
 	}
-	return hello{string(root), binary.BigEndian.Uint64(front[len(magic)+2:])}, checkRoot(string(root))
+	h := hello{string(root), binary.BigEndian.Uint64(front[len(magic)+2:])}
+	if h.root == "" {
+		return h, nil
+	}
+	return h, checkRoot(h.root)
 }
 
 // request is one frame to the fetcher.
@@ -121,6 +129,15 @@ func (r request) append(b []byte) []byte {
 	return append(b, r.name[:]...)
 }
 
+// appendTouch appends the frame that says that chunks are in use.
+func appendTouch(b []byte, names []chunk.Name) []byte {
+	b = request{op: opTouch, size: uint32(len(names) * len(chunk.Name{}))}.append(b)
+	for i := range names {
+		b = append(b, names[i][:]...)
+	}
+	return b
+}
+
 func parseRequest(b *[requestSize]byte) (request, error) {
 	r := request{
 		id:   binary.BigEndian.Uint32(b[0:]),
@@ -134,8 +151,9 @@ func parseRequest(b *[requestSize]byte) (request, error) {
 	case opGet, opPrefetch:
 		ok = ok && r.id != 0 && r.wait > 0 && r.size > 0 && r.size <= chunk.MaxSize
 	case opTouch:
-		ok = ok && r.id == 0 && r.wait == 0 && r.size == 0
-	case opCancel:
+		n := uint32(len(r.name))
+		ok = ok && r.id == 0 && r.wait == 0 && r.size > 0 && r.size%n == 0 && r.size <= maxNames*n && r.name == chunk.Name{}
+	case opCancel, opStats:
 		ok = ok && r.id != 0 && r.wait == 0 && r.size == 0 && r.name == chunk.Name{}
 	default:
 		ok = false
@@ -177,7 +195,7 @@ func parseHeader(b *[headerSize]byte) (header, error) {
 	}
 	ok := b[6]|b[7] == 0 && h.tier <= Origin && h.status <= statusInternal
 	if h.status == statusFound {
-		ok = ok && h.id != 0 && h.tier != 0 && h.length <= chunk.MaxSize
+		ok = ok && h.id != 0 && h.length <= chunk.MaxSize
 	} else {
 		ok = ok && h.length <= maxText
 	}

@@ -19,12 +19,13 @@ import (
 func TestWire(t *testing.T) {
 	name := chunk.Name(bytes.Repeat([]byte{0xab}, 32))
 	for want, got := range map[string][]byte{
-		"746861772d4c310a" + "02" + "02" + "0005f5e100000102" + "7231":                    hello{"r1", 0x5f5e100000102}.append(nil),
-		"00000007" + "01" + "000000" + "000003e9" + "00080000" + strings.Repeat("ab", 32): request{7, opGet, 1000*time.Millisecond + 1, 512 << 10, name}.append(nil),
-		"00000000" + "02" + "000000" + "00000000" + "00000000" + strings.Repeat("ab", 32): request{op: opTouch, name: name}.append(nil),
-		"00000007" + "04" + "000000" + "000003e8" + "00080000" + strings.Repeat("ab", 32): request{7, opPrefetch, time.Second, 512 << 10, name}.append(nil),
-		"00000007" + "03" + "000000" + "00000000" + "00000000" + strings.Repeat("00", 32): request{id: 7, op: opCancel}.append(nil),
-		"00000007" + "00" + "03" + "0000" + "00080000":                                    header{7, statusFound, Origin, 512 << 10}.append(nil),
+		"746861772d4c310a" + "02" + "02" + "0005f5e100000102" + "7231":                                               hello{"r1", 0x5f5e100000102}.append(nil),
+		"00000007" + "01" + "000000" + "000003e9" + "00080000" + strings.Repeat("ab", 32):                            request{7, opGet, 1000*time.Millisecond + 1, 512 << 10, name}.append(nil),
+		"00000000" + "02" + "000000" + "00000000" + "00000040" + strings.Repeat("00", 32) + strings.Repeat("ab", 64): appendTouch(nil, []chunk.Name{name, name}),
+		"00000007" + "05" + "000000" + "00000000" + "00000000" + strings.Repeat("00", 32):                            request{id: 7, op: opStats}.append(nil),
+		"00000007" + "04" + "000000" + "000003e8" + "00080000" + strings.Repeat("ab", 32):                            request{7, opPrefetch, time.Second, 512 << 10, name}.append(nil),
+		"00000007" + "03" + "000000" + "00000000" + "00000000" + strings.Repeat("00", 32):                            request{id: 7, op: opCancel}.append(nil),
+		"00000007" + "00" + "03" + "0000" + "00080000":                                                               header{7, statusFound, Origin, 512 << 10}.append(nil),
 	} {
 		if hex.EncodeToString(got) != want {
 			t.Errorf("wrote %x, want %s", got, want)
@@ -56,7 +57,7 @@ func TestOneLine(t *testing.T) {
 
 func FuzzRequest(f *testing.F) {
 	f.Add(request{1, opGet, time.Second, 4096, chunk.Name{1}}.append(nil))
-	f.Add(request{op: opTouch}.append(nil))
+	f.Add(appendTouch(nil, make([]chunk.Name, 1)))
 	f.Add(bytes.Repeat([]byte{0xff}, requestSize))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := readRequest(bytes.NewReader(b))
@@ -72,7 +73,7 @@ func FuzzHello(f *testing.F) {
 	f.Add([]byte("thaw-L1\n\x01\x02r1"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := readHello(bytes.NewReader(b))
-		if err == nil && (!bytes.HasPrefix(b, h.append(nil)) || checkRoot(h.root) != nil) {
+		if err == nil && (!bytes.HasPrefix(b, h.append(nil)) || h.root != "" && checkRoot(h.root) != nil) {
 			t.Errorf("%x is read as %+v", b, h)
 		}
 	})
@@ -116,7 +117,9 @@ func FuzzPeer(f *testing.F) {
 	f.Add(get)
 	f.Add(request{2, opPrefetch, time.Second, small, c.Name}.append(get))
 	f.Add(request{2, opGet, time.Millisecond, 1, chunk.Name{}}.append(get))
-	f.Add(request{op: opTouch, name: c.Name}.append(get))
+	f.Add(appendTouch(get, []chunk.Name{c.Name, {}}))
+	f.Add(request{id: 3, op: opStats}.append(hello{}.append(nil)))
+	f.Add(request{1, opGet, time.Second, small, c.Name}.append(hello{}.append(nil)))
 	f.Add(request{id: 1, op: opCancel}.append(get))
 	f.Add(append(get, make([]byte, requestSize)...))
 	folder := newFolder(f, 1<<20)

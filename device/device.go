@@ -16,8 +16,10 @@ import (
 	"math/bits"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"thaw/chunk"
+	"thaw/latency"
 	"thaw/manifest"
 )
 
@@ -38,6 +40,8 @@ type Device struct {
 	finder  chunk.Finder
 	streams [streamSlots]atomic.Pointer[stream] // a chunk's slot is its place in chunks, modulo
 	touched touched
+
+	decrypts latency.Histogram
 }
 
 // stream is the expanded key of the chunk at a place in Device.chunks.
@@ -69,6 +73,10 @@ func New(m *manifest.Manifest, f chunk.Finder) (*Device, error) {
 
 // Size gives the device's size in bytes.
 func (d *Device) Size() int64 { return d.size }
+
+// Decrypts tells how long it took to decrypt what reads asked for, chunk by
+// chunk.
+func (d *Device) Decrypts() latency.Snapshot { return d.decrypts.Snapshot() }
 
 // Format gives a line without keys for every verb.
 func (d *Device) Format(f fmt.State, _ rune) {
@@ -136,7 +144,9 @@ func (d *Device) open(ctx context.Context, p []byte, place int, at int64) error 
 	default:
 		return err
 	}
+	began := time.Now()
 	d.stream(place).XORKeyStreamAt(p, at)
+	d.decrypts.Since(began)
 	return nil
 }
 

@@ -36,6 +36,9 @@ func TestDeviceReads(t *testing.T) {
 			rt.Fatal(err)
 		}
 		wantBytes(rt, d, plain)
+		if n := d.Decrypts().Count(); n < uint64(len(m.Chunks)) {
+			rt.Fatalf("%d decryptions were timed of %d chunks", n, len(m.Chunks))
+		}
 		for range 20 {
 			off := rapid.IntRange(0, len(plain)).Draw(rt, "off")
 			n := rapid.IntRange(0, min(len(plain)-off, 3*size)).Draw(rt, "n")

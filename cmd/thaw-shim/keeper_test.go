@@ -496,7 +496,7 @@ func TestWatchWithoutAgent(t *testing.T) {
 	if err := w.cause(os.ErrInvalid); err != errAgentGone {
 		t.Errorf("got %v", err)
 	}
-	if s := kp.host.Stats(t.Context(), kp.image); s != (cache.Stats{}) {
+	if s := kp.host.Stats(t.Context(), kp.image); !s.IsZero() {
 		t.Errorf("numbers of nobody: %+v", s)
 	}
 }

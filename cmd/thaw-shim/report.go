@@ -46,7 +46,7 @@ func (k *keeper) report(after cache.Stats) error {
 		Chunks: after.Prefetched.Chunks - k.Before.Prefetched.Chunks, Bytes: after.Prefetched.Bytes - k.Before.Prefetched.Bytes,
 		Used: after.PrefetchUsed.Chunks - k.Before.PrefetchUsed.Chunks,
 	}
-	if after == (cache.Stats{}) { // the agent had ended
+	if after.IsZero() { // the agent had ended
 		n.Bytes, n.Chunks, n.Corrupt, n.Prefetch = tiers{}, tiers{}, tiers{}, prefetched{}
 	}
 	if k.TraceDamaged {

@@ -62,10 +62,11 @@ func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
 	work.Go(func() {
 		tick := time.NewTicker(idleSweep)
 		defer tick.Stop()
-		for before := (cache.Stats{}); ; {
+		for before := int64(0); ; {
 			select {
 			case <-tick.C:
-				if now := fetcher.Stats(); now != before { // it has collected since otherwise
+				s := fetcher.Stats()
+				if now := s.Cache.Hits + s.Zone.Hits + s.Origin.Hits; now != before { // it has collected since otherwise
 					before = now
 					debug.FreeOSMemory()
 				}
