@@ -75,7 +75,7 @@ func (k *keeper) keep() int {
 		signals := sandbox.Catch()
 		_ = sandbox.Catch()
 		w = k.watch()
-		k.recording = k.newRecording()
+		k.recording = newRecording(&k.Order, k.takeTrace)
 		code, err = k.run(w, signals)
 		k.recording.exited(false) // or it is known
 	} else {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"thaw/host"
 )
 
 const (
@@ -29,7 +31,9 @@ const (
 // recording is the recording of a start by the agent: it ends when the program
 // is ready, and leaves a trace. Nil is none.
 type recording struct {
-	k     *keeper
+	text  string                    // that the program prints when it is ready; "" = it is at its end
+	take  func(file *os.File) error // ends the recording: the trace is in file
+	by    []string                  // command that keeps the trace
 	late  *time.Timer
 	ended sync.Once
 	kept  chan error // why the trace is not kept, or nil; told once
@@ -39,12 +43,12 @@ type recording struct {
 
 // newRecording begins what the order has: the agent records already. The
 // program's end is told to exited, and wait comes last.
-func (k *keeper) newRecording() *recording {
-	if len(k.KeepTrace) == 0 {
+func newRecording(o *host.Order, take func(file *os.File) error) *recording {
+	if len(o.KeepTrace) == 0 {
 		return nil
 	}
-	r := &recording{k: k, kept: make(chan error, 1)}
-	if k.Ready == "" {
+	r := &recording{text: o.Ready, take: take, by: o.KeepTrace, kept: make(chan error, 1)}
+	if r.text == "" {
 		r.late = time.AfterFunc(recordTime, r.ready)
 	} else {
 		r.late = time.AfterFunc(readyTime, func() { r.never("in " + readyTime.String()) })
@@ -67,7 +71,7 @@ func (r *recording) ready() {
 
 // never ends a recording that no ready has ended.
 func (r *recording) never(when string) {
-	r.ended.Do(func() { r.kept <- fmt.Errorf("the program has not printed %q %s", r.k.Ready, when) })
+	r.ended.Do(func() { r.kept <- fmt.Errorf("the program has not printed %q %s", r.text, when) })
 }
 
 // exited says that the program has ended, or did not start.
@@ -77,12 +81,22 @@ func (r *recording) exited(started bool) {
 		return
 	case !started:
 		r.ended.Do(func() { r.kept <- nil })
-	case r.k.Ready == "":
+	case r.text == "":
 		r.ready()
 	default:
 		r.never("before its end")
 	}
 	r.late.Stop()
+}
+
+// takeTrace has the agent seal the trace of what was touched until now.
+func (k *keeper) takeTrace(file *os.File) error {
+	conn, err := k.host.Agent(context.Background(), k.image)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Ready(file)
 }
 
 // keep takes the trace from the agent to the program that keeps it, whose
@@ -95,18 +109,13 @@ func (r *recording) keep(stderr *os.File) error {
 	}
 	file := os.NewFile(uintptr(fd), "trace")
 	defer file.Close()
-	conn, err := r.k.host.Agent(context.Background(), r.k.image)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.Ready(file); err != nil {
+	if err := r.take(file); err != nil {
 		return err
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil { // the agent's copy has the same offset
 		return err
 	}
-	cmd := exec.Command(r.k.KeepTrace[0], r.k.KeepTrace[1:]...)
+	cmd := exec.Command(r.by[0], r.by[1:]...)
 	cmd.Stdin, cmd.Stderr = file, stderr
 	if err := cmd.Start(); err != nil {
 		return err
@@ -121,6 +130,9 @@ func said(pipe *os.File) error {
 	_ = pipe.Close()
 	if line := strings.TrimPrefix(strings.TrimSpace(string(text)), "thaw: "); line != "" {
 		return errors.New(line)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errors.New("it could not be kept in time")
 	}
 	return err
 }
