@@ -26,6 +26,7 @@ programs() {
 	zstd        zstd            # tests: archives
 	casync      casync          # benchmarks: content-defined chunking
 	fio         fio             # benchmarks: reads and writes of devices
+	nginx       nginx           # benchmarks: a server of files, to compare nodes of the zone with
 	END
 }
 
@@ -54,6 +55,8 @@ install_packages() {
     apt-get update -qq </dev/null >/dev/null || true
     # shellcheck disable=SC2086 # one word each
     apt-get install -y -qq --no-install-recommends $packages </dev/null >/dev/null
+    # Benchmarks start it themselves, with files of their own: the service that its installation starts is nobody's.
+    [[ " $packages " != *" nginx "* ]] || systemctl disable --now nginx >/dev/null 2>&1 || true
     packages=$(missing | xargs)
     [ -z "$packages" ] || { say "still missing after installation: $packages"; exit 1; }
 }

@@ -19,14 +19,15 @@ import (
 const role = "THAW_BENCH_ROLE"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(role) == "plain" {
-		if err := servePlain(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+	roles := map[string]func() error{"plain": servePlain, "load": zoneLoad}
+	play, ok := roles[os.Getenv(role)]
+	if !ok {
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	if err := play(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // plain is as little as go-fuse needs to serve one file, as "image".
