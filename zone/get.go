@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// leaseGrace is how long a miss waits for what the first node says of the
-	// lease, if that alone is left: a node that answers at all has done so by
-	// then, and one that does not must not cost more than the origin does.
-	leaseGrace = 25 * time.Millisecond
+	// missGrace is how long what is no hit any more waits for those that have
+	// not answered: a node that answers at all has done so by then, and one that
+	// does not must not cost as much as the origin does.
+	missGrace = 25 * time.Millisecond
 	// maxTries bounds how often a chunk is rebuilt from other stripes if it does
 	// not have its name: all there are of 4-of-5 and of 8-of-10.
 	maxTries = 50
@@ -183,11 +183,11 @@ func (r *round) send(index int) {
 // are not any more. It puts back all buffers, and if the chunk was given, has
 // repaired what was bad or missing.
 func (r *round) end(given bool) {
-	close(r.won)
 	r.mu.Lock()
 	r.over, r.given = true, given
 	none := r.left == 0
 	r.mu.Unlock()
+	close(r.won)
 	if none || r.ctx.Err() != nil {
 		r.stop()
 	}
@@ -261,16 +261,21 @@ func (r *round) next() (a answer, ok bool) {
 	return a, false
 }
 
-// hopeless tells whether no answer that is still to come can help.
+// hopeless tells whether no answer that is still to come can help, or be worth
+// a moment's waiting: for whether it is a miss, and for what the first node
+// says of the lease then.
 func (r *round) hopeless() bool {
 	if r.whole || len(r.good)+r.out >= r.v.k {
 		return false
 	}
-	if !r.lease || r.heard[0] || r.nodes[0] == nil || r.verdicts[missing] <= r.v.n-r.v.k {
+	spare, misses := r.v.n-r.v.k, r.verdicts[missing]
+	open := misses <= spare && misses+r.out > spare
+	lease := misses > spare && r.lease && !r.heard[0] && r.nodes[0] != nil
+	if !open && !lease {
 		return true
 	}
-	if r.grace == nil { // a miss; what of the lease?
-		r.grace = time.After(min(leaseGrace, r.c.o.Deadline))
+	if r.grace == nil {
+		r.grace = time.After(min(missGrace, r.c.o.Deadline))
 	}
 	return false
 }

@@ -26,17 +26,21 @@ type testNode struct {
 	*httptest.Server
 	fault atomic.Pointer[http.HandlerFunc] // takes GETs, or all if it is nil for none
 
+	before atomic.Pointer[func(*http.Request)] // called with each PUT, if set
+
 	gets, puts, conns atomic.Int64
+	leaseFor          atomic.Int64 // what it says of leases; they end with a PUT
 
 	mu      sync.Mutex
 	changed *sync.Cond
-	stripes map[StripeID][]byte // guarded by mu
-	order   []StripeID          // guarded by mu: as they were put
-	leases  map[StripeID]string // guarded by mu: for ever, until a PUT
+	stripes map[StripeID][]byte    // guarded by mu
+	when    map[StripeID]time.Time // guarded by mu: of the last PUT
+	leases  map[StripeID]string    // guarded by mu: for ever, until a PUT
 }
 
 func newTestNode(t testing.TB) *testNode {
-	n := &testNode{stripes: map[StripeID][]byte{}, leases: map[StripeID]string{}}
+	n := &testNode{stripes: map[StripeID][]byte{}, leases: map[StripeID]string{}, when: map[StripeID]time.Time{}}
+	n.leaseFor.Store(int64(time.Second))
 	n.changed = sync.NewCond(&n.mu)
 	n.Server = httptest.NewUnstartedServer(n)
 	n.Config.ConnState = func(_ net.Conn, s http.ConnState) {
@@ -75,6 +79,9 @@ func (n *testNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		n.get(w, r, id)
 	case http.MethodPut:
+		if f := n.before.Load(); f != nil {
+			(*f)(r)
+		}
 		n.puts.Add(1)
 		n.put(w, r, id)
 	}
@@ -93,7 +100,7 @@ func (n *testNode) get(w http.ResponseWriter, r *http.Request, id StripeID) {
 	}
 	b := n.stripes[id]
 	if b == nil && worker != "" {
-		l := Lease{For: time.Second}
+		l := Lease{For: time.Duration(n.leaseFor.Load())}
 		if n.leases[id] == "" {
 			n.leases[id], l.Granted = worker, true
 		}
@@ -128,7 +135,7 @@ func (n *testNode) put(w http.ResponseWriter, r *http.Request, id StripeID) {
 		w.WriteHeader(http.StatusOK)
 	default:
 		n.stripes[id] = b
-		n.order = append(n.order, id)
+		n.when[id] = time.Now()
 		delete(n.leases, id)
 		n.changed.Broadcast()
 		w.WriteHeader(http.StatusCreated)
@@ -148,6 +155,12 @@ func (n *testNode) holds(id StripeID) []byte {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.stripes[id]
+}
+
+func (n *testNode) putAt(id StripeID) time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.when[id]
 }
 
 // testZone is a client and its nodes.
