@@ -26,9 +26,10 @@ const (
 	// longestWait bounds what a read waits because the service says so. The
 	// error of one that says more is the caller's at once, see slowDown.
 	longestWait = time.Second
-	// stallTimeout bounds the time in which not one byte of a read comes. S3
-	// answers 99.9 % within 0.2 s; the connection is to a host that is gone.
-	stallTimeout = 10 * time.Second
+	// stallTimeout bounds the time in which not one byte of a read comes, at the
+	// first attempt; it doubles, for services that are slow. S3 answers 99.9 %
+	// within 0.2 s, and a connection to a host that is gone would never end.
+	stallTimeout = 5 * time.Second
 
 	// The reads of a bucket share a budget, so that an origin that fails
 	// altogether is asked once for each read and not three times: 20 repetitions,
@@ -68,8 +69,7 @@ func again(ctx context.Context, tries int, transient func(error) bool, f func() 
 // away by then and do not try again.
 var errBroken = errors.New("the object's bytes broke off")
 
-// errStalled is the cause of a read's end in which no byte came for
-// stallTimeout.
+// errStalled is the cause of a read's end in which no byte came for too long.
 var errStalled = errors.New("no byte came for too long")
 
 // reads says which reads are sent again.

@@ -48,6 +48,9 @@ type bucket struct {
 	get   func(ctx context.Context, key string) (io.ReadCloser, int64, error)
 	reads *reads
 	stall time.Duration // stallTimeout
+	// forget, if set, closes the connections that wait for requests: the next
+	// request looks for the service anew.
+	forget func()
 }
 
 // Open opens the bucket of an s3, gs or azblob URL, whose parts are told at
@@ -67,7 +70,7 @@ func Open(ctx context.Context, u *url.URL, parallel int) (origin.Bucket, error) 
 		c.b, s, err = openS3(ctx, u, parallel)
 		if err == nil {
 			s.prefix = prefix
-			c.put, c.get, c.reads.passing = s.put, s.get, s.passes
+			c.put, c.get, c.reads.passing, c.forget = s.put, s.get, passes, s.transport.CloseIdleConnections
 		}
 	case gcsblob.Scheme, azureblob.Scheme:
 		c.b, err = openByMux(ctx, *u)
@@ -110,8 +113,13 @@ func (c *bucket) Close() error { return c.b.Close() }
 
 // Get implements origin.Reader.
 func (c *bucket) Get(ctx context.Context, key string, limit int64) (data []byte, err error) {
+	stall := c.stall
 	err = again(ctx, readAttempts, c.reads.worthwhile, func() error {
-		data, err = c.read(ctx, key, limit)
+		data, err = c.read(ctx, key, limit, stall)
+		stall *= 2
+		if lost(ctx, err) && c.forget != nil {
+			c.forget()
+		}
 		return err
 	})
 	if err == nil {
@@ -120,12 +128,18 @@ func (c *bucket) Get(ctx context.Context, key string, limit int64) (data []byte,
 	return data, err
 }
 
+// lost finds the failure of a read that had no answer in its time: the
+// connection may lead to a host that is gone.
+func lost(ctx context.Context, err error) bool {
+	return err != nil && httpStatus(err) == 0 && !errors.Is(ctx.Err(), context.Canceled)
+}
+
 func tooLong(limit int64) error {
 	return fmt.Errorf("%w: longer than %d bytes", origin.ErrCorrupt, limit)
 }
 
-func (c *bucket) read(outer context.Context, key string, limit int64) ([]byte, error) {
-	ctx, touch, cancel := stallable(outer, c.stall)
+func (c *bucket) read(outer context.Context, key string, limit int64, stall time.Duration) ([]byte, error) {
+	ctx, touch, cancel := stallable(outer, stall)
 	defer cancel()
 	body, size, err := c.get(ctx, key)
 	if err != nil {

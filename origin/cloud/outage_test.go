@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -244,5 +245,42 @@ func TestReadsThroughBadLines(t *testing.T) {
 			}
 		}
 		proxy.Cut()
+	}
+}
+
+// TestOriginMoves: many connections are kept that lead to nobody any more. Only
+// the first is waited for.
+func TestOriginMoves(t *testing.T) {
+	server := tests3.Start(t)
+	proxy, err := faults.NewProxy(strings.TrimPrefix(server.URL, "http://"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	sample := chunktest.Sample(1, chunk.DefaultSize)
+	b := with(t, server, "http://"+proxy.Addr(), sample)
+	for range 20 {
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				if _, err := b.Get(t.Context(), key(sample), chunk.MaxSize); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		if wg.Wait(); proxy.Counts().Open > 3 {
+			break
+		}
+	}
+	before := proxy.Counts().Connections
+	proxy.Set(faults.Link{Stall: true})
+	b.stall = 50 * time.Millisecond
+	if _, err := b.Get(t.Context(), key(sample), chunk.MaxSize); !errors.Is(err, errStalled) {
+		t.Errorf("%v", err)
+	}
+	for end := time.Now().Add(time.Minute); proxy.Counts().Connections == before; { // it may not have looked yet
+		if time.Now().After(end) {
+			t.Fatal("the further attempts made no connection")
+		}
 	}
 }

@@ -116,16 +116,6 @@ func (p *s3Objects) get(ctx context.Context, key string) (io.ReadCloser, int64, 
 	return out.Body, aws.ToInt64(out.ContentLength), nil
 }
 
-// passes says of a failed get whether the next may succeed. One without an
-// answer has the next find its way to the service anew: connections that are
-// kept may lead to the host that is gone, and each would have to find out.
-func (p *s3Objects) passes(err error) bool {
-	if httpStatus(err) == 0 {
-		p.transport.CloseIdleConnections()
-	}
-	return passes(err)
-}
-
 func (p *s3Objects) put(ctx context.Context, key string, data []byte, ifAbsent bool) error {
 	in := &s3.PutObjectInput{
 		Bucket: &p.bucket, Key: aws.String(p.prefix + key), ContentType: aws.String(contentType),
