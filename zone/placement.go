@@ -16,7 +16,7 @@ import (
 //     Slots, and not chunks, are placed: that makes the load of a node something
 //     that can be known, and bounded, without knowing any chunk.
 //   - The cost of (slot, index, node) is -log2(hash) ÷ weight: the lower the
-//     better (weighted rendezvous). In each slot the cheapest pairs of index and
+//     better (weighted rendezvous; of equal weights the hash alone decides). In each slot the cheapest pairs of index and
 //     node are taken first. So a node that comes or goes moves the stripes it
 //     gets or had, and few more: the index of the others stays.
 //   - A node is passed over in a slot where it has a stripe already, where its
@@ -77,13 +77,17 @@ type pair struct {
 }
 
 func comparePairs(a, b pair) int {
-	return cmp.Or(cmp.Compare(a.cost, b.cost), cmp.Compare(a.node, b.node), cmp.Compare(a.index, b.index))
+	if a.cost != b.cost {
+		return cmp.Compare(a.cost, b.cost)
+	}
+	return cmp.Or(cmp.Compare(a.node, b.node), cmp.Compare(a.index, b.index))
 }
 
 // placer fills a table. It works for one table and is then thrown away.
 type placer struct {
 	m     *Members
 	n     int
+	alike bool  // all weights are one
 	racks []int // of each node: its rack's number
 	parts int   // stripes that a rack may have of a slot
 	room  []int // of each node: slots that it may still be given
@@ -97,6 +101,7 @@ type placer struct {
 // place gives, for slot s and index i, at s·n+i the node, or nobody.
 func place(m *Members, n int) []uint16 {
 	p := &placer{m: m, n: n, room: rooms(m.list, n), taken: make([]uint16, n)}
+	p.alike = !slices.ContainsFunc(m.list, func(node Member) bool { return node.Weight != m.list[0].Weight })
 	numbers := map[string]int{}
 	for _, node := range m.list {
 		rack := cmp.Or(node.Rack, "\x00"+node.Addr) // without a label: a rack of its own
@@ -181,24 +186,30 @@ func (p *placer) relax() bool {
 func (p *placer) consider(slot, few int) {
 	p.pairs = p.pairs[:0]
 	for index := range p.n {
-		key := mix(uint64(slot)<<8 | uint64(index))
-		best := len(p.pairs)
+		key, best := mix(uint64(slot)<<8|uint64(index)), len(p.pairs)
 		for i, node := range p.m.list {
 			h := mix(p.m.seeds[i] ^ key)
 			full := len(p.pairs)-best == few
+			last := len(p.pairs) - 1
 			// -log2(x) > 1-x: most need no logarithm to be seen to be dear
-			if full && weigh(^h>>24, node.Weight) > p.pairs[len(p.pairs)-1].cost {
+			if full && !p.alike && weigh(^h>>24, node.Weight) > p.pairs[last].cost {
 				continue
 			}
-			candidate := pair{weigh(cost(h), node.Weight), uint16(i), uint8(index)}
-			if full {
-				if comparePairs(candidate, p.pairs[len(p.pairs)-1]) > 0 {
-					continue
-				}
-				p.pairs = p.pairs[:len(p.pairs)-1]
+			c := pair{^h, uint16(i), uint8(index)} // of one weight: it orders them as the logarithm does
+			if !p.alike {
+				c.cost = weigh(cost(h), node.Weight)
 			}
-			at, _ := slices.BinarySearchFunc(p.pairs[best:], candidate, comparePairs)
-			p.pairs = slices.Insert(p.pairs, best+at, candidate)
+			switch {
+			case few == len(p.m.list):
+				p.pairs = append(p.pairs, c)
+				continue
+			case full && comparePairs(c, p.pairs[last]) > 0:
+				continue
+			case full:
+				p.pairs = p.pairs[:last]
+			}
+			at, _ := slices.BinarySearchFunc(p.pairs[best:], c, comparePairs)
+			p.pairs = slices.Insert(p.pairs, best+at, c)
 		}
 	}
 	slices.SortFunc(p.pairs, comparePairs)

@@ -175,7 +175,7 @@ func TestRacks(t *testing.T) {
 // order in which the members are named.
 func TestPlacement(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 15 {
+	for range 8 {
 		n, list, racks := 1+r.IntN(8), nodes(1+r.IntN(16)), r.IntN(5)
 		for i := range list {
 			list[i].Weight = 1 + r.IntN(1+racks*5)
