@@ -16,20 +16,9 @@ import (
 	"thaw/zone"
 )
 
-const (
-	// maxHead is the most bytes that a request's head may have: a path takes
-	// 100, what clients send beside it 500.
-	maxHead = 4096
-	// idleTime is how long a connection may rest between requests; clients keep
-	// theirs for 90 s or less.
-	idleTime = 2 * time.Minute
-	// headTime, bodyTime and sendTime are how long a client may take for the
-	// head of a request, its body, and the answer: a 128 KiB stripe in 20 s is
-	// 6 KiB/s.
-	headTime = 10 * time.Second
-	bodyTime = 20 * time.Second
-	sendTime = 20 * time.Second
-)
+// maxHead is the most bytes that a request's head may have: a path takes 100,
+// what clients send beside it 500.
+const maxHead = 4096
 
 // conn is a connection of plain HTTP/1.1 that asks for stripes. One goroutine
 // uses it.
@@ -70,7 +59,7 @@ func (c *conn) serve() parsed {
 // request reads the next request. It gives partial when there is none.
 func (c *conn) request(r *request) parsed {
 	c.waiting.Store(true)
-	for {
+	for begun := false; ; {
 		if c.end > c.start {
 			c.waiting.Store(false)
 			p, size := parseRequest(c.in[c.start:c.end], r)
@@ -83,12 +72,15 @@ func (c *conn) request(r *request) parsed {
 			if c.end-c.start == len(c.in) {
 				return foreign // net/http says what is too long
 			}
-			c.expire(headTime)
+			if !begun { // once: a head that trickles in gets no more time
+				begun = true
+				c.expire(c.s.n.bounds.head)
+			}
 		} else {
 			c.start, c.end = 0, 0
 			// Setting a deadline costs as much as parsing the request.
-			if now := time.Now(); c.deadline.Sub(now) < idleTime/2 || c.deadline.Sub(now) > idleTime {
-				c.expire(idleTime)
+			if now := time.Now(); c.deadline.Sub(now) < c.s.n.bounds.idle/2 || c.deadline.Sub(now) > c.s.n.bounds.idle {
+				c.expire(c.s.n.bounds.idle)
 			}
 			if c.s.ending() {
 				return partial
@@ -170,7 +162,7 @@ func appendHex(b, src []byte) []byte {
 func (c *conn) put(r *request) bool {
 	began := time.Now()
 	n := c.s.n
-	c.expire(bodyTime)
+	c.expire(c.s.n.bounds.body)
 	buf, err := n.buffers.get()
 	if err != nil {
 		if !c.skip(r.length) {
@@ -254,7 +246,7 @@ type sending struct {
 	step  func(fd uintptr) bool
 }
 
-// send sends c.out, within sendTime.
+// send sends c.out, within the bound for that.
 func (c *conn) send() error {
 	if err := c.raw.Write(c.out.step); err != nil {
 		return err
@@ -262,7 +254,7 @@ func (c *conn) send() error {
 	if !c.out.block {
 		return c.out.err
 	}
-	_ = c.tcp.SetWriteDeadline(time.Now().Add(sendTime)) // an error shows below
+	_ = c.tcp.SetWriteDeadline(time.Now().Add(c.s.n.bounds.send)) // an error shows below
 	c.out.tries = false
 	if err := c.raw.Write(c.out.step); err != nil {
 		return err

@@ -3,7 +3,6 @@ package node
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"thaw/zone"
@@ -15,7 +14,9 @@ type disk struct {
 	n     *Node
 	store *flash.Store
 	queue chan zone.StripeID
-	hurry atomic.Bool // the queue was full: nobody waits for it until it has room again
+	// gone is what memory has evicted. Uses there are none of flash's until
+	// then: they would cost every GET a lock.
+	gone chan zone.StripeID
 }
 
 // drainTime is the longest that closing waits for what is queued: it is a
@@ -27,7 +28,9 @@ func openDisk(n *Node, o Options) (*disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &disk{n: n, store: s, queue: make(chan zone.StripeID, queued)}, nil
+	d := &disk{n: n, store: s, queue: make(chan zone.StripeID, queued), gone: make(chan zone.StripeID, queued)}
+	n.mem.gone = d.gone
+	return d, nil
 }
 
 func (d *disk) close() error { return d.store.Close() }
@@ -118,6 +121,9 @@ func (d *disk) write() {
 		select {
 		case id := <-d.queue:
 			d.demote(id, buf)
+			continue
+		case id := <-d.gone:
+			d.store.Touch(key(id))
 			continue
 		case <-d.n.closed:
 		}

@@ -23,7 +23,7 @@ const (
 type leases struct {
 	length  time.Duration
 	waiting atomic.Int64
-	granted atomic.Uint64
+	granted atomic.Uint64 // answers
 	held    atomic.Uint64
 
 	mu   sync.Mutex // guards what follows
@@ -57,13 +57,11 @@ func (l *leases) ask(id zone.StripeID, token string, now time.Time) (zone.Lease,
 		if left.Granted {
 			return left, nil
 		}
-		l.held.Add(1)
 		if have.over == nil {
 			have.over = make(chan struct{})
 		}
 		return left, have.over
 	}
-	l.granted.Add(1)
 	if len(l.order) < maxLeases {
 		have := &lease{id: id, token: token, until: now.Add(l.length)}
 		l.byID[id] = have
@@ -126,4 +124,15 @@ func (l *leases) active(now time.Time) int {
 	defer l.mu.Unlock()
 	l.expire(now)
 	return len(l.byID)
+}
+
+// count counts what came of a question.
+func (l *leases) count(a *answer) {
+	switch {
+	case !a.asked:
+	case a.lease.Granted:
+		l.granted.Add(1)
+	default:
+		l.held.Add(1)
+	}
 }

@@ -25,7 +25,8 @@ type memory struct {
 	slots  []slot
 	unused []uint32
 	lru    *lru.Cache[zone.StripeID]
-	held   int64 // weight of slots that are in use but not in the index
+	gone   chan<- zone.StripeID // hears of what is evicted, unless it is full
+	held   int64                // weight of slots that are in use but not in the index
 	evicts uint64
 	failed error // a slot could not be emptied: nothing can be added any more
 }
@@ -199,6 +200,10 @@ func (m *memory) reserve(size int) (uint32, error) {
 		}
 		m.evicts++
 		m.drop(id)
+		select {
+		case m.gone <- id:
+		default:
+		}
 	}
 	m.held += w
 	if len(m.unused) == 0 {

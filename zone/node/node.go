@@ -80,6 +80,7 @@ var errBusy = errors.New("node: too busy")
 // Node holds stripes. It is safe for concurrent use.
 type Node struct {
 	options Options
+	bounds  bounds
 	started time.Time
 	mem     *memory
 	disk    *disk // nil without flash
@@ -122,7 +123,7 @@ func Open(o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{
-		options: o, started: time.Now(), mem: mem, leases: newLeases(o.Lease),
+		options: o, bounds: usualBounds(), started: time.Now(), mem: mem, leases: newLeases(o.Lease),
 		buffers: newBuffers(o.Buffers), closed: make(chan struct{}),
 	}
 	if o.Flash != "" {
@@ -213,6 +214,7 @@ func (n *Node) get(id zone.StripeID, a ask, done <-chan struct{}, f *found) (ans
 		return answer{}, err
 	case !ok:
 		n.counts.misses.Add(1)
+		n.leases.count(&res)
 		if !res.waited {
 			n.counts.getMiss.Since(began)
 		}

@@ -12,17 +12,29 @@ import (
 )
 
 const (
-	// maxConns is how many connections may be open: two of each of 1,000
-	// workers. Others are closed at once.
-	maxConns = 2048
 	// maxStreams is how many requests one HTTP/2 connection may have open.
 	maxStreams = 64
-	// graceTime is how long requests may go on once the node is to end.
-	graceTime = 5 * time.Second
 	// acceptPause is how long nobody is accepted when that failed, for want of
 	// descriptors as a rule.
 	acceptPause = 100 * time.Millisecond
 )
+
+// bounds are what a client may take of a node. Tests take less.
+type bounds struct {
+	conns                         int64 // that may be open; others are closed at once
+	idle, head, body, send, grace time.Duration
+}
+
+func usualBounds() bounds {
+	return bounds{
+		conns: 2048,            // two of each of 1,000 workers
+		idle:  2 * time.Minute, // between requests: clients keep theirs for 90 s or less
+		head:  10 * time.Second,
+		body:  20 * time.Second, // of 128 KiB: 6 KiB/s
+		send:  20 * time.Second,
+		grace: 5 * time.Second, // for what is under way when the node is to end
+	}
+}
 
 // server is one call of Serve.
 type server struct {
@@ -38,7 +50,7 @@ type server struct {
 // Serve answers requests on l until ctx ends, and closes it. Requests for
 // stripes over plain HTTP/1.1 are answered here; a connection that brings
 // anything else is net/http's with Handler, from that request on. Requests that
-// are under way at the end get graceTime.
+// are under way at the end get 5 s.
 func (n *Node) Serve(ctx context.Context, l net.Listener) error {
 	s := &server{n: n, done: make(chan struct{}), conns: map[*conn]struct{}{}}
 	s.http = handover{addr: l.Addr(), conns: make(chan net.Conn), done: s.done}
@@ -49,7 +61,7 @@ func (n *Node) Serve(ctx context.Context, l net.Listener) error {
 	err := s.accept(ctx, l)
 	close(s.done)
 	_ = l.Close()
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceTime)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.bounds.grace)
 	defer cancel()
 	s.closeConns(true)
 	cut := context.AfterFunc(grace, func() { s.closeConns(false) })
@@ -65,14 +77,14 @@ func (n *Node) Serve(ctx context.Context, l net.Listener) error {
 }
 
 func (n *Node) httpServer() *http.Server {
+	t := &n.bounds
 	var p http.Protocols
 	p.SetHTTP1(true)
 	p.SetHTTP2(true)
 	p.SetUnencryptedHTTP2(true)
 	return &http.Server{
 		Handler: n.Handler(), Protocols: &p, MaxHeaderBytes: maxHead,
-		ReadHeaderTimeout: headTime, ReadTimeout: headTime + bodyTime, IdleTimeout: idleTime,
-		WriteTimeout: headTime + bodyTime + sendTime,
+		ReadHeaderTimeout: t.head, ReadTimeout: t.head + t.body, IdleTimeout: t.idle, WriteTimeout: t.head + t.body + t.send,
 		// Windows below 4 MiB, or they would be ignored: a stripe of 1 of 1 goes through without a pause.
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 256 << 10, MaxReceiveBufferPerStream: 2<<20 + 4096, MaxReceiveBufferPerConnection: 4<<20 - 1},
 		ErrorLog: log.New(io.Discard, "", 0), // what clients do wrong is no news
@@ -94,7 +106,7 @@ func (s *server) accept(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		if s.n.conns.Add(1) > maxConns {
+		if s.n.conns.Add(1) > s.n.bounds.conns {
 			s.n.conns.Add(-1)
 			s.n.counts.connsRefused.Add(1)
 			_ = c.Close()
