@@ -53,7 +53,9 @@ func openTest(t *testing.T) *Host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := h.Remove(t.Context()); err != nil && t.Context().Err() == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), testPatience)
+		defer cancel()
+		if err := h.Remove(ctx); err != nil {
 			t.Error(err)
 		}
 		mounts, err := mount.Under(h.run)

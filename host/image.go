@@ -108,11 +108,44 @@ func (h *Host) setUpImage(ctx context.Context, key, fetcher string, i Image) err
 	if uerr != nil {
 		return uerr
 	}
-	if err := h.mountImage(key, users); err != nil {
+	abort := func() { _ = mount.AbortFUSE(h.dir("images", key, "fuse")) } // without it the mount fails at its deadline
+	if err := interruptible(ctx, abort, func() error { return h.mountImage(key, users) }); err != nil {
 		return errors.Join(err, h.fault(context.WithoutCancel(ctx), key))
 	}
 	record.Mounted = true
 	return writeRecord(h.dir("images", key, "image.json"), record)
+}
+
+// interruptible runs f, and abort as soon as ctx ends, which is to end f; then
+// its error is that of ctx as well.
+func interruptible(ctx context.Context, abort func(), f func() error) error {
+	aborted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(aborted)
+		abort()
+	})
+	err := f()
+	if stop() {
+		return err
+	}
+	<-aborted
+	return errors.Join(ctx.Err(), err)
+}
+
+// Interruptible runs f, which reads the image through the kernel. If ctx ends
+// meanwhile, and nobody else uses the image, its reads fail from then on, and
+// all that is left to do is ReleaseImage. Otherwise f ends when its reads do.
+func (h *Host) Interruptible(ctx context.Context, u *Use, f func() error) error {
+	return interruptible(ctx, func() {
+		held, err := waitLock(context.WithoutCancel(ctx), u.lockPath)
+		if err != nil {
+			return
+		}
+		defer held.Close()
+		if flock(u.users, unix.LOCK_EX) == nil {
+			_ = mount.AbortFUSE(h.dir("images", u.key, "fuse"))
+		}
+	}, f)
 }
 
 // mountImage has the kernel read the agent's file.

@@ -184,6 +184,57 @@ func TestImage(t *testing.T) {
 	h.empty(t)
 }
 
+// Who is asked to end while an image is read cuts off the reads of nobody else.
+func TestInterruptible(t *testing.T) {
+	h := openTest(t)
+	f, i := ext4Image(t)
+	fetcher, err := h.UseFetcher(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := func() *Use {
+		u, err := h.UseImage(t.Context(), fetcher, i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	first, second := use(), use()
+	failed := errors.New("failed")
+	if err := h.Interruptible(t.Context(), first, func() error { return failed }); err != failed {
+		t.Errorf("nobody asked: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	err = h.Interruptible(ctx, first, func() error {
+		cancel()
+		return failed
+	})
+	if !errors.Is(err, context.Canceled) || !errors.Is(err, failed) {
+		t.Errorf("asked: %v", err)
+	}
+	holds(t, h.Rootfs(second, false)+"/file", "text")
+	if err := h.ReleaseImage(t.Context(), first); err != nil {
+		t.Error(err)
+	}
+	control := h.dir("images", second.key, "control")
+	err = h.Interruptible(ctx, second, func() error {
+		conn, err := agent.Dial(t.Context(), control)
+		if err != nil {
+			return nil // it has ended already
+		}
+		defer conn.Close()
+		conn.Events(func(string) {}) // until it ends, since its file system is cut off
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("the last user is asked: %v", err)
+	}
+	if err := errors.Join(h.ReleaseImage(t.Context(), second), h.ReleaseFetcher(t.Context(), fetcher)); err != nil {
+		t.Error(err)
+	}
+	h.empty(t)
+}
+
 // An agent that was killed is made anew by the next user, and a fetcher by its
 // users.
 func TestImageAgain(t *testing.T) {

@@ -38,7 +38,7 @@ func (g *Globals) handOver(ctx context.Context, command string, args []string) e
 	if err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil { // a signal, which that build would not hear of
+	if err := g.lastCall(ctx); err != nil {
 		return err
 	}
 	err = syscall.Exec(path, append([]string{os.Args[0]}, args...), os.Environ())

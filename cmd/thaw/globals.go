@@ -36,8 +36,8 @@ type Globals struct {
 	LogFormat      string        `help:"Form of warnings: text or json." enum:"text,json" default:"text" env:"THAW_LOG_FORMAT" group:"globals"`
 
 	stdout, stderr io.Writer
-	parts          fs.FS // programs inside of this one
-	wantTrace      bool  // a start wants the image's trace too
+	program
+	wantTrace bool // a start wants the image's trace too
 }
 
 // complete fills in what depends on other flags.
@@ -70,6 +70,15 @@ func (g *Globals) complete() error {
 		return errors.New("--origin-deadline: want a duration such as 60s")
 	}
 	return origin.CheckTenant(g.Tenant)
+}
+
+// lastCall is for right before another program takes the place of this one. It
+// fails if a signal has come that the other would not hear of.
+func (g *Globals) lastCall(ctx context.Context) error {
+	if g.settle != nil {
+		g.settle()
+	}
+	return ctx.Err()
 }
 
 // fileURL gives the URL of a path, whatever its characters.

@@ -60,7 +60,7 @@ func killLayers(t *testing.T) (base, first, second, third []byte) {
 func must(t *testing.T, args ...string) string {
 	t.Helper()
 	var out, err bytes.Buffer
-	if code := run(context.Background(), nil, args, &out, &err); code != 0 {
+	if code := run(context.Background(), program{}, args, &out, &err); code != 0 {
 		t.Fatalf("thaw %s: %d, %s%s", args, code, out.String(), err.String())
 	}
 	return out.String()

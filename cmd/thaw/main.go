@@ -14,9 +14,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"unicode"
 
 	"github.com/alecthomas/kong"
@@ -90,16 +88,21 @@ func main() {
 
 // mainWith is main with programs to hold.
 func mainWith(parts fs.FS) int {
-	// The second signal kills at once: nothing that matters is left behind.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
-	return run(ctx, parts, os.Args[1:], os.Stdout, os.Stderr)
+	ctx, signals := catchSignals()
+	defer signals.settle()
+	return run(ctx, program{parts, signals.settle}, os.Args[1:], os.Stdout, os.Stderr)
+}
+
+// program is what the process is made of besides its command line.
+type program struct {
+	parts  fs.FS  // programs inside of this one
+	settle func() // see signals; nil if no signals are caught
 }
 
 // run is the program with its end as a number.
-func run(ctx context.Context, parts fs.FS, args []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, p program, args []string, stdout, stderr io.Writer) int {
 	root, g := commandLine(args)
-	g.parts = parts
+	g.program = p
 	out := &results{Writer: stdout}
 	exited := -1
 	parser, err := kong.New(root, kong.Name("thaw"), kong.Description(description),

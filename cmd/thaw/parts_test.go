@@ -136,7 +136,7 @@ func somePart(content string) fstest.MapFS {
 
 // partOf extracts app into a state.
 func partOf(parts fs.FS, state string) (string, error) {
-	g := &Globals{State: state, parts: parts}
+	g := &Globals{State: state, program: program{parts: parts}}
 	return g.part("app")
 }
 

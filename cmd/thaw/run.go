@@ -82,10 +82,10 @@ func (c *runCmd) run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	if err = c.prepare(ctx, s, volumes); err != nil {
+	if err = s.host.Interruptible(ctx, s.image, func() error { return c.prepare(ctx, s, volumes) }); err != nil {
 		err = s.host.Explain(ctx, s.image, err)
 	} else {
-		err = s.hand(g, host.Order{Runtime: c.Runtime, Interactive: c.Interactive, StatsFile: c.StatsJSON, Ready: c.Ready})
+		err = s.hand(ctx, g, host.Order{Runtime: c.Runtime, Interactive: c.Interactive, StatsFile: c.StatsJSON, Ready: c.Ready})
 	}
 	return errors.Join(err, s.release(ctx))
 }
@@ -170,6 +170,6 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 	s.instance.Target = dir
 	// The shim mounts: who sees the mount may send a signal, and this process
 	// would lose it in becoming that one.
-	err = s.hand(g, host.Order{Writable: c.RW, StatsFile: c.StatsJSON})
+	err = s.hand(ctx, g, host.Order{Writable: c.RW, StatsFile: c.StatsJSON})
 	return errors.Join(err, s.release(ctx))
 }

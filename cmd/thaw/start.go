@@ -176,7 +176,7 @@ func (g *Globals) convertAndFind(ctx context.Context, source string, watch *stop
 
 // hand replaces this program by the shim, which keeps the instance and takes
 // everything down at its end. It returns only an error.
-func (s *started) hand(g *Globals, o host.Order) error {
+func (s *started) hand(ctx context.Context, g *Globals, o host.Order) error {
 	if o.StatsFile != "" {
 		var err error
 		if o.StatsFile, err = filepath.Abs(o.StatsFile); err != nil {
@@ -202,6 +202,9 @@ func (s *started) hand(g *Globals, o host.Order) error {
 	}
 	args, err := host.Handoff(s.instance, s.image, s.fetcher)
 	if err != nil {
+		return err
+	}
+	if err := g.lastCall(ctx); err != nil {
 		return err
 	}
 	return fmt.Errorf("%s: %w", program, syscall.Exec(program, append([]string{"thaw-shim"}, args...), os.Environ()))
