@@ -30,7 +30,7 @@ const (
 // old one fetched ahead, and records a new run.
 type traces struct {
 	key  trace.Key
-	old  *trace.Trace // of no run, if there is none or it is of no use
+	old  *trace.Trace // if recording; of no run, if there is none or it is of no use
 	plan []manifest.Entry
 	warn string // why the old one is of no use
 
@@ -61,6 +61,9 @@ func newTraces(s *Setup, m *manifest.Manifest, key trace.Key) *traces {
 			break
 		}
 		t.plan = append(t.plan, m.Chunks[i])
+	}
+	if !t.recording { // it is not merged with anything
+		t.old = nil
 	}
 	return t
 }
@@ -132,6 +135,7 @@ func (t *traces) begin(chunks *cache.Client) (end func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	work.Go(func() {
+		defer func() { t.plan = nil }()
 		t.replay(ctx, func(ctx context.Context, e manifest.Entry) error { return chunks.Prefetch(ctx, e.Name, int(e.Size)) })
 	})
 	return func() { cancel(); work.Wait() }
