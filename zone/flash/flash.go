@@ -6,7 +6,8 @@
 //
 // The folder holds lock, under a flock of the one process that has the store
 // open, and segment-00000, segment-00001 and so on, all of one length, with
-// their blocks allocated when the store is opened. All numbers are big-endian,
+// their blocks allocated when the store is opened (a file system that copies on
+// write may run out of room all the same, and Put says so). All numbers are big-endian,
 // all checksums CRC-32C. A segment begins with a header, alone in its first
 // 4 KiB:
 //

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Info is what is known of a value without reading it.
@@ -224,5 +226,6 @@ func (s *Store) description(seg *segment) (*os.File, error) {
 		f.Close()
 		return nil, errors.Join(fmt.Errorf("%s is another file than when it was opened", f.Name()), err)
 	}
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM) // the next slot is of no use
 	return f, nil
 }

@@ -15,9 +15,11 @@ import (
 const (
 	// scanners read segments side by side: a disk answers several requests for
 	// 4 KiB in the time of one.
-	scanners = 4
+	scanners = 8
 	// searchBytes are read at once where headers are looked for.
 	searchBytes = 256 << 10
+	// maxFaults ends the scan of a segment: a dying disk takes seconds for each.
+	maxFaults = 8
 	// share of the segments, in percent, that LRU-k decides about: with the rest
 	// holding what it no longer wants, segments to be reclaimed are half empty.
 	share = 80
@@ -87,7 +89,8 @@ func (seg *segment) scan(length int64) (read int64) {
 			at = window.next(at)
 			continue
 		}
-		window.found()
+		window.lost = false
+		seg.opened = max(seg.opened, h.sequence)
 		if h.kind == live && int64(len(seg.slots)) < length/slotBytes+1 {
 			seg.slots = append(seg.slots, slot{
 				key: h.key, page: uint32(at / page), size: h.size, crc: h.crc, last: h.last, before: h.before, sequence: h.sequence,
@@ -105,6 +108,7 @@ type window struct {
 	file   *os.File
 	length int64 // of the file
 	read   int64
+	faults int  // reads that failed
 	lost   bool // looking for a header
 	at     int64
 	buf    []byte // what was read last, from at
@@ -124,6 +128,7 @@ func (w *window) header(at int64) []byte {
 		w.at, w.buf = at, w.buf[:n]
 		w.read += int64(n)
 		if n < slotHeader && err != nil {
+			w.faults++
 			return nil
 		}
 	}
@@ -134,6 +139,9 @@ func (w *window) header(at int64) []byte {
 // segment consists of.
 func (w *window) next(at int64) int64 {
 	at += page
+	if w.faults >= maxFaults {
+		return w.length
+	}
 	if !w.lost {
 		w.lost = true
 		data, err := unix.Seek(int(w.file.Fd()), at, unix.SEEK_DATA)
@@ -147,16 +155,13 @@ func (w *window) next(at int64) int64 {
 	return at
 }
 
-func (w *window) found() { w.lost = false }
-
 // adopt takes the slots of a segment into the index. Of two with one key the
 // later counts if its value is good; the other is marked dead, lest it come back
 // when the later one is gone.
 func (s *Store) adopt(seg *segment) {
+	s.sequence = max(s.sequence, seg.opened)
 	for i := range seg.slots {
 		sl := &seg.slots[i]
-		s.sequence = max(s.sequence, sl.sequence)
-		seg.opened = max(seg.opened, sl.sequence)
 		here := ref{seg.number, uint32(i)}
 		if there, ok := s.index[sl.key]; ok {
 			s.stats.Scan.Older++

@@ -30,7 +30,7 @@ const (
 	// minSegment and maxSegment bound what is picked: shorter ones make more
 	// files than they help, longer ones make writers wait longer for the cleaner.
 	minSegment = 4 << 20
-	maxSegment = 1 << 30
+	maxSegment = 4 << 30
 	// slotBytes bounds the index: a segment takes as many slots as if each had at
 	// least so many bytes.
 	slotBytes = 16 << 10
@@ -199,7 +199,7 @@ func (s *Store) existing() (map[uint32]int64, error) {
 // there, if Size allows, else by Options.
 func (s *Store) layOut(lengths map[uint32]int64) error {
 	fits := func(length int64) bool {
-		return length >= 4*page && length <= 4*maxSegment && length%page == 0 &&
+		return length >= 4*page && length <= maxSegment && length%page == 0 &&
 			s.options.Size/length >= minSegments && s.options.Size/length <= maxSegments
 	}
 	votes := map[int64]int{}
