@@ -36,73 +36,48 @@ func read(t *testing.T, m *memory, f *found) []byte {
 	return b
 }
 
+// modelled is memory beside a naive model of it.
+type modelled struct {
+	*memory
+	r      *rand.Rand
+	now    time.Time
+	known  [50][2]stripeOf // by number and version
+	latest map[zone.StripeID][]byte
+	pins   []pinned
+}
+
+type stripeOf struct {
+	id zone.StripeID
+	b  []byte
+}
+
+// pinned is what was pinned, with the bytes it had.
+type pinned struct {
+	found
+	b []byte
+}
+
 // A naive model: what is in memory has the bytes that were last put, what is
 // pinned keeps those it had, and nothing takes more than it may.
 func TestMemoryModel(t *testing.T) {
-	for seed := range uint64(5) {
-		m, err := newMemory(6 << 20)
+	for seed := range uint64(4) {
+		mem, err := newMemory(MinMemory)
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := rand.New(rand.NewPCG(seed, 0))
-		latest := map[zone.StripeID][]byte{}
-		type pin struct {
-			found
-			b []byte
-		}
-		var pins []pin
-		now := time.Unix(0, 0)
-		pick := func() (uint64, int) { i := r.Uint64N(200); return i, 1 + int(i*i*i%(600<<10)) }
-		for step := range 4000 {
-			now = now.Add(time.Duration(r.IntN(4)) * time.Second)
-			seed, size := pick()
-			id, b := stripe(seed, code{1, 2, 0}, size, r.IntN(2))
-			switch r.IntN(6) {
-			case 0, 1:
-				old := []string{"", m.tag(id)}[r.IntN(2)]
-				was, evicted := m.tag(id), m.evicts
-				ok, err := m.add(id, b, old, now)
-				if err != nil && !errors.Is(err, errBusy) {
-					t.Fatal(err)
-				}
-				// What was in the way may have made room itself.
-				if want := was == "" || was == zone.ETag(b) || was == old; err == nil && ok != want && (want || m.evicts == evicted) {
-					t.Fatalf("step %d: added %v, want %v", step, ok, want)
-				}
-				if ok {
-					latest[id] = b
-				}
-			case 2, 3:
-				var f found
-				if m.pin(id, now, &f) {
-					if len(pins) < 3 {
-						pins = append(pins, pin{f, latest[id]})
-						break
-					}
-					if !bytes.Equal(read(t, m, &f), latest[id]) {
-						t.Fatalf("step %d: other bytes than were put", step)
-					}
-					m.unpin(f.slot)
-				}
-			case 4:
-				if len(pins) > 0 {
-					i := r.IntN(len(pins))
-					if !bytes.Equal(read(t, m, &pins[i].found), pins[i].b) {
-						t.Fatalf("step %d: what is pinned has changed", step)
-					}
-					m.unpin(pins[i].slot)
-					pins = slices.Delete(pins, i, i+1)
-				}
-			case 5:
-				if r.IntN(10) == 0 {
-					m.remove(id)
-				}
-			}
-			if used, n, _ := m.usage(); used > m.limit || resident(t, m.arena) > used || n != len(m.index) {
-				t.Fatalf("step %d: %d of %d bytes, %d resident, %d stripes, %d in the index", step, used, m.limit, resident(t, m.arena), n, len(m.index))
+		m := &modelled{memory: mem, r: rand.New(rand.NewPCG(seed, 0)), now: time.Unix(0, 0), latest: map[zone.StripeID][]byte{}}
+		for i := range m.known {
+			for v := range 2 {
+				id, b := stripe(uint64(i), code{1, 2, 0}, 1+i*i*i*5, v)
+				m.known[i][v] = stripeOf{id, b}
 			}
 		}
-		for _, p := range pins {
+		for step := range 3000 {
+			if m.step(t); t.Failed() {
+				t.Fatalf("seed %d, step %d", seed, step)
+			}
+		}
+		for _, p := range m.pins {
 			m.unpin(p.slot)
 		}
 		for _, id := range slices.Collect(maps.Keys(m.index)) {
@@ -114,6 +89,63 @@ func TestMemoryModel(t *testing.T) {
 		if err := m.close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// step does something, and looks whether it came out right.
+func (m *modelled) step(t *testing.T) {
+	m.now = m.now.Add(time.Duration(m.r.IntN(4)) * time.Second)
+	s := m.known[m.r.IntN(len(m.known))][m.r.IntN(2)]
+	switch m.r.IntN(6) {
+	case 0, 1:
+		m.put(t, s)
+	case 2, 3:
+		var f found
+		if !m.pin(s.id, m.now, &f) {
+			break
+		}
+		if len(m.pins) < 3 {
+			m.pins = append(m.pins, pinned{f, m.latest[s.id]})
+			break
+		}
+		if !bytes.Equal(read(t, m.memory, &f), m.latest[s.id]) {
+			t.Error("other bytes than were put")
+		}
+		m.unpin(f.slot)
+	case 4:
+		if len(m.pins) == 0 {
+			break
+		}
+		i := m.r.IntN(len(m.pins))
+		if !bytes.Equal(read(t, m.memory, &m.pins[i].found), m.pins[i].b) {
+			t.Error("what is pinned has changed")
+		}
+		m.unpin(m.pins[i].slot)
+		m.pins = slices.Delete(m.pins, i, i+1)
+	case 5:
+		if m.r.IntN(10) == 0 {
+			m.remove(s.id)
+		}
+	}
+	if used, n, _ := m.usage(); used > m.limit || resident(t, m.arena) > used || n != len(m.index) {
+		t.Errorf("%d of %d bytes, %d resident, %d stripes, %d in the index", used, m.limit, resident(t, m.arena), n, len(m.index))
+	}
+}
+
+// put adds a stripe, as new or in the place of the one that is there.
+func (m *modelled) put(t *testing.T, s stripeOf) {
+	was, evicted := m.tag(s.id), m.evicts
+	old := []string{"", was}[m.r.IntN(2)]
+	ok, err := m.add(s.id, s.b, old, m.now)
+	if err != nil && !errors.Is(err, errBusy) {
+		t.Error(err)
+	}
+	// What was in the way may have made room itself.
+	if want := was == "" || was == zone.ETag(s.b) || was == old; err == nil && ok != want && (want || m.evicts == evicted) {
+		t.Errorf("added: %v, want %v", ok, want)
+	}
+	if ok {
+		m.latest[s.id] = s.b
 	}
 }
 

@@ -1,0 +1,272 @@
+package node
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"thaw/zone"
+)
+
+// dial opens a connection that closes at the end of the test, and bounds it.
+func dial(t *testing.T, address string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err == nil {
+		err = c.SetDeadline(time.Now().Add(patience))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func send(t *testing.T, c net.Conn, format string, args ...any) {
+	t.Helper()
+	if _, err := fmt.Fprintf(c, format, args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// answer reads an answer, of any method but HEAD.
+func readAnswer(t *testing.T, in *bufio.Reader) reply {
+	t.Helper()
+	res, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply{res.StatusCode, res.Header, b}
+}
+
+// What a client sends at once, or byte by byte, is answered in order, also
+// when net/http takes over on the way.
+func TestPipeline(t *testing.T) {
+	n := open(t, Options{})
+	address := serve(t, n, nil)
+	id, b := usualStripe(1)
+	text := fmt.Sprintf("PUT %[1]s HTTP/1.1\r\nHost: x\r\nContent-Length: %[2]d\r\n\r\n%[3]sGET %[1]s HTTP/1.1\r\nHost: x\r\n\r\n"+
+		"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET %[1]s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", id.Path(), len(b), b)
+	for _, step := range []int{len(text), 1000, 7} {
+		c := dial(t, address)
+		go func() {
+			for rest := text; len(rest) > 0; {
+				k := min(step, len(rest))
+				if _, err := io.WriteString(c, rest[:k]); err != nil {
+					t.Error(err)
+					return
+				}
+				rest = rest[k:]
+			}
+		}()
+		in := bufio.NewReader(c)
+		for i, want := range []int{201, 200, 404, 200} {
+			if i == 0 && step < len(text) {
+				want = 200 // it is there by now
+			}
+			r := readAnswer(t, in)
+			if r.status != want || i%2 == 1 && !bytes.Equal(r.body, b) {
+				t.Fatalf("steps of %d, answer %d: %d", step, i, r.status)
+			}
+		}
+		if _, err := in.ReadByte(); err != io.EOF {
+			t.Fatalf("after close: %v", err)
+		}
+	}
+}
+
+// A stripe that is evicted, and its place used again, while a slow client reads
+// it: what comes are the bytes it had.
+func TestEvictedOnItsWay(t *testing.T) {
+	n := open(t, Options{Memory: 3 * MinMemory})
+	address := serve(t, n, nil)
+	id, b := stripe(1, code{1, 1, 0}, 2<<20, 0)
+	if out, err := n.put(id, b, ""); out != stored {
+		t.Fatal(err)
+	}
+	c := dial(t, address)
+	send(t, c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", id.Path())
+	in := bufio.NewReaderSize(c, 4096)
+	if _, err := in.Peek(1); err != nil { // it is on its way
+		t.Fatal(err)
+	}
+	for i := range uint64(200) { // evicts everything that can be
+		other, ob := usualStripe(100 + i)
+		if out, err := n.put(other, ob, ""); out != stored {
+			t.Fatal(err)
+		}
+	}
+	if n.mem.contains(id) {
+		t.Fatal("it was not evicted")
+	}
+	if r := readAnswer(t, in); !bytes.Equal(r.body, b) {
+		t.Fatal("bytes have changed on their way")
+	}
+	if used, _, _ := n.mem.usage(); used > n.mem.limit {
+		t.Error("too much memory")
+	}
+}
+
+// Clients that stop on the way lose their connection, and hold nothing.
+func TestSlowClients(t *testing.T) {
+	n := open(t, Options{Buffers: 1})
+	n.bounds.idle, n.bounds.head, n.bounds.body, n.bounds.send = 50*time.Millisecond, 50*time.Millisecond, 50*time.Millisecond, 50*time.Millisecond
+	address := serve(t, n, nil)
+	id, b := stripe(1, code{1, 1, 0}, 2<<20, 0)
+	if out, err := n.put(id, b, ""); out != stored {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"idle":            "",
+		"head":            "GET " + id.Path(),
+		"head elsewhere":  "GET /status HTTP/1.1\r\n",
+		"body":            fmt.Sprintf("PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc", id.Path()),
+		"chunked body":    fmt.Sprintf("PUT %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", id.Path()),
+		"no reading":      strings.Repeat(fmt.Sprintf("GET %s HTTP/1.1\r\nHost: x\r\n\r\n", id.Path()), 20),
+		"endless head":    "GET " + id.Path() + " HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("a: b\r\n", 3000),
+		"HTTP/2, no more": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := dial(t, address)
+			send(t, c, "%s", text)
+			waitFor(t, "its connection to be closed", func() bool { return n.conns.Load() == 0 })
+			if other, ob := usualStripe(7); true { // the one buffer is free
+				if out, err := n.put(other, ob, ""); out != stored && out != had {
+					t.Fatal(err)
+				}
+				buf, err := n.buffers.get()
+				if err != nil {
+					t.Fatal(err)
+				}
+				n.buffers.put(buf)
+			}
+		})
+	}
+}
+
+// waitFor waits until something is so.
+func waitFor(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); !so(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatal("waited in vain for " + what)
+		}
+	}
+}
+
+// With every buffer taken a put is told so, its connection stays good, and
+// what is in memory is given all the same.
+func TestBusy(t *testing.T) {
+	for name, to := range fronts() {
+		t.Run(name, func(t *testing.T) {
+			n := open(t, Options{Buffers: 1})
+			f := to(t, n)
+			id, b := usualStripe(1)
+			f.want(t, 201, "PUT "+id.Path(), b)
+			buf, err := n.buffers.get()
+			if err != nil {
+				t.Fatal(err)
+			}
+			other, ob := usualStripe(2)
+			if r := f.want(t, 503, "PUT "+other.Path(), ob); r.header.Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+			if name == "HTTP/1.1" {
+				f.want(t, 200, "GET "+id.Path(), nil)
+			} else {
+				f.want(t, 503, "GET "+id.Path(), nil)
+			}
+			n.buffers.put(buf)
+			f.want(t, 201, "PUT "+other.Path(), ob)
+			if s := n.Stats(); s.Busy == 0 {
+				t.Error("not counted")
+			}
+		})
+	}
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	n := open(t, Options{})
+	n.bounds.conns = 2
+	address := serve(t, n, nil)
+	first, second := dial(t, address), dial(t, address)
+	for _, c := range []net.Conn{first, second} {
+		send(t, c, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+		if r := readAnswer(t, bufio.NewReader(c)); r.status != 200 {
+			t.Fatal(r.status)
+		}
+	}
+	if _, err := dial(t, address).Read(make([]byte, 1)); err == nil {
+		t.Fatal("a third connection is served")
+	}
+	_ = first.Close() // an end is an end
+	waitFor(t, "room", func() bool { return n.conns.Load() == 1 })
+	send(t, dial(t, address), "GET ")
+	if s := n.Stats(); s.Refused != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// At its end a node answers what it has begun, and waits for nobody else.
+func TestEnd(t *testing.T) {
+	n := open(t, Options{Lease: zone.MaxWait})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- n.Serve(ctx, l) }()
+	id, _ := usualStripe(1)
+	waiting, idle, half := dial(t, l.Addr().String()), dial(t, l.Addr().String()), dial(t, l.Addr().String())
+	var f found
+	if _, err := n.get(id, ask{token: "a"}, nil, &f); err != nil {
+		t.Fatal(err)
+	}
+	send(t, waiting, "GET %s?wait=5000 HTTP/1.1\r\nHost: x\r\nThaw-Lease: b\r\n\r\n", id.Path())
+	send(t, half, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", id.Path())
+	waitFor(t, "one that waits", func() bool { return n.Stats().Leases.Waiting == 1 && n.conns.Load() == 3 })
+	n.bounds.grace = 10 * time.Millisecond
+	cancel()
+	if r := readAnswer(t, bufio.NewReader(waiting)); r.status != 404 || !strings.HasPrefix(r.header.Get(zone.LeaseHeader), "held ") {
+		t.Errorf("%+v", r)
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []net.Conn{idle, half} {
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("a connection is still served")
+		}
+	}
+	if n.conns.Load() != 0 {
+		t.Errorf("%d connections", n.conns.Load())
+	}
+}
+
+// Where the kernel's pages cannot be lent, bytes are copied.
+func TestWithoutSharing(t *testing.T) {
+	n := open(t, Options{})
+	n.mem.arena.shares = false
+	f := fronts()["HTTP/1.1"](t, n)
+	id, b := usualStripe(1)
+	f.want(t, 201, "PUT "+id.Path(), b)
+	if r := f.want(t, 200, "GET "+id.Path(), nil); !bytes.Equal(r.body, b) {
+		t.Fatal("other bytes")
+	}
+	f.want(t, 200, "HEAD "+id.Path(), nil)
+}
