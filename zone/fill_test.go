@@ -244,6 +244,7 @@ func TestConnectionsAreKept(t *testing.T) {
 	if st := z.Stats(); st.Cancelled > 0 {
 		t.Errorf("%d cancelled", st.Cancelled)
 	}
+	t.Logf("%d connections", slow.conns.Load())
 	if got := slow.conns.Load(); got > 5 {
 		t.Errorf("%d connections for 100 chunks", got)
 	}
