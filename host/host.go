@@ -4,7 +4,7 @@
 //
 // Everything is under one folder, made anew for each state folder:
 //
-//	/run/thaw/<12 hex of the state's path>/
+//	/run/thaw/<12 hex of the state's path>/    for root, and what runs in containers, alone
 //	    fetchers/<key>.lock      held while a fetcher is started or ended
 //	    fetchers/<key>/users     shared lock of each user
 //	                   sock      where agents connect
@@ -37,6 +37,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"thaw/sandbox"
 )
 
 const (
@@ -45,6 +47,10 @@ const (
 	// searchOnly lets the user of a container reach its root file system, and
 	// read no names on the way.
 	searchOnly = 0o711
+	// containersOnly keeps all others away from the mounts below, which show
+	// images decrypted: the folder's group is that of root in containers, which
+	// no user of this machine is in.
+	containersOnly = 0o710
 	// patience is how long a process may take to end by itself.
 	patience = 5 * time.Second
 	// stopPatience is how long an instance may take to take itself down.
@@ -65,7 +71,14 @@ func Open(state string) (*Host, error) {
 	}
 	sum := sha256.Sum256([]byte(state))
 	h := &Host{state: state, run: filepath.Join(runDir, hex.EncodeToString(sum[:6]))}
-	for _, dir := range []string{runDir, h.run, h.dir("fetchers"), h.dir("images"), h.dir("instances")} {
+	err := makeDir(runDir, searchOnly)
+	if err == nil {
+		err = h.close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{h.dir("fetchers"), h.dir("images"), h.dir("instances")} {
 		if err := makeDir(dir, searchOnly); err != nil {
 			return nil, err
 		}
@@ -75,6 +88,18 @@ func Open(state string) (*Host, error) {
 		return nil, err
 	}
 	return h, makeDir(h.overlays(), 0o700)
+}
+
+// close makes the runtime folder, or takes one that is there, and lets nobody in
+// but root and containers. Nobody gets in meanwhile.
+func (h *Host) close() error {
+	if err := makeDir(h.run, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chown(h.run, 0, sandbox.IDBase); err != nil {
+		return err
+	}
+	return os.Chmod(h.run, containersOnly)
 }
 
 // Filters is the folder for what sandbox keeps of compiled system call filters.
