@@ -168,6 +168,15 @@ func (f *folder) holdsAny(ctx context.Context, prefix string) (found bool) {
 	return found
 }
 
+// absent is absenter.absent. Each origin has its first root from its first put
+// on, and a mount point without its file system has not.
+func (f *folder) absent() error {
+	if _, err := os.Stat(filepath.Join(f.dir, rootsKey)); errors.Is(err, fs.ErrNotExist) {
+		return ErrAbsent
+	}
+	return nil // or the next read will tell
+}
+
 func (f *folder) free() (int64, error) {
 	dir := f.dir
 	for {

@@ -21,6 +21,7 @@
 package origin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,8 @@ import (
 	"net/url"
 	"os"
 	"strings"
+
+	"thaw/chunk"
 )
 
 var (
@@ -42,6 +45,9 @@ var (
 	ErrRefused = errors.New("refused by the origin")
 	// ErrFull says that a folder's disk or quota is used up.
 	ErrFull = errors.New("no space left in the origin")
+	// ErrAbsent says that a folder holds no origin: nothing was put into it yet,
+	// or its disk or share is not mounted. It is not ErrNotFound.
+	ErrAbsent = errors.New("no origin in this folder: is what it is on mounted?")
 )
 
 // defaultParallel keeps a local disk and a bucket busy: a folder on ext4 gains
@@ -167,7 +173,27 @@ func (o *Origin) do(ctx context.Context, verb, key string, f func() error) error
 	if err := ctx.Err(); err != nil {
 		return o.fail(verb, key, err)
 	}
-	return o.fail(verb, key, f())
+	err := f()
+	if errors.Is(err, ErrNotFound) || errors.Is(err, chunk.ErrNotFound) {
+		err = cmp.Or(o.Absent(), err) // where nothing is, nothing can be said to be missing
+	}
+	return o.fail(verb, key, err)
+}
+
+// absenter is a Reader that may be there without its objects.
+type absenter interface {
+	// absent gives ErrAbsent if no origin was made here.
+	absent() error
+}
+
+// Absent gives ErrAbsent for a folder that holds no origin, not even its first
+// root (Active), and nil for one that does. Of a bucket it gives nil: one that
+// is away does not answer. Listings of an absent origin are empty.
+func (o *Origin) Absent() error {
+	if r, ok := o.bucket.Reader.(absenter); ok {
+		return r.absent()
+	}
+	return nil
 }
 
 func (o *Origin) fail(verb, key string, err error) error {

@@ -35,7 +35,10 @@ type Root struct {
 	Class     string `json:"class"`
 }
 
-func stateKey(root string) string { return "roots/" + root + "/state" }
+// rootsKey is what the keys of all roots start with.
+const rootsKey = "roots"
+
+func stateKey(root string) string { return rootsKey + "/" + root + "/state" }
 
 // encode gives the record's one form: what decode takes is what encode wrote.
 func (r Root) encode() ([]byte, error) {
@@ -61,7 +64,7 @@ func decodeRoot(name string, data []byte) (Root, error) {
 // Roots gives the roots that have a state, r2 before r10.
 func (o *Origin) Roots(ctx context.Context) ([]Root, error) {
 	var roots []Root
-	for name, err := range o.Children(ctx, "roots") {
+	for name, err := range o.Children(ctx, rootsKey) {
 		if err != nil {
 			return nil, err
 		}

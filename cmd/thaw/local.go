@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -130,6 +131,11 @@ func (g *Globals) findIn(ctx context.Context, l local, name string) (*startable,
 	}
 	defer store.Close()
 	ref, err := store.names.Resolve(ctx, name)
+	if errors.Is(err, catalog.ErrNotFound) {
+		if _, kerr := l.recall(name); kerr == nil { // an origin that has nothing at all cannot have removed it
+			err = cmp.Or(store.Absent(), err)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -143,5 +145,49 @@ func TestOriginOutage(t *testing.T) {
 		if told := line.FindAllString(e.stderr, -1); e.code != 0 || len(told) == 0 || len(told) > 4 {
 			t.Errorf("%s: it told:\n%s", how, e.stderr)
 		}
+	}
+}
+
+// An origin's folder is not mounted, and comes back.
+func TestOriginFolderAway(t *testing.T) {
+	m := newMachine(t)
+	dir := filepath.Join(t.TempDir(), "origin")
+	m.flags = []string{"--origin", "file://" + dir, "--origin-deadline", "2s"}
+	if out := m.must("images"); strings.Count(out, "\n") != 1 {
+		t.Fatalf("a fresh origin has %s", out)
+	}
+	m.convert("app", 1)
+	m.convert("other", 100)
+	m.must("run", "app", "/bin/inside", "echo", "first")
+	for how, leave := range map[string]func() error{
+		"missing": func() error { return nil },
+		"empty":   func() error { return os.Mkdir(dir, 0o755) },
+	} {
+		if err := errors.Join(os.Rename(dir, dir+".away"), leave()); err != nil {
+			t.Fatal(err)
+		}
+		e := m.thaw("run", "app", "/bin/inside", "echo", "again")
+		if e.code != 0 || e.out != "again\n" || !strings.Contains(e.stderr, "starting what was started before") {
+			t.Errorf("%s: %+v", how, e)
+		}
+		if e := m.thaw("run", "other"); e.code != exitRunFailed || strings.Count(e.stderr, "\n") != 1 {
+			t.Errorf("%s: %+v", how, e)
+		}
+		r := m.serve("app")
+		if got := r.ask("sum %s", dataPath(3)); got != "error: input/output error" {
+			t.Errorf("%s: %s", how, got)
+		}
+		_ = os.Remove(dir)
+		if err := os.Rename(dir+".away", dir); err != nil {
+			t.Fatal(err)
+		}
+		r.reads(1, 3)
+		if e := r.end(); e.code != 0 || !strings.Contains(e.stderr, "is what it is on mounted?") {
+			t.Errorf("%s: %+v", how, e)
+		}
+		if err := os.RemoveAll(filepath.Join(m.state, "cache", "chunks")); err != nil {
+			t.Fatal(err)
+		}
+		m.must("run", "app", "/bin/inside", "echo", "first")
 	}
 }
