@@ -73,15 +73,16 @@ func (h *Host) NewInstance(kind string, image, fetcher *Use) (*Instance, error) 
 // name says whose it is: what nobody who lives made or removes is left over.
 func (h *Host) hidden(id string) (string, error) {
 	self, err := identify(os.Getpid())
-	return h.dir("instances", fmt.Sprintf(".%s.%d.%d", id, self.PID, self.Start)), err
+	return h.dir("instances", fmt.Sprintf(".%s.%d.%d.%s", id, self.PID, self.Start, self.Boot)), err
 }
 
 // hiddenBy reads a name that hidden gave.
 func hiddenBy(name string) (by process, ok bool) {
 	fields := strings.Split(name, ".")
-	if len(fields) != 4 || fields[0] != "" {
+	if len(fields) != 5 || fields[0] != "" {
 		return by, false
 	}
+	by.Boot = fields[4]
 	var perr, serr error
 	by.PID, perr = strconv.Atoi(fields[2])
 	by.Start, serr = strconv.ParseUint(fields[3], 10, 64)

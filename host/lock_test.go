@@ -99,7 +99,7 @@ func TestWaitLockEnds(t *testing.T) {
 
 func TestRecords(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "record.json")
-	want := imageRecord{ID: "1", Name: "\x00\n\"", Process: process{1, 1 << 63}, Mounted: true}
+	want := imageRecord{ID: "1", Name: "\x00\n\"", Process: process{1, 1 << 63, "boot"}, Mounted: true}
 	var got imageRecord
 	if err := readRecord(path, &got); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
@@ -143,20 +143,21 @@ func TestProcess(t *testing.T) {
 	if err != nil || !its.alive() {
 		t.Fatalf("%+v, %v", its, err)
 	}
-	another := process{its.PID, its.Start + 1}
-	if another.alive() {
-		t.Error("another with its number is alive")
+	for _, another := range []process{{its.PID, its.Start + 1, its.Boot}, {its.PID, its.Start, "of yesterday"}, {its.PID, its.Start, ""}} {
+		if another.alive() {
+			t.Errorf("%+v is alive", another)
+		}
+		if f, err := another.open(); f != nil || err != nil {
+			t.Errorf("another was opened: %v", err)
+		}
+		if err := another.signal(unix.SIGKILL); err != nil || !its.alive() {
+			t.Errorf("another was killed: %v", err)
+		}
+		if err := another.end(t.Context(), time.Hour); err != nil || !its.alive() {
+			t.Errorf("another was ended: %v", err)
+		}
 	}
-	if f, err := another.open(); f != nil || err != nil {
-		t.Errorf("another was opened: %v", err)
-	}
-	if err := another.signal(unix.SIGKILL); err != nil || !its.alive() {
-		t.Errorf("another was killed: %v", err)
-	}
-	if err := another.end(t.Context(), time.Hour); err != nil || !its.alive() {
-		t.Errorf("another was ended: %v", err)
-	}
-	for _, none := range []process{{}, {-1, 0}, {1 << 30, 5}} {
+	for _, none := range []process{{}, {-1, 0, its.Boot}, {1 << 30, 5, its.Boot}} {
 		if f, err := none.open(); none.alive() || f != nil || err != nil {
 			t.Errorf("%+v: %v, %v", none, f, err)
 		}
@@ -197,7 +198,7 @@ func TestHiddenNames(t *testing.T) {
 	if self, err := identify(os.Getpid()); !ok || err != nil || by != self {
 		t.Errorf("%s: %+v, %v", path, by, err)
 	}
-	for _, name := range []string{"", ".", "0123456789ab", ".0123456789ab", ".a.b.c", ".a.1.-1", ".a.1.2.3", "x.a.1.2"} {
+	for _, name := range []string{"", ".", "0123456789ab", ".0123456789ab", ".a.b.c", ".a.1.2", ".a.1.-1.b", ".a.1.2.b.3", "x.a.1.2.b"} {
 		if by, ok := hiddenBy(name); ok {
 			t.Errorf("%q is by %+v", name, by)
 		}

@@ -7,21 +7,34 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// process names a process for good: a pid alone may be another's tomorrow.
+// process names a process for good: a pid alone may be another's tomorrow, and
+// after a boot one that starts at the same moment of it may have it too.
 type process struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"` // field 22 of /proc/PID/stat, clock ticks since boot
+	Boot  string `json:"boot"`  // the kernel's name for the time since it was started
 }
 
 // identify names a running process.
 func identify(pid int) (process, error) {
 	start, err := startTime(pid)
-	return process{pid, start}, err
+	if err != nil {
+		return process{}, err
+	}
+	boot, err := bootID()
+	return process{pid, start, boot}, err
+}
+
+// bootID reads a UUID that is another after each boot (random(4)).
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id)), err
 }
 
 // startTime reads /proc/PID/stat (proc(5)); the command in it may hold anything
@@ -41,10 +54,13 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(string(fields[19]), 10, 64)
 }
 
-// alive reports whether it still runs.
+// alive reports whether it still runs. One of another boot does not.
 func (p process) alive() bool {
-	start, err := startTime(p.PID)
-	return err == nil && start == p.Start
+	if start, err := startTime(p.PID); err != nil || start != p.Start {
+		return false
+	}
+	boot, err := bootID()
+	return err == nil && boot == p.Boot
 }
 
 // open gives a pidfd, readable once the process has ended, or nil if it has.

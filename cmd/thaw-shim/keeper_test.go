@@ -115,8 +115,9 @@ func (k *kept) write(name string, v any) {
 	}
 }
 
-// process names a process as host does: proc_pid_stat(5), fields 1 and 22.
-func (k *kept) process(pid int) map[string]uint64 {
+// process names a process as host does: proc_pid_stat(5), fields 1 and 22, and
+// the boot.
+func (k *kept) process(pid int) map[string]any {
 	k.t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -126,7 +127,11 @@ func (k *kept) process(pid int) map[string]uint64 {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	return map[string]uint64{"pid": uint64(pid), "start": start}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return map[string]any{"pid": pid, "start": start, "boot": strings.TrimSpace(string(boot))}
 }
 
 func (k *kept) fetcherPID() int {
