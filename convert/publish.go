@@ -94,10 +94,14 @@ func (r *run) seal(ctx context.Context, m *manifest.Manifest) ([]byte, manifest.
 // refer makes the reference, unless it says so already.
 func (r *run) refer(ctx context.Context, res *Result) error {
 	names := r.c.names()
-	if old, err := names.Get(ctx, res.Name); err == nil && old.Image == res.Image && old.Root == r.root.Name {
+	old, gone := names.Get(ctx, res.Name)
+	if gone == nil && old.Image == res.Image && old.Root == r.root.Name {
 		return nil
 	}
 	_, err := names.Set(ctx, res.Name, res.Image, r.root.Name)
+	if err == nil && gone == nil && old.Image != res.Image {
+		r.c.warn("the name %s meant image %.12s until now", res.Name, old.Image)
+	}
 	return err
 }
 

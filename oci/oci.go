@@ -137,8 +137,10 @@ func (m *Image) Config() []byte { return m.config }
 func (m *Image) ConfigDigest() string { return m.digest }
 
 // DefaultName gives what to call the image if nobody says otherwise: the
-// reference of a registry's image as it was typed, the tag given for a layout
-// or archive, or else the last element of its path.
+// reference of a registry's image as it was typed; "layout:v1" for tag v1 of a
+// layout or archive at any/layout, and "layout" if no tag was given, with "-"
+// for what is in no image's name; the tag alone if it is a whole reference, as
+// all of a docker archive are.
 func (m *Image) DefaultName() string { return m.name }
 
 // Layers gives the layers, base first. An image may have none, and the same

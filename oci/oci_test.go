@@ -184,7 +184,7 @@ func TestDefaultName(t *testing.T) {
 		"oci:" + dir:         "base",
 		"oci:" + dir + "/":   "base",
 		"oci:" + dir + "/.":  "base",
-		"oci:" + dir + ":v1": "v1",
+		"oci:" + dir + ":v1": "base:v1",
 		"oci:" + dir + ":@0": "base",
 	} {
 		if got := open(t, source, Options{}).DefaultName(); got != want {
@@ -195,7 +195,9 @@ func TestDefaultName(t *testing.T) {
 	if got := open(t, "oci:.", Options{}).DefaultName(); got != "base" {
 		t.Errorf("oci:. is called %q", got)
 	}
-	for in, want := range map[string]string{"docker://debian:12": "debian:12", "debian:12": "debian:12", "docker-archive:/x/y.tar:debian:12": "debian:12"} {
+	for in, want := range map[string]string{"docker://debian:12": "debian:12", "debian:12": "debian:12", "docker-archive:/x/y.tar:debian:12": "debian:12", "docker-archive:/x/y.tar:debian": "debian",
+		"docker-archive:/x/y.tar": "y.tar", "oci-archive:/x/y.tar:v1": "y.tar:v1", "oci-archive:/x/y.tar:team/app:v1": "team/app:v1",
+		"oci:/x/.my app+é:v1": "my-app--:v1", "oci:/x/…": "image", "oci:/:v1": "image:v1"} {
 		src, err := parseSource(in)
 		check(t, err)
 		if src.name() != want {

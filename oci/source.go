@@ -84,14 +84,35 @@ func splitPath(s string) (path, tag string) {
 
 // name is Image.DefaultName.
 func (s source) name() string {
+	tag := s.tag
 	switch {
 	case s.via == viaRegistry:
 		return s.path
-	case s.tag != "" && !strings.HasPrefix(s.tag, "@"):
-		return s.tag
+	case strings.HasPrefix(tag, "@"):
+		tag = ""
+	case tag != "" && (s.via == viaDockerArchive || strings.ContainsAny(tag, ":/")):
+		return tag // a whole reference
 	}
+	base := filepath.Base(s.path)
 	if abs, err := filepath.Abs(s.path); err == nil { // for "." and ".."
-		return filepath.Base(abs)
+		base = filepath.Base(abs)
 	}
-	return filepath.Base(s.path)
+	if base = plainName(base); base == "" {
+		base = "image"
+	}
+	if tag == "" {
+		return base
+	}
+	return base + ":" + tag
+}
+
+// plainName replaces what is in names of files and in none of images.
+func plainName(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' {
+			return r
+		}
+		return '-'
+	}, s)
+	return strings.TrimLeft(s, "._-")
 }
