@@ -73,11 +73,10 @@ func Resume(args []string) (i *Instance, image, fetcher *Use, err error) {
 		unix.CloseOnExec(fd)
 		files[n] = os.NewFile(uintptr(fd), "lock")
 	}
-	i = &Instance{}
-	if err := readRecord(h.dir("instances", args[1], "instance.json"), i); err != nil {
+	if i, err = h.readInstance(args[1]); err != nil {
 		return nil, nil, nil, err
 	}
-	i.host, i.lock = h, files[0]
+	i.lock = files[0]
 	return i, h.resume("images", i.ImageOf, files[1]), h.resume("fetchers", i.Fetcher, files[2]), nil
 }
 

@@ -45,9 +45,28 @@ type Instance struct {
 	ImageOf string    `json:"imageKey"`
 	Fetcher string    `json:"fetcherKey"`
 
-	host *Host
-	lock *os.File
+	host    *Host
+	lock    *os.File
+	damaged bool
 }
+
+// readInstance reads the record of an instance. One that is damaged, or is not
+// there, has only its ID.
+func (h *Host) readInstance(id string) (*Instance, error) {
+	i := &Instance{}
+	err := readRecord(h.dir("instances", id, "instance.json"), i)
+	if err == nil && i.Kind != KindRun && i.Kind != KindMount {
+		err = fmt.Errorf("a record of kind %q", i.Kind)
+	}
+	if err != nil {
+		i = &Instance{damaged: true}
+	}
+	i.ID, i.host = id, h
+	return i, err
+}
+
+// Damaged reports whether the instance's record says nothing.
+func (i *Instance) Damaged() bool { return i.damaged }
 
 // NewInstance makes an instance that this process keeps: its folder, and the
 // lock that says so. The caller sets what it knows and calls Save.
@@ -235,7 +254,7 @@ func (i *Instance) End(ctx context.Context) error {
 // clean removes what an instance has. The caller holds its lock.
 func (h *Host) clean(ctx context.Context, i *Instance) error {
 	dir := h.dir("instances", i.ID)
-	if i.Kind == KindRun {
+	if i.Kind != KindMount {
 		if err := sandbox.Delete(ctx, filepath.Join(dir, "runtime"), i.ID, i.Cgroup()); err != nil {
 			return err
 		}
@@ -309,21 +328,16 @@ func (i *Instance) Mounted() bool {
 	})
 }
 
-// Instances lists what is kept, and what was left over.
+// Instances lists what is kept, and what was left over, also if it is damaged.
 func (h *Host) Instances() ([]Instance, error) {
 	ids, err := h.keys("instances")
 	var all []Instance
 	for _, id := range ids {
-		i := Instance{}
-		err := readRecord(h.dir("instances", id, "instance.json"), &i)
+		i, err := h.readInstance(id)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // it has just ended
 		}
-		if err != nil {
-			return nil, err
-		}
-		i.host = h
-		all = append(all, i)
+		all = append(all, *i)
 	}
 	slices.SortFunc(all, func(a, b Instance) int { return a.Started.Compare(b.Started) })
 	return all, err

@@ -65,12 +65,8 @@ func (h *Host) reapInstance(ctx context.Context, name string) (bool, error) {
 		return false, err
 	}
 	defer held.Close()
-	var i Instance
-	if err := readRecord(h.dir("instances", name, "instance.json"), &i); err != nil {
-		return false, err
-	}
-	i.ID, i.host = name, h
-	return true, h.clean(ctx, &i)
+	i, _ := h.readInstance(name) // what is known by the name alone can be cleaned by it
+	return true, h.clean(ctx, i)
 }
 
 // reapStray removes a folder without a lock. As long as an instance has its
@@ -80,7 +76,7 @@ func (h *Host) reapStray(ctx context.Context, name string) (bool, error) {
 	if _, err := os.Stat(h.dir("instances", name)); errors.Is(err, fs.ErrNotExist) {
 		return false, nil // it has just ended
 	}
-	i := &Instance{ID: name, Kind: KindRun, host: h}
+	i := &Instance{ID: name, host: h}
 	return true, h.clean(ctx, i)
 }
 

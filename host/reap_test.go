@@ -104,27 +104,68 @@ func TestReapInstance(t *testing.T) {
 // A failure is told, and keeps nothing else from being removed.
 func TestReapGoesOn(t *testing.T) {
 	h := openTest(t)
-	for _, id := range []string{"aaaaaaaaaaaa", "bbbbbbbbbbbb"} {
-		if err := os.Mkdir(h.dir("instances", id), 0o711); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(h.dir("instances", id, "lock"), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(h.dir("instances", "aaaaaaaaaaaa", "instance.json"), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := writeRecord(h.dir("instances", "bbbbbbbbbbbb", "instance.json"), Instance{Kind: KindRun}); err != nil {
-		t.Fatal(err)
-	}
+	h.leave(t, "aaaa aaaa", `{"kind":"run"}`) // no runtime and no group has such a name
+	h.leave(t, "bbbbbbbbbbbb", `{"kind":"run"}`)
 	removed, err := h.Reap(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "aaaaaaaaaaaa") || !slices.Equal(removed, []string{"instance bbbbbbbbbbbb"}) {
+	if err == nil || !strings.Contains(err.Error(), "aaaa aaaa") || !slices.Contains(removed, "instance bbbbbbbbbbbb") {
 		t.Errorf("reaped %v, %v", removed, err)
 	}
-	if err := os.RemoveAll(h.dir("instances", "aaaaaaaaaaaa")); err != nil {
+	if err := os.RemoveAll(h.dir("instances", "aaaa aaaa")); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// leave makes the folder of an instance that nobody keeps, with this record.
+func (h *Host) leave(t *testing.T, id, record string) {
+	t.Helper()
+	err := os.MkdirAll(h.dir("instances", id, "rootfs"), 0o711)
+	for name, text := range map[string]string{"lock": "", "instance.json": record} {
+		if err == nil {
+			err = os.WriteFile(h.dir("instances", id, name), []byte(text), 0o600)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A record that says nothing hides no instance, and keeps none from being
+// cleaned once nobody keeps it.
+func TestDamagedInstances(t *testing.T) {
+	h := openTest(t)
+	p := h.helper(t, "instance", KindRun)
+	kept, err := p.out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept = strings.TrimSpace(kept)
+	records := map[string]string{
+		"aaaaaaaaaaaa": "", "bbbbbbbbbbbb": "{", "cccccccccccc": "null", "dddddddddddd": `{"kind":"run","started":3}`, "eeeeeeeeeeee": `{"id":"../../x","kind":"other"}`,
+	}
+	for id, record := range records {
+		h.leave(t, id, record)
+		tmpfs(t, h.dir("instances", id, "rootfs"))
+	}
+	if err := os.WriteFile(h.dir("instances", kept, "instance.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all, err := h.Instances()
+	if err != nil || len(all) != len(records)+1 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	for _, i := range all {
+		if _, left := records[i.ID]; left == i.Kept() || i.Damaged() != true || !left && i.ID != kept {
+			t.Errorf("%+v, kept %v", i, i.Kept())
+		}
+	}
+	if removed, err := h.Reap(t.Context()); err != nil || len(removed) != len(records) || slices.Contains(removed, "instance "+kept) {
+		t.Errorf("reaped %v, %v", removed, err)
+	}
+	p.kill()
+	if removed, err := h.Reap(t.Context()); err != nil || !slices.Equal(removed, []string{"instance " + kept}) {
+		t.Errorf("reaped %v, %v", removed, err)
+	}
+	h.empty(t)
 }
 
 // What was left of an image and a fetcher: mounts, processes, folders.

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -20,7 +22,8 @@ type psCmd struct {
 // Help teaches by example.
 func (psCmd) Help() string {
 	return `PID is the process that keeps the container or the mount: a signal to it reaches the program.
-What is "left over" was killed; the next run, mount or prune cleans it up.
+What is "left over" was killed; the next run, mount or prune cleans it up. Of what is "damaged"
+somebody has spoilt the record; it runs on.
 
   thaw ps
   kill $(thaw ps --json | jq 'select(.image == "app").pid')`
@@ -61,23 +64,47 @@ func (c *psCmd) Run(g *Globals) error {
 	t := tabwriter.NewWriter(g.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "ID\tIMAGE\tSTATUS\tSINCE\tPID\tWHAT")
 	for _, i := range all {
-		what := strings.Join(i.Command, " ")
-		if i.Kind == host.KindMount {
-			what = "mounted at " + i.Target
-		} else if what == "" {
-			what = "(the image's own command)"
+		pid := "-"
+		if i.Keeper > 0 {
+			pid = strconv.Itoa(i.Keeper)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", i.ID, oneLine(i.Image), instanceStatus(&i), time.Since(i.Started).Round(time.Second), i.Keeper, oneLine(what))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, cmp.Or(oneLine(i.Image), "-"), instanceStatus(&i), since(i.Started, time.Now()), pid, oneLine(instanceWhat(&i)))
 	}
 	return t.Flush()
 }
 
-// instanceStatus tells a kept instance from a leftover.
+// instanceStatus tells a kept instance from a leftover, and both from one that
+// is kept and whose record is of no use.
 func instanceStatus(i *host.Instance) string {
-	if i.Kept() {
-		return "running"
+	switch {
+	case !i.Kept():
+		return "left over"
+	case i.Damaged():
+		return "damaged"
 	}
-	return "left over"
+	return "running"
+}
+
+// instanceWhat says what an instance does.
+func instanceWhat(i *host.Instance) string {
+	switch {
+	case i.Damaged():
+		return "(its record is damaged)"
+	case i.Kind == host.KindMount:
+		return "mounted at " + i.Target
+	case len(i.Command) == 0:
+		return "(the image's own command)"
+	}
+	return strings.Join(i.Command, " ")
+}
+
+// since gives how long ago something was. A clock that was set back since has
+// it in the future: nobody knows then.
+func since(then, now time.Time) string {
+	if d := now.Sub(then).Round(time.Second); d >= 0 && !then.IsZero() {
+		return d.String()
+	}
+	return "-"
 }
 
 type pruneCmd struct{}
