@@ -23,7 +23,7 @@ const (
 	maxMembers  = 1000    // placing more takes seconds, and a zone has tens
 	maxWeight   = 1000    // finer than anybody measures
 	maxListSize = 1 << 20 // bytes of a file of members
-	maxLabel    = 64      // bytes of a rack's name
+	maxLabel    = 64      // bytes of the name of a rack or member
 )
 
 // Member is a node of the zone.
@@ -31,35 +31,41 @@ type Member struct {
 	Addr   string // host:port, in lower case
 	Weight int    // 1 to 1000: its part of the stripes beside the others'
 	Rack   string // what fails together; "" is a rack of its own
+	Name   string // what it is placed by; "" is Addr. A node that takes another's place takes its name
 }
+
+// identity is what places the node.
+func (m Member) identity() string { return cmp.Or(m.Name, m.Addr) }
 
 // Members is one version of the zone's list of nodes. It does not change, and
 // is safe for concurrent use.
 type Members struct {
 	version uint64
-	list    []Member // by address: the order in which they were named is of no account
+	list    []Member // by identity: the order in which they were named is of no account
 	seeds   []uint64 // of each its hash
 
 	mu     sync.Mutex
 	tables map[int][]uint16 // guarded by mu: by n
 }
 
-// newMembers checks a list: no address twice, since that would be two stripes
-// on one node.
+// newMembers checks a list: no address or name twice, since that would be two
+// stripes on one node.
 func newMembers(version uint64, list []Member) (*Members, error) {
 	m := &Members{version: version, list: slices.Clone(list), tables: map[int][]uint16{}}
 	if len(list) > maxMembers {
 		return nil, fmt.Errorf("zone: %d members, want %d at most", len(list), maxMembers)
 	}
-	slices.SortFunc(m.list, func(a, b Member) int { return cmp.Compare(a.Addr, b.Addr) })
+	slices.SortFunc(m.list, func(a, b Member) int { return cmp.Compare(a.identity(), b.identity()) })
+	seen := map[string]bool{}
 	for i, node := range m.list {
-		if i > 0 && m.list[i-1].Addr == node.Addr {
-			return nil, fmt.Errorf("zone: member %s is named twice", node.Addr)
+		if seen[node.Addr] || i > 0 && m.list[i-1].identity() == node.identity() {
+			return nil, fmt.Errorf("zone: member %s %s is named twice", node.Addr, node.Name)
 		}
+		seen[node.Addr] = true
 		if node.Weight < 1 || node.Weight > maxWeight {
 			return nil, fmt.Errorf("zone: member %s has weight %d, want 1 to %d", node.Addr, node.Weight, maxWeight)
 		}
-		sum := sha256.Sum256([]byte(node.Addr))
+		sum := sha256.Sum256([]byte(node.identity()))
 		m.seeds = append(m.seeds, binary.BigEndian.Uint64(sum[:]))
 	}
 	return m, nil
@@ -68,7 +74,7 @@ func newMembers(version uint64, list []Member) (*Members, error) {
 // Version is the number that the list says it has; 0 if it says none.
 func (m *Members) Version() uint64 { return m.version }
 
-// All gives the members by address. The slice is the caller's.
+// All gives the members by name, or by address where they have none. The slice is the caller's.
 func (m *Members) All() []Member { return slices.Clone(m.list) }
 
 // same reports whether o names the same nodes under the same version.
@@ -112,7 +118,7 @@ func (m *Members) table(n int) []uint16 {
 // ReadMembers reads the list that a --zone value names:
 //
 //	host:port[,host:port…]   the nodes themselves
-//	file:PATH                a line a node, "host:port [weight=N] [rack=NAME]"; the first may be "version N"; # begins a comment
+//	file:PATH                a line a node, "host:port [weight=N] [rack=NAME] [name=NAME]"; the first may be "version N"; # begins a comment
 //	dns:NAME:PORT            the addresses of NAME
 //	dns:NAME                 the hosts and ports of the SRV records of NAME
 //
@@ -180,8 +186,10 @@ func parseLine(fields []string) (Member, error) {
 			node.Weight, err = strconv.Atoi(value)
 		case key == "rack" && value != "" && len(value) <= maxLabel:
 			node.Rack = value
+		case key == "name" && value != "" && len(value) <= maxLabel:
+			node.Name = value
 		default:
-			err = fmt.Errorf("%.80q is not weight=N or rack=NAME", field)
+			err = fmt.Errorf("%.80q is not weight=N, rack=NAME or name=NAME", field)
 		}
 	}
 	return node, err

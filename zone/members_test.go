@@ -36,7 +36,7 @@ func TestReadMembersInPlace(t *testing.T) {
 
 func TestParseFile(t *testing.T) {
 	m, err := parseFile([]byte("# zone a\n\nversion 7\nb:1 rack=r1 # first\na:1 weight=5 rack=r2\n"))
-	if err != nil || m.Version() != 7 || len(m.All()) != 2 || m.All()[0] != (Member{"a:1", 5, "r2"}) || m.All()[1] != (Member{"b:1", 1, "r1"}) {
+	if err != nil || m.Version() != 7 || len(m.All()) != 2 || m.All()[0] != (Member{"a:1", 5, "r2", ""}) || m.All()[1] != (Member{"b:1", 1, "r1", ""}) {
 		t.Errorf("%+v, %v", m, err)
 	}
 	if m, err := parseFile(nil); err != nil || len(m.All()) != 0 {
@@ -44,7 +44,7 @@ func TestParseFile(t *testing.T) {
 	}
 	for bad, says := range map[string]string{
 		"a:1 weight=0": "weight 0", "a:1 weight=1001": "1001", "a:1 weight=x": "line 1", "a:1\nb:1 colour=red": "line 2", "a:1 rack=": "rack=",
-		"a:1\nversion 7": "line 2", "version -1": "line 1", "a:1\na:1": "named twice", strings.Repeat("#", maxListSize+1): "longer", "a:1 rack=" + strings.Repeat("x", 65): "rack",
+		"a:1\nversion 7": "line 2", "version -1": "line 1", "a:1\na:1": "named twice", "a:1 name=x\nb:1 name=x": "named twice", "a:1 name=x\na:1": "named twice", "a:1 name=b:1\nb:1": "named twice", "a:1 name=": "name=", strings.Repeat("#", maxListSize+1): "longer", "a:1 rack=" + strings.Repeat("x", 65): "rack",
 	} {
 		if _, err := parseFile([]byte(bad)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%.40q: %v, want %q", bad, err, says)
@@ -186,7 +186,7 @@ func TestDNS(t *testing.T) {
 		t.Errorf("addresses: %+v, %v", m, err)
 	}
 	m, err = read("dns:zone.test.")
-	if err != nil || len(m.list) != 2 || m.list[0] != (Member{"n:7000", 3, ""}) || m.list[1] != (Member{"n:7001", 1, ""}) {
+	if err != nil || len(m.list) != 2 || m.list[0] != (Member{"n:7000", 3, "", ""}) || m.list[1] != (Member{"n:7001", 1, "", ""}) {
 		t.Errorf("services: %+v, %v", m, err)
 	}
 	answer.Store(&[]byte{})

@@ -72,6 +72,21 @@ func TestMoves(t *testing.T) {
 	}
 }
 
+// TestNameIsTakenOver: a node that takes another's name gets all its stripes,
+// and the other nodes keep theirs.
+func TestNameIsTakenOver(t *testing.T) {
+	list := nodes(5)
+	for i := range list {
+		list[i].Name = fmt.Sprint("n", i)
+	}
+	before := members(t, list)
+	list[2].Addr = "10.9.9.9:7000"
+	after := members(t, list)
+	if !slices.Equal(before.table(5), after.table(5)) || after.list[2].Addr != "10.9.9.9:7000" {
+		t.Error("another address under the same name, another placement")
+	}
+}
+
 // TestBelowN: with fewer nodes than stripes each gets one, and an index without.
 func TestBelowN(t *testing.T) {
 	five, four := members(t, nodes(5)), members(t, nodes(4))
