@@ -56,10 +56,10 @@ type Folder struct {
 	// fail, once until it works again. Any goroutine may call it.
 	Warn func(error)
 
-	dir    string
-	limit  int64 // bytes
-	named  bool  // tests: as where files without a name do not work
-	policy policy
+	dir   string
+	limit int64            // bytes
+	named bool             // tests: as where files without a name do not work
+	now   func() time.Time // tests: in place of time.Now for uses
 
 	evicting sync.Mutex // held by who evicts, so that one goroutine polls for the lock
 	corrupt  atomic.Int64
@@ -155,7 +155,7 @@ func (f *Folder) Fill(ctx context.Context, name chunk.Name, size int, get func(c
 func (f *Folder) Touch(name chunk.Name) {
 	path := chunkPath(f.dir, name)
 	if info, err := os.Lstat(path); err == nil {
-		f.policy.used(path, f.policy.lastUse(info))
+		f.used(path, usesOf(info))
 	}
 }
 
@@ -184,7 +184,7 @@ func (f *Folder) report(err error) {
 // not right. A file that cannot be read is as good as none.
 func (f *Folder) look(name chunk.Name, size int) (data []byte, bad bool) {
 	path := chunkPath(f.dir, name)
-	file, err := openChunk(path)
+	file, err := openUnused(path)
 	if err != nil {
 		return nil, false
 	}
@@ -200,7 +200,7 @@ func (f *Folder) look(name chunk.Name, size int) (data []byte, bad bool) {
 	if _, err := io.ReadFull(file, data); err != nil || chunk.Check(data, name) != nil {
 		return nil, true
 	}
-	f.policy.used(path, f.policy.lastUse(info))
+	f.used(path, usesOf(info))
 	return data, false
 }
 
@@ -208,6 +208,16 @@ func (f *Folder) look(name chunk.Name, size int) (data []byte, bad bool) {
 // that nothing else can stop it.
 func openChunk(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+}
+
+// openUnused is openChunk for its owner, whose reading sets no atime: what is a
+// use says used.
+func openUnused(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME, 0)
+	if errors.Is(err, unix.EPERM) {
+		return openChunk(path)
+	}
+	return file, err
 }
 
 // claim waits for the chunk's lock or for the chunk, whichever comes first. It

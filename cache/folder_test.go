@@ -2,10 +2,12 @@ package cache
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -96,7 +98,8 @@ func TestFolderModel(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		clock := time.Now().Add(-time.Hour)
+		clock := time.Now()
+		f.now = func() time.Time { return clock }
 		rt.Repeat(map[string]func(*rapid.T){
 			"fill": func(rt *rapid.T) {
 				c := sample(rapid.IntRange(0, 20).Draw(rt, "chunk"), rapid.IntRange(1, 2*small).Draw(rt, "size"))
@@ -106,10 +109,14 @@ func TestFolderModel(t *testing.T) {
 				}
 				want := model(before, total, limit, c)
 				filled(t, f, c)
-				clock = clock.Add(time.Second)
-				_ = os.Chtimes(chunkPath(dir, c.Name), clock, clock) // not there if it is larger than the limit
+				clock = clock.Add(2 * touchEvery)
 				checkModel(rt, f, want)
 			},
+			"use": func(rt *rapid.T) {
+				f.Touch(sample(rapid.IntRange(0, 20).Draw(rt, "chunk"), rapid.IntRange(1, 2*small).Draw(rt, "size")).Name)
+				clock = clock.Add(rapid.SampledFrom([]time.Duration{1, touchEvery}).Draw(rt, "later"))
+			},
+			"forget": func(*rapid.T) { _ = os.Remove(f.path(pastName)) },
 			"lose": func(rt *rapid.T) {
 				chunks, _, _ := f.scan()
 				if len(chunks) > 0 {
@@ -117,8 +124,11 @@ func TestFolderModel(t *testing.T) {
 				}
 			},
 			"lose the counter": func(*rapid.T) { _ = os.Remove(f.path(usedName)) },
-			"reopen":           func(rt *rapid.T) { f, _ = OpenFolder(dir, limit) },
-			"":                 func(*rapid.T) { checkFolder(t, f) },
+			"reopen": func(rt *rapid.T) {
+				f, _ = OpenFolder(dir, limit)
+				f.now = func() time.Time { return clock }
+			},
+			"": func(*rapid.T) { checkFolder(t, f) },
 		})
 	})
 }
@@ -138,7 +148,9 @@ func model(before []stored, total, limit int64, c chunk.Sealed) (must map[chunk.
 	}
 	if total+size > limit {
 		target := min(limit-size, limit/10*9)
-		policy{}.order(before)
+		slices.SortStableFunc(before, func(a, b stored) int {
+			return cmp.Or(a.uses.before.Compare(b.uses.before), a.uses.last.Compare(b.uses.last))
+		})
 		for _, s := range before {
 			if total > target {
 				total -= s.size
@@ -189,8 +201,9 @@ func TestTouch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if touched := !info.ModTime().Equal(old); touched != (age > touchEvery) {
-				t.Errorf("after %v a use was noted: %v", age, touched)
+			u := usesOf(info)
+			if noted := u.last.After(old); noted != (age > touchEvery) || !u.before.Equal(old) {
+				t.Errorf("after %v a use was noted: %v; uses %v, the first at %v", age, noted, u, old)
 			}
 		}
 	}

@@ -177,14 +177,15 @@ func (f *Folder) evict(size int64) (left int64, err error) {
 		return left, err
 	}
 	target := min(f.limit-size, f.limit/10*9)
-	f.policy.order(chunks)
-	for _, c := range chunks {
-		if left <= target {
-			break
-		}
+	past := f.openPast()
+	defer past.close()
+	next := order(chunks)
+	for i := next(); i >= 0 && left > target; i = next() {
+		c := &chunks[i]
 		if os.Remove(chunkPath(f.dir, c.name)) == nil {
 			left -= c.size
 			f.evicted.Add(1)
+			past.remember(c.name, c.uses.last)
 		}
 	}
 	return left, nil
@@ -211,7 +212,7 @@ func (f *Folder) scan() (chunks []stored, total int64, err error) {
 				continue
 			}
 			if info, err := file.Info(); err == nil && info.Mode().IsRegular() {
-				chunks = append(chunks, stored{name, info.Size(), f.policy.lastUse(info)})
+				chunks = append(chunks, stored{name, info.Size(), usesOf(info)})
 				total += info.Size()
 			}
 		}
@@ -253,23 +254,24 @@ func (f *Folder) write(name chunk.Name, data []byte) error {
 			return err
 		}
 	}
+	u := f.arriving(name)
 	if f.named {
-		return f.writeNamed(path, data)
+		return f.writeNamed(path, data, u)
 	}
-	err := writeUnnamed(dir, path, data)
+	err := writeUnnamed(dir, path, data, u)
 	if notHere(err) || errors.Is(err, fs.ErrNotExist) { // which /proc may be
-		return f.writeNamed(path, data)
+		return f.writeNamed(path, data, u)
 	}
 	return err
 }
 
-func writeUnnamed(dir, path string, data []byte) error {
+func writeUnnamed(dir, path string, data []byte, u uses) error {
 	file, err := os.OpenFile(dir, unix.O_TMPFILE|os.O_WRONLY, filePerm)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	if err := fill(file, data); err != nil {
+	if err := fill(file, data, u); err != nil {
 		return err
 	}
 	proc := "/proc/self/fd/" + strconv.Itoa(int(file.Fd())) // AT_EMPTY_PATH needs a capability
@@ -279,14 +281,15 @@ func writeUnnamed(dir, path string, data []byte) error {
 	return nil
 }
 
-func fill(file *os.File, data []byte) error {
+func fill(file *os.File, data []byte, u uses) error {
 	if _, err := file.Write(data); err != nil {
 		return err
 	}
-	return file.Chmod(filePerm) // past the umask
+	_ = unix.UtimesNanoAt(int(file.Fd()), "", u.times(), unix.AT_EMPTY_PATH) // as of used
+	return file.Chmod(filePerm)                                              // past the umask
 }
 
-func (f *Folder) writeNamed(path string, data []byte) error {
+func (f *Folder) writeNamed(path string, data []byte, u uses) error {
 	if err := makeDir(f.path(tempDir)); err != nil {
 		return err
 	}
@@ -295,7 +298,7 @@ func (f *Folder) writeNamed(path string, data []byte) error {
 		return err
 	}
 	defer file.Close() // and with it the lock, last
-	if err = fill(file, data); err == nil {
+	if err = fill(file, data, u); err == nil {
 		err = os.Link(file.Name(), path)
 	}
 	_ = os.Remove(file.Name())

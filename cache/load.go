@@ -104,7 +104,7 @@ type identity struct {
 // open opens a chunk's file in the folder. Its length and content are not
 // checked.
 func (c *Client) open(name chunk.Name) (*os.File, identity, error) {
-	file, err := openChunk(chunkPath(c.o.Folder, name))
+	file, err := openUnused(chunkPath(c.o.Folder, name))
 	if err != nil {
 		return nil, identity{}, err
 	}
