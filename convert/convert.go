@@ -51,6 +51,9 @@ type Converter struct {
 	Keeper manifest.Wrapper // the tenant's key
 	KeyURL string           // its URL, for the manifest
 	Secret []byte           // of the deployment; may be empty
+	// Zone, if set, puts a chunk into the cache that workers share, and waits for
+	// that; of conversions with Options.Prime. The zone may fail as it likes.
+	Zone func(ctx context.Context, name chunk.Name, sealed []byte) error
 	// Warn is told what the user should know and what stops nothing, from many
 	// goroutines.
 	Warn func(format string, args ...any)
@@ -64,6 +67,7 @@ type Options struct {
 	ChunkSize int   // bytes; 0 for chunk.DefaultSize
 	Free      int64 // bytes for writes; 0 for DefaultFree
 	Private   bool  // share no chunk with other tenants
+	Prime     bool  // put what is sealed into Converter.Zone too
 	// IgnoreSpace tries even where the disk seems too small.
 	IgnoreSpace bool
 	Progress    Progress
@@ -89,6 +93,7 @@ type Result struct {
 	Chunks      ChunkCounts `json:"chunks"`
 	Bytes       ByteCounts  `json:"bytes"`
 	Layers      LayerCounts `json:"layers"`
+	Zone        *ZoneCounts `json:"zone,omitempty"` // of Options.Prime
 	Seconds     float64     `json:"seconds"`
 }
 
@@ -113,6 +118,12 @@ type ByteCounts struct {
 type LayerCounts struct {
 	Total  int `json:"total"`
 	Reused int `json:"reused"`
+}
+
+// ZoneCounts count the chunks of layers that were read and of metadata.
+type ZoneCounts struct {
+	Put    int64 `json:"put"`
+	Failed int64 `json:"failed"` // the next read of one asks the origin
 }
 
 // Convert reads an image and stores it. On any error no reference is made or
@@ -152,6 +163,7 @@ func (c *Converter) Convert(ctx context.Context, opt Options) (*Result, error) {
 		return nil, err
 	}
 	res.DeviceBytes, res.Bytes.Read = m.Size, r.read.Load()
+	res.Zone = r.up.prime.counts()
 	res.Layers = LayerCounts{Total: len(img.Layers()), Reused: int(r.reused.Load())}
 	if err := r.publish(ctx, m, res); err != nil {
 		return nil, err
@@ -163,6 +175,9 @@ func (c *Converter) Convert(ctx context.Context, opt Options) (*Result, error) {
 // device packs what has no recipe, and writes the metadata of all layers.
 func (r *run) device(ctx context.Context) (m *manifest.Manifest, err error) {
 	r.up = newUploader(ctx, r.store, r.salt, r.opt.ChunkSize)
+	if r.opt.Prime && r.c.Zone != nil {
+		r.up.prime = &primer{put: r.c.Zone, warn: r.c.Warn}
+	}
 	defer func() {
 		if failed := r.up.close(); failed != nil {
 			m, err = nil, failed

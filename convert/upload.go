@@ -32,6 +32,7 @@ type uploader struct {
 	size    int // of a chunk, in bytes
 	jobs    chan job
 	buffers chan []byte // free ones, all zeros
+	prime   *primer     // nil for none; set before the first chunk comes
 }
 
 // job is one chunk on its way into a table.
@@ -87,6 +88,7 @@ func (u *uploader) one(j job) error {
 	if _, err := u.store.Put(u.ctx, s.Name, s.Data); err != nil {
 		return fmt.Errorf("storing chunk %s: %w", s.Name, err)
 	}
+	u.prime.one(u.ctx, s)
 	j.into.add(manifest.Entry{Index: j.index, Size: uint32(len(s.Data)), Name: s.Name, Key: s.Key})
 	return nil
 }

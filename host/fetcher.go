@@ -22,14 +22,15 @@ const (
 )
 
 // Fetcher says how to start a fetcher: the process that takes chunks from an
-// origin into a cache. One serves all images of that origin and cache.
+// origin, or a zone before it, into a cache. One serves all images of those.
 type Fetcher struct {
 	Origin string   // its URL
 	Cache  string   // the cache's folder
+	Zone   string   // which zone it asks before the origin, and how; in any words
 	Args   []string // the command, with the program's path first
 }
 
-func (f *Fetcher) key() string { return hashKey(f.Origin, f.Cache) }
+func (f *Fetcher) key() string { return hashKey(f.Origin, f.Cache, f.Zone) }
 
 // fetcherRecord is fetcher.json.
 type fetcherRecord struct {

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"thaw/cache"
+	"thaw/latency"
 )
 
 // numbers is what --stats-json writes, on one line.
@@ -18,6 +19,8 @@ type numbers struct {
 	Corrupt     tiers              `json:"corrupt"` // times that a tier gave other bytes than the chunk's
 	Prefetch    prefetched         `json:"prefetch"`
 	StartMS     map[string]float64 `json:"start_ms"`
+
+	Latency map[string]quantiles `json:"latency_us,omitempty"` // by tier and stage
 }
 
 // prefetched is what was fetched ahead, as the trace of earlier starts has it.
@@ -36,6 +39,39 @@ type tiers struct {
 
 func (t tiers) sum() int64 { return t.Cache + t.Zone + t.Origin }
 
+// words tells of chunks by tier, farthest first.
+func (t tiers) words() string {
+	zone := ""
+	if t.Zone > 0 {
+		zone = fmt.Sprintf("%d from the zone, ", t.Zone)
+	}
+	return fmt.Sprintf("%d chunks from the origin, %s%d from the cache", t.Origin, zone, t.Cache)
+}
+
+// quantiles are of the time that a tier took to give a chunk, or a stage took,
+// in µs, to within a fifth.
+type quantiles struct {
+	Count uint64 `json:"count"`
+	P50   int64  `json:"p50"`
+	P99   int64  `json:"p99"`
+}
+
+// latencies gives those of the tiers and stages that did something meanwhile.
+func latencies(before, after cache.Stats) map[string]quantiles {
+	all := map[string]quantiles{}
+	add := func(what string, before, after latency.Snapshot) {
+		if d := after.Since(before); d.Count() > 0 {
+			all[what] = quantiles{d.Count(), d.Quantile(0.5).Microseconds(), d.Quantile(0.99).Microseconds()}
+		}
+	}
+	add("cache", before.Cache.Latency, after.Cache.Latency)
+	add("zone", before.Zone.Latency, after.Zone.Latency)
+	add("origin", before.Origin.Latency, after.Origin.Latency)
+	add("hash", before.Hash, after.Hash)
+	add("decrypt", before.Decrypt, after.Decrypt)
+	return all
+}
+
 // report tells what was loaded while the instance ran.
 func (k *keeper) report(after cache.Stats) error {
 	n := numbers{Image: k.instance.ImageID, DeviceBytes: k.DeviceBytes, ImageBytes: k.ImageBytes, StartMS: k.Stages}
@@ -52,8 +88,9 @@ func (k *keeper) report(after cache.Stats) error {
 	if k.TraceDamaged {
 		n.Prefetch.Damaged = 1
 	}
-	text := fmt.Sprintf("thaw: read %s of %s (%.1f %%): %d chunks from the origin, %d from the cache",
-		human(n.Bytes.sum()), human(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.Origin, n.Chunks.Cache)
+	n.Latency = latencies(k.Before, after)
+	text := fmt.Sprintf("thaw: read %s of %s (%.1f %%): %s",
+		human(n.Bytes.sum()), human(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.words())
 	if p := n.Prefetch; p.Chunks > 0 {
 		text += fmt.Sprintf("; fetched %d ahead, %d in vain", p.Chunks, max(p.Chunks-p.Used, 0))
 	}

@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"thaw/cache"
 	"thaw/host"
+	"thaw/latency"
 )
 
 // told gives what f writes to standard error.
@@ -49,7 +51,7 @@ func TestReport(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if want := "thaw: read 20.0 MiB of 200.0 MiB (10.0 %): 13 chunks from the origin, 5 from the cache; started in 42 ms\n"; got != want {
+	if want := "thaw: read 20.0 MiB of 200.0 MiB (10.0 %): 13 chunks from the origin, 2 from the zone, 5 from the cache; started in 42 ms\n"; got != want {
 		t.Errorf("told\n%s, want\n%s", got, want)
 	}
 	line, err := os.ReadFile(file)
@@ -57,6 +59,21 @@ func TestReport(t *testing.T) {
 		`"chunks":{"cache":5,"zone":2,"origin":13},"corrupt":{"cache":-1,"zone":-1,"origin":1},"prefetch":{"chunks":0,"bytes":0,"used":0},"start_ms":{"mount":3,"total":41.5}}` + "\n"
 	if err != nil || string(line) != want {
 		t.Errorf("wrote\n%s, want\n%s%v", line, want, err)
+	}
+}
+
+// Times are those of this instance, in the unit that the name says.
+func TestLatencies(t *testing.T) {
+	var h latency.Histogram
+	h.Observe(time.Second)
+	before := cache.Stats{Zone: cache.Count{Latency: h.Snapshot()}, Hash: h.Snapshot()}
+	for range 3 {
+		h.Observe(time.Millisecond)
+	}
+	got := latencies(before, cache.Stats{Zone: cache.Count{Latency: h.Snapshot()}, Hash: before.Hash})
+	zone := got["zone"]
+	if len(got) != 1 || zone.Count != 3 || zone.P50 < 800 || zone.P50 > 1500 || zone.P99 != zone.P50 {
+		t.Errorf("got %+v, want three of the zone of 1 ms", got)
 	}
 }
 

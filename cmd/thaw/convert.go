@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime/debug"
 
@@ -31,6 +32,7 @@ type convertCmd struct {
 	Free      byteSize `help:"Room for writes, at no cost until used." default:"512MiB"`
 	Private   bool     `help:"Share no chunk with other tenants."`
 
+	Prime       bool `help:"Put the chunks that are made into the zone too, so that no first start waits for the origin."`
 	IgnoreSpace bool `help:"Try even if the origin's disk seems too small for what is new."`
 	JSON        bool `name:"json" help:"End with one JSON object on one line."`
 }
@@ -45,6 +47,7 @@ layer that was converted before is not read again.
   thaw convert docker://registry.example:5000/team/app:v2 --name app --platform linux/arm64
   thaw convert oci:./layout:v1 --json
   thaw convert docker-archive:app.tar --private
+  thaw --zone dns:cache.internal:7071 convert app:v2 --prime
   thaw --origin 's3://images?endpoint=http://127.0.0.1:7070&region=us-east-1' convert oci:./layout
 
 Credentials come from the docker config (docker login).`
@@ -53,7 +56,11 @@ Credentials come from the docker config (docker login).`
 // Run converts.
 func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 	debug.SetMemoryLimit(convertMemory)
+	if c.Prime && g.Zone == "" {
+		return errors.New("--prime: which --zone?")
+	}
 	res, err := g.convert(ctx, convert.Options{
+		Prime:  c.Prime,
 		Source: c.Source, Name: c.Name, Image: oci.Options{Platform: c.Platform, PlainHTTP: c.PlainHTTP},
 		ChunkSize: int(c.ChunkSize), Free: int64(c.Free), Private: c.Private, IgnoreSpace: c.IgnoreSpace,
 	})
@@ -68,6 +75,9 @@ func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 	fmt.Fprintf(g.stdout, "chunks  %d: %d zero, %d new (%s), %d already stored (%s)\n", res.Chunks.Total, res.Chunks.Zero,
 		res.Chunks.New, human(res.Bytes.New), res.Chunks.Stored, human(res.Bytes.Stored))
 	fmt.Fprintf(g.stdout, "layers  %d, %d not read again\n", res.Layers.Total, res.Layers.Reused)
+	if c.Prime {
+		fmt.Fprintf(g.stdout, "zone    %d chunks put, %d not\n", res.Zone.Put, res.Zone.Failed)
+	}
 	_, err = fmt.Fprintf(g.stdout, "read    %s in %.2f s\n", human(res.Bytes.Read), res.Seconds)
 	return err
 }
@@ -89,6 +99,14 @@ func (g *Globals) convert(ctx context.Context, o convert.Options) (*convert.Resu
 	conv := convert.Converter{
 		Origin: s.Origin, Tenant: g.Tenant, Keeper: s.key, KeyURL: s.key.URL(), Secret: secret,
 		Warn: func(format string, args ...any) { g.logger().Warn(fmt.Sprintf(format, args...)) },
+	}
+	if o.Prime {
+		near, err := g.zoneClient("")
+		if err != nil {
+			return nil, err
+		}
+		defer near.Close()
+		conv.Zone = near.Put
 	}
 	return conv.Convert(ctx, o)
 }

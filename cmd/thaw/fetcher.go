@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"thaw/chunk"
 	"thaw/host"
 	"thaw/origin"
+	"thaw/zone"
 )
 
 const (
@@ -48,13 +50,24 @@ func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	folder.Warn = func(err error) { g.logger().Warn(oneLine(err.Error())) }
 	o := lazyOrigin{url: g.Origin}
 	defer o.close()
-	fetcher := cache.NewFetcher(cache.FetcherOptions{
-		Folder: folder, Peers: []uint32{uint32(os.Getuid()), agent.UID},
+	options := cache.FetcherOptions{
+		Folder: folder, Peers: []uint32{uint32(os.Getuid()), agent.UID}, OriginRequests: g.OriginRequests,
 		Upstreams: []cache.Upstream{{Tier: cache.Origin, Source: o.chunks}},
-		Warn:      func(err error) { g.logger().Warn(oneLine(err.Error())) },
-	})
+		Warn:      folder.Warn,
+	}
+	near, err := g.zoneClient(zoneWorker())
+	if err != nil {
+		return err
+	}
+	if near != nil {
+		defer near.Close()
+		options.Upstreams = slices.Insert(options.Upstreams, 0, zoneUpstream(near))
+		options.More = func() any { return map[string]any{"zone": near.Stats()} }
+	}
+	fetcher := cache.NewFetcher(options)
 	var work sync.WaitGroup
 	defer work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -76,6 +89,16 @@ func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
 		}
 	})
 	return fetcher.Serve(ctx, listener)
+}
+
+// zoneUpstream is the zone as a fetcher has it: one for all roots, since a
+// chunk's name says what is in it.
+func zoneUpstream(c *zone.Client) cache.Upstream {
+	return cache.Upstream{
+		Tier: cache.Zone, Hashes: true,
+		Source: func(string) (chunk.Source, error) { return c, nil },
+		Fill:   func(_ string, name chunk.Name, sealed []byte) { c.Fill(name, sealed) },
+	}
 }
 
 // lazyOrigin opens the origin at the first fetch: with a warm cache there is

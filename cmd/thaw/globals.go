@@ -33,7 +33,10 @@ type Globals struct {
 	CacheSize      byteSize      `help:"Most bytes that the cache holds." default:"10GiB" env:"THAW_CACHE_SIZE" group:"globals"`
 	Zone           string        `help:"Zone cache: HOST:PORT,… | file:PATH | dns:NAME." env:"THAW_ZONE" placeholder:"LIST" group:"globals"`
 	OriginDeadline time.Duration `help:"How long a read waits for an origin that does not answer, before it fails." default:"60s" env:"THAW_ORIGIN_DEADLINE" group:"globals"`
+	OriginRequests int           `help:"Most chunks that a cache fetches from the origin at a time; more wait, the oldest start's first." default:"64" env:"THAW_ORIGIN_REQUESTS" placeholder:"N" group:"globals"`
 	LogFormat      string        `help:"Form of warnings: text or json." enum:"text,json" default:"text" env:"THAW_LOG_FORMAT" group:"globals"`
+
+	zoneFlags `embed:""`
 
 	stdout, stderr io.Writer
 	program
@@ -69,8 +72,18 @@ func (g *Globals) complete() error {
 	if g.OriginDeadline < time.Millisecond {
 		return errors.New("--origin-deadline: want a duration such as 60s")
 	}
+	if g.OriginRequests < 1 || g.OriginRequests > maxOriginRequests {
+		return fmt.Errorf("--origin-requests: want 1 to %d", maxOriginRequests)
+	}
+	if err := g.completeZone(); err != nil {
+		return err
+	}
 	return origin.CheckTenant(g.Tenant)
 }
+
+// maxOriginRequests is more than any bucket is quicker with: each may take 512
+// KiB.
+const maxOriginRequests = 4096
 
 // lastCall is for right before another program takes the place of this one. It
 // fails if a signal has come that the other would not hear of.

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -96,9 +97,14 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 	if err := os.MkdirAll(g.Cache, 0o755); err != nil {
 		return fmt.Errorf("cache: %w", err)
 	}
-	s.fetcher, err = s.host.UseFetcher(ctx, host.Fetcher{Origin: g.Origin, Cache: g.Cache, Args: []string{
+	if err := g.checkZone(); err != nil {
+		return err
+	}
+	zoneArgs := g.zoneArgs()
+	s.fetcher, err = s.host.UseFetcher(ctx, host.Fetcher{Origin: g.Origin, Cache: g.Cache, Zone: strings.Join(zoneArgs, " "), Args: append([]string{
 		self, "fetcher", "--origin=" + g.Origin, "--state=" + g.State, "--cache=" + g.Cache, "--cache-size=" + g.CacheSize.String(), "--log-format=" + g.LogFormat,
-	}})
+		"--origin-requests=" + strconv.Itoa(g.OriginRequests),
+	}, zoneArgs...)})
 	if err != nil {
 		return err
 	}

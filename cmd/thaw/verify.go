@@ -39,6 +39,8 @@ read too, by code that shares nothing with the code that wrote it.
   thaw verify app --against oci:./layout:v1
   thaw verify app --repair oci:./layout:v1
 
+With --zone it is the zone's copy that is read, and the origin's of what the zone does not give.
+
 Exit status 3: something is missing, damaged or different, and was not repaired.`
 }
 
@@ -49,6 +51,8 @@ type verified struct {
 		Checked int      `json:"checked"`
 		Bytes   int64    `json:"bytes"`
 		Bad     []string `json:"bad,omitempty"`
+		Zone    int64    `json:"zone,omitempty"`   // reads that it served, with --zone
+		Origin  int64    `json:"origin,omitempty"` // and the origin
 	} `json:"chunks"`
 	Repaired int `json:"repaired"`
 	Tree     *struct {
@@ -86,16 +90,31 @@ func (c *verifyCmd) Run(ctx context.Context, g *Globals) error {
 			return err
 		}
 	}
-	chunks := s.Chunks(img.Root)
-	if err := c.chunks(ctx, g, img.Manifest, chunks, &out); err != nil {
+	if err := c.read(ctx, g, img, s.Chunks(img.Root), &out); err != nil {
+		return err
+	}
+	return c.print(g, &out)
+}
+
+// read checks the chunks and the tree, through the zone if there is one.
+func (c *verifyCmd) read(ctx context.Context, g *Globals, img *image, chunks chunk.Source, out *verified) error {
+	near, err := g.zoneClient("")
+	if err != nil {
+		return err
+	}
+	if near != nil {
+		defer near.Close()
+		both := &zoneFirst{zone: near, origin: chunks}
+		defer func() { out.Chunks.Zone, out.Chunks.Origin = both.fromZone.Load(), both.fromOrigin.Load() }()
+		chunks = both
+	}
+	if err := c.chunks(ctx, g, img.Manifest, chunks, out); err != nil {
 		return err
 	}
 	if c.Against != "" && len(out.Chunks.Bad) == 0 {
-		if err := c.against(ctx, g, img, chunks, &out); err != nil {
-			return err
-		}
+		return c.against(ctx, g, img, chunks, out)
 	}
-	return c.print(g, &out)
+	return nil
 }
 
 // chunks reads and checks every chunk.
@@ -208,6 +227,9 @@ func (c *verifyCmd) printText(g *Globals, out *verified) {
 		fmt.Fprintf(g.stdout, "%d chunks repaired\n", out.Repaired)
 	}
 	fmt.Fprintf(g.stdout, "%d chunks read and checked, %s; %d bad\n", out.Chunks.Checked, human(out.Chunks.Bytes), len(out.Chunks.Bad))
+	if g.Zone != "" {
+		fmt.Fprintf(g.stdout, "%d reads from the zone, %d from the origin\n", out.Chunks.Zone, out.Chunks.Origin)
+	}
 	if out.Tree == nil {
 		if c.Against != "" {
 			fmt.Fprintln(g.stdout, "the tree was not compared: chunks are bad")

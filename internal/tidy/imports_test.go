@@ -46,7 +46,7 @@ func allowed() map[string]string {
 		"agent":          "device mount cache manifest chunk latency trace", // jailed: no keys, origin or network code
 		"cmd/thaw-agent": "agent",
 		"host":           "agent mount sandbox cache manifest",
-		"cmd/thaw-shim":  "agent cache host sandbox", // it listens to the agent, and reports its numbers
+		"cmd/thaw-shim":  "agent cache host latency sandbox", // it listens to the agent, and reports its numbers
 		"snapshotter":    "agent origin manifest",
 		// invoke
 		"sandbox":       "",

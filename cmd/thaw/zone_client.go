@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"thaw/chunk"
+	"thaw/zone"
+)
+
+// zoneFlags are how a zone is used, for all who use it.
+type zoneFlags struct {
+	ZoneCode zoneCode `help:"K/N: a chunk is cut into N stripes on N nodes, any K of which give it back; all users of a zone say the same (4/5 from five nodes on, else 1/1)." env:"THAW_ZONE_CODE" placeholder:"K/N" group:"globals"`
+	ZoneCA   string   `name:"zone-ca" help:"The zone's nodes have TLS, with certificates of one of these authorities, PEM." env:"THAW_ZONE_CA" placeholder:"FILE" type:"path" group:"globals"`
+	ZoneCert string   `name:"zone-cert" help:"Certificate to show to nodes, PEM." env:"THAW_ZONE_CERT" placeholder:"FILE" type:"path" group:"globals"`
+	ZoneKey  string   `name:"zone-key" help:"Its key, PEM." env:"THAW_ZONE_KEY" placeholder:"FILE" type:"path" group:"globals"`
+}
+
+// zoneCode is k of n, or zeros for what the number of nodes makes it.
+type zoneCode struct{ k, n int }
+
+// UnmarshalText reads "4/5".
+func (c *zoneCode) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*c = zoneCode{}
+		return nil
+	}
+	before, after, ok := strings.Cut(string(text), "/")
+	k, err := strconv.Atoi(before)
+	n, err2 := strconv.Atoi(after)
+	if !ok || err != nil || err2 != nil || k < 1 || n < k || n > 32 {
+		return fmt.Errorf("%q is not K/N: want two numbers, 1 ≤ K ≤ N ≤ 32, such as 4/5", text)
+	}
+	*c = zoneCode{k, n}
+	return nil
+}
+
+// MarshalText writes it for help.
+func (c zoneCode) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// String gives it as it would be typed.
+func (c zoneCode) String() string {
+	if c == (zoneCode{}) {
+		return ""
+	}
+	return strconv.Itoa(c.k) + "/" + strconv.Itoa(c.n)
+}
+
+// completeZone makes paths hold in any folder.
+func (g *Globals) completeZone() error {
+	if path, ok := strings.CutPrefix(g.Zone, "file:"); ok {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return err
+		}
+		g.Zone = "file:" + abs
+	}
+	if g.Zone == "" && (g.ZoneCode != zoneCode{} || g.ZoneCA != "" || g.ZoneCert != "" || g.ZoneKey != "") {
+		return nil // as set for all, where there is a zone
+	}
+	if (g.ZoneCert == "") != (g.ZoneKey == "") {
+		return errors.New("--zone-cert and --zone-key: give both or none")
+	}
+	if g.ZoneCert != "" && g.ZoneCA == "" {
+		return errors.New("--zone-cert: without --zone-ca the nodes have no TLS to show it to")
+	}
+	return nil
+}
+
+// zoneArgs hands the zone on to another process of this program, which may not
+// take another one from its environment.
+func (g *Globals) zoneArgs() []string {
+	args := []string{"--zone=" + g.Zone, "--zone-code=" + g.ZoneCode.String()}
+	for flag, file := range map[string]string{"--zone-ca=": g.ZoneCA, "--zone-cert=": g.ZoneCert, "--zone-key=": g.ZoneKey} {
+		if file != "" { // an empty path would be made one of a folder
+			args = append(args, flag+file)
+		}
+	}
+	slices.Sort(args) // they are also the zone's name
+	return args
+}
+
+// zoneClient gives a client of the zone, or nil if there is none. worker asks
+// for leases, "" does not. The caller closes it.
+func (g *Globals) zoneClient(worker string) (*zone.Client, error) {
+	if g.Zone == "" {
+		return nil, nil
+	}
+	config, err := g.zoneTLSConfig()
+	if err != nil {
+		return nil, err
+	}
+	c, err := zone.NewClient(zone.Options{
+		Zone: g.Zone, K: g.ZoneCode.k, N: g.ZoneCode.n, Worker: worker, TLS: config,
+		Warn: func(err error) { g.logger().Warn(oneLine(err.Error())) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("--zone: %w", err)
+	}
+	return c, nil
+}
+
+// checkZone refuses what a fetcher would only say in its log.
+func (g *Globals) checkZone() error {
+	c, err := g.zoneClient("")
+	if c != nil {
+		_ = c.Close()
+	}
+	return err
+}
+
+// zoneWorker is a name for a process that fetches, of which there may be many
+// on a machine.
+func zoneWorker() string { return rand.Text() }
+
+// zoneTLSConfig gives what the flags say, or nil for none.
+func (g *Globals) zoneTLSConfig() (*tls.Config, error) {
+	if g.ZoneCA == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(g.ZoneCA)
+	if err != nil {
+		return nil, fmt.Errorf("--zone-ca: %w", err)
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS13}
+	if !config.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("--zone-ca: %s holds no certificate", g.ZoneCA)
+	}
+	if g.ZoneCert != "" {
+		cert, err := tls.LoadX509KeyPair(g.ZoneCert, g.ZoneKey)
+		if err != nil {
+			return nil, fmt.Errorf("--zone-cert, --zone-key: %w", err)
+		}
+		config.Certificates = []tls.Certificate{cert}
+	}
+	return config, nil
+}
+
+// zoneFirst reads chunks from the zone, and from the origin what it does not
+// give.
+type zoneFirst struct {
+	zone   chunk.Source
+	origin chunk.Source
+
+	fromZone, fromOrigin atomic.Int64 // chunks
+}
+
+// Get implements chunk.Source.
+func (z *zoneFirst) Get(ctx context.Context, name chunk.Name) ([]byte, error) {
+	if data, err := z.zone.Get(ctx, name); err == nil {
+		z.fromZone.Add(1)
+		return data, nil
+	}
+	data, err := z.origin.Get(ctx, name)
+	if err == nil {
+		z.fromOrigin.Add(1)
+	}
+	return data, err
+}
