@@ -72,6 +72,7 @@ type Setup struct {
 	Cache    string        `json:"cache"`    // the worker's cache
 	Fetcher  string        `json:"fetcher"`  // the folder with the fetcher's socket, SocketName
 	Deadline time.Duration `json:"deadline"` // how long a read may wait for its chunk
+	Start    time.Time     `json:"start"`    // when the start that mounts began: reads of older ones come first
 	DataKey  []byte        `json:"dataKey"`
 	Prefetch int64         `json:"prefetch,omitempty"` // most bytes to fetch ahead, as the trace has it
 	Record   bool          `json:"record,omitempty"`   // what is touched, until Conn.Ready
@@ -166,7 +167,7 @@ func serve(ready func()) error {
 		fmt.Fprintln(os.Stderr, "thaw-agent: starting without a trace: "+traces.warn)
 	}
 	chunks, err := cache.NewClient(cache.ClientOptions{
-		Folder: jailCache, Root: setup.Root, Deadline: setup.Deadline,
+		Folder: jailCache, Root: setup.Root, Deadline: setup.Deadline, Start: setup.Start,
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", jailFetcher+"/"+SocketName)
 		},

@@ -36,6 +36,7 @@ type Image struct {
 	Agent    string // the agent's program
 	Cache    string // the worker's cache
 	Deadline time.Duration
+	Start    time.Time // when the start that mounts it began
 	Manifest []byte // sealed
 	DataKey  []byte // of the manifest's key table
 	Trace    []byte // sealed, or none
@@ -191,7 +192,7 @@ func (h *Host) startAgent(key, fetcher string, i Image, started func(process) er
 	program := jailed{i.Agent, log, fuse, control, started}
 	return program.start(&agent.Setup{
 		Image: i.Name, Root: i.Root, Jail: h.dir("images", key, "jail"), Cache: i.Cache, Fetcher: h.dir("fetchers", fetcher),
-		Deadline: i.Deadline, DataKey: i.DataKey, Manifest: i.Manifest, Trace: i.Trace, Prefetch: i.Prefetch, Record: i.Record,
+		Deadline: i.Deadline, Start: i.Start, DataKey: i.DataKey, Manifest: i.Manifest, Trace: i.Trace, Prefetch: i.Prefetch, Record: i.Record,
 	})
 }
 

@@ -115,7 +115,7 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 	}
 	image := host.Image{
 		ID: s.id.String(), Name: s.name, Root: s.root, Agent: program, Cache: g.Cache, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
-		Trace: s.trace, Record: s.tracing.record,
+		Start: s.watch.began, Trace: s.trace, Record: s.tracing.record,
 	}
 	if s.tracing.ahead {
 		image.Prefetch = min(mostAhead, int64(g.CacheSize)/2)
