@@ -37,11 +37,11 @@ type Image struct {
 	Cache    string // the worker's cache
 	Deadline time.Duration
 	Start    time.Time // when the start that mounts it began
-	Manifest []byte // sealed
-	DataKey  []byte // of the manifest's key table
-	Trace    []byte // sealed, or none
-	Prefetch int64  // most bytes to fetch ahead, as the trace has it
-	Record   bool   // what is touched, if it is not mounted yet
+	Manifest []byte    // sealed
+	DataKey  []byte    // of the manifest's key table
+	Trace    []byte    // sealed, or none
+	Prefetch int64     // most bytes to fetch ahead, as the trace has it
+	Record   bool      // what is touched, if it is not mounted yet
 }
 
 // key is that of an image version as one fetcher serves it.
