@@ -47,6 +47,7 @@ func allowed() map[string]string {
 		"cmd/thaw-agent": "agent",
 		"host":           "agent mount sandbox cache manifest",
 		"cmd/thaw-shim":  "agent cache host latency sandbox", // it listens to the agent, and reports its numbers
+		"metrics":        "cache host latency zone",
 		"snapshotter":    "agent origin manifest",
 		// invoke
 		"sandbox":       "",
