@@ -49,6 +49,28 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestDiskNeverWritten: a folder that is empty and cannot be written to is none
+// that has to be there.
+func TestDiskNeverWritten(t *testing.T) {
+	r, remount := onDisk(t, "1m")
+	if err := os.RemoveAll(r.folder.dir); err != nil {
+		t.Fatal(err)
+	}
+	remount(unix.MS_RDONLY)
+	f, err := OpenFolder(r.folder.dir, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	warned := 0
+	f.Warn = func(error) { warned++ }
+	for _, c := range r.chunks {
+		filled(t, f, c)
+	}
+	if s := f.Stats(); warned != 1 || s.Failures != int64(len(r.chunks)) {
+		t.Errorf("%d warnings, %+v", warned, s)
+	}
+}
+
 // TestDiskReadOnly: what is there is still found, the rest is fetched.
 func TestDiskReadOnly(t *testing.T) {
 	r, remount := onDisk(t, "1m")

@@ -79,13 +79,14 @@ type FolderStats struct {
 }
 
 // OpenFolder makes the folder if it is missing, and removes what killed
-// processes left. limit is in bytes. Nothing has to be closed.
+// processes left. limit is in bytes. A folder that cannot be made or written to
+// fails later, as above. Nothing has to be closed.
 func OpenFolder(dir string, limit int64) (*Folder, error) {
 	if limit <= 0 || !filepath.IsAbs(dir) {
 		return nil, fmt.Errorf("cache: folder %q with a limit of %d bytes: give an absolute path and a limit above 0", dir, limit)
 	}
 	f := &Folder{dir: filepath.Clean(dir), limit: limit}
-	if err := f.make(); err != nil {
+	if err := f.make(); errors.Is(err, syscall.ENOTDIR) {
 		return nil, fmt.Errorf("cache: make folder: %w", err)
 	}
 	f.clean()
@@ -186,7 +187,7 @@ func (f *Folder) look(name chunk.Name, size int) (data []byte, bad bool) {
 	path := chunkPath(f.dir, name)
 	file, err := openUnused(path)
 	if err != nil {
-		return nil, false
+		return nil, errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO) // a link, a socket
 	}
 	defer file.Close()
 	info, err := file.Stat()

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -294,6 +295,35 @@ func TestFolderBroken(t *testing.T) {
 	}
 	if len(warned) != 2 || f.Stats().Failures != 6 || !strings.Contains(warned[0], f.dir) {
 		t.Errorf("%d failures, warnings %q; want 6, and 2 that name the folder", f.Stats().Failures, warned)
+	}
+}
+
+// What is no file is replaced like a file that is bad, and was never counted.
+func TestFolderReplacesWhatIsNoFile(t *testing.T) {
+	for name, plant := range map[string]func(path string) error{
+		"FIFO":   func(path string) error { return syscall.Mkfifo(path, 0o644) },
+		"link":   func(path string) error { return os.Symlink("/dev/zero", path) },
+		"long":   func(path string) error { return os.Symlink(strings.Repeat("x", 100), path) },
+		"socket": func(path string) error { return syscall.Mknod(path, syscall.S_IFSOCK|0o644, 0) },
+		"folder": func(path string) error { return os.Mkdir(path, 0o755) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFolder(t, 10*small)
+			c := sample(1, 100)
+			path := chunkPath(f.dir, c.Name)
+			filled(t, f, sample(2, small)) // the counter is of this one
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), plant(path)); err != nil {
+				t.Fatal(err)
+			}
+			filled(t, f, c)
+			if size, there := f.stat(c.Name); !there || size != 100 {
+				t.Errorf("%d bytes, %v", size, there)
+			}
+			checkFolder(t, f)
+			if s := f.Stats(); s.Corrupt != 1 || s.Used != small+100 {
+				t.Errorf("%+v", s)
+			}
+		})
 	}
 }
 

@@ -237,7 +237,7 @@ func (f *Folder) discard(name chunk.Name, size int64) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil || info.Size() != size {
+	if err != nil || info.Size() != size || !info.Mode().IsRegular() {
 		return err // of another length, it was counted by one that we do not know
 	}
 	return f.release(size)
