@@ -202,7 +202,7 @@ type inspectedTrace struct {
 
 // inspectTrace reads an image's trace; nil if there is none.
 func (g *Globals) inspectTrace(ctx context.Context, s *store, img *image) (*inspectedTrace, error) {
-	sealed, err := s.Traces(img.Root, g.Tenant).Get(ctx, img.Image)
+	sealed, err := s.Trace(ctx, img.Root, g.Tenant, img.Image)
 	if errors.Is(err, origin.ErrNotFound) {
 		return nil, nil
 	}

@@ -129,7 +129,7 @@ func (g *Globals) removeImage(ctx context.Context, s *store, ref catalog.Referen
 	ctx = context.WithoutCancel(ctx) // half of this would lose an image
 	names, err = s.namesOf(ctx, ref)
 	if err == nil && len(names) == 0 {
-		if terr := s.Traces(ref.Root, g.Tenant).Remove(ctx, ref.Image); terr != nil { // it opens with that manifest only
+		if terr := s.RemoveTraces(ctx, ref.Root, g.Tenant, ref.Image); terr != nil { // it opens with that manifest only
 			g.logger().Warn("the image's trace stays in the origin: nothing can use it", "cause", oneLine(terr.Error()))
 		}
 		_ = os.Remove(g.local().trace(ref.Root, ref.Image))

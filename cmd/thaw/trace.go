@@ -65,7 +65,7 @@ func (c *tracePutCmd) Run(ctx context.Context, g *Globals) error {
 	kerr := keep(g.local().trace(c.Root, c.Image), sealed)
 	o, err := origin.Open(ctx, g.Origin, originDrivers()...)
 	if err == nil {
-		err = errors.Join(o.Traces(c.Root, g.Tenant).Put(ctx, c.Image, sealed), o.Close())
+		err = errors.Join(o.PutTrace(ctx, c.Root, g.Tenant, c.Image, sealed), o.Close())
 	}
 	return errors.Join(kerr, err)
 }
@@ -90,7 +90,7 @@ func (g *Globals) askTrace(ctx context.Context, store *store, ref catalog.Refere
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		sealed, err = store.Traces(ref.Root, g.Tenant).Get(ctx, ref.Image)
+		sealed, err = store.Trace(ctx, ref.Root, g.Tenant, ref.Image)
 	}()
 	return sync.OnceValue(func() []byte {
 		defer cancel()
