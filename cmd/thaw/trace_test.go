@@ -122,10 +122,7 @@ func TestPrefetchFromBucket(t *testing.T) {
 // that is none.
 func localTraces(t *testing.T) (g *Globals, ref catalog.Reference, key trace.Key, sealed []byte) {
 	t.Helper()
-	g = &Globals{State: t.TempDir(), Tenant: "default", LogFormat: "text", OriginDeadline: time.Minute, stderr: new(bytes.Buffer)}
-	if err := g.complete(); err != nil {
-		t.Fatal(err)
-	}
+	g = &Globals{State: t.TempDir(), Tenant: "default", LogFormat: "text", stderr: new(bytes.Buffer)}
 	ref = catalog.Reference{Root: "r1", Image: manifest.ID{1}.String()}
 	key = trace.NewKey(make([]byte, 32), manifest.ID{1})
 	return g, ref, key, key.Seal(new(trace.Trace).Merge([]uint32{3, 1, 2}))
