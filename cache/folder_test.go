@@ -302,7 +302,7 @@ func TestFolderBroken(t *testing.T) {
 func TestFolderReplacesWhatIsNoFile(t *testing.T) {
 	for name, plant := range map[string]func(path string) error{
 		"FIFO":   func(path string) error { return syscall.Mkfifo(path, 0o644) },
-		"link":   func(path string) error { return os.Symlink("/dev/zero", path) },
+		"link":   func(path string) error { return os.Symlink("/dev/null", path) },
 		"long":   func(path string) error { return os.Symlink(strings.Repeat("x", 100), path) },
 		"socket": func(path string) error { return syscall.Mknod(path, syscall.S_IFSOCK|0o644, 0) },
 		"folder": func(path string) error { return os.Mkdir(path, 0o755) },

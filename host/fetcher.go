@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +23,7 @@ import (
 const (
 	FetcherListener = 3 + iota // its listening socket
 	FetcherLeave               // a pipe: one byte, once it may work; its end, if whoever started it died first
+	FetcherReady               // a pipe: it writes one byte once it serves
 )
 
 // Fetcher says how to start a fetcher: the process that takes chunks from an
@@ -36,6 +41,7 @@ func (f *Fetcher) key() string { return hashKey(f.Origin, f.Cache, f.Zone) }
 type fetcherRecord struct {
 	Process process `json:"process"`
 	Fetcher Fetcher `json:"fetcher"`
+	Log     int64   `json:"log"` // where in the log its words begin
 }
 
 // UseFetcher starts the fetcher unless it runs, and gives the lock that keeps
@@ -46,22 +52,35 @@ func (h *Host) UseFetcher(ctx context.Context, f Fetcher) (*Use, error) {
 		return nil, fmt.Errorf("fetcher: %w", err)
 	}
 	defer u.unlock()
-	if err := h.ensureFetcher(u.key, f); err != nil {
+	if u.ready, err = h.ensureFetcher(u.key, f); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the fetcher: %w", err), h.giveBack(u, func() error { return h.endFetcher(ctx, u.key) }))
 	}
 	return u, nil
 }
 
-// ensureFetcher starts the fetcher if it does not run. The key's lock is held.
-func (h *Host) ensureFetcher(key string, f Fetcher) error {
+// ensureFetcher starts the fetcher if it does not run, and gives the pipe by
+// which it says that it serves. The key's lock is held.
+func (h *Host) ensureFetcher(key string, f Fetcher) (ready *os.File, err error) {
 	var r fetcherRecord
 	dir := h.dir("fetchers", key)
 	if readRecord(filepath.Join(dir, "fetcher.json"), &r) == nil && r.Process.alive() {
-		return nil
+		return nil, nil
 	}
 	if err := makeDir(dir, searchOnly); err != nil { // agents search it
-		return err
+		return nil, err
 	}
+	ready, readyW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer readyW.Close()
+	if err := h.startFetcher(dir, f, readyW); err != nil {
+		return nil, errors.Join(err, ready.Close())
+	}
+	return ready, nil
+}
+
+func (h *Host) startFetcher(dir string, f Fetcher, ready *os.File) error {
 	listener, err := listen(filepath.Join(dir, agent.SocketName), 0o666) // it asks who connects
 	if err != nil {
 		return err
@@ -72,6 +91,10 @@ func (h *Host) ensureFetcher(key string, f Fetcher) error {
 		return err
 	}
 	defer log.Close()
+	r := fetcherRecord{Fetcher: f}
+	if r.Log, err = log.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
 	cmd := exec.Command(f.Args[0], f.Args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, "/"
 	leaveR, leaveW, err := os.Pipe()
@@ -79,14 +102,13 @@ func (h *Host) ensureFetcher(key string, f Fetcher) error {
 		return err
 	}
 	defer leaveW.Close()
-	cmd.ExtraFiles = []*os.File{listener, leaveR}
+	cmd.ExtraFiles = []*os.File{listener, leaveR, ready}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	_ = leaveR.Close()
 	if err != nil {
 		return err
 	}
-	r = fetcherRecord{Fetcher: f}
 	if r.Process, err = identify(cmd.Process.Pid); err != nil {
 		return fmt.Errorf("it ended at once: %w", err)
 	}
@@ -97,6 +119,47 @@ func (h *Host) ensureFetcher(key string, f Fetcher) error {
 	// It outlives us; who ends it waits for it by its pidfd.
 	_, err = leaveW.Write([]byte{'\n'})
 	return errors.Join(err, cmd.Process.Release())
+}
+
+// untilFetcherEnds gives a ctx that ends with the fetcher, for its reason, if
+// this use started it and it has not come to serve yet. Nobody waits for that:
+// what is in the cache needs no fetcher. stop ends the watch.
+func (h *Host) untilFetcherEnds(ctx context.Context, u *Use) (watched context.Context, stop func()) {
+	if u.ready == nil {
+		return ctx, func() {}
+	}
+	ready := u.ready
+	u.ready = nil
+	ctx, cancel := context.WithCancelCause(ctx)
+	var work sync.WaitGroup
+	work.Go(func() {
+		if _, err := ready.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+			cancel(errors.Join(errFetcherEnded, h.lastWords(u.key)))
+		}
+	})
+	return ctx, func() {
+		_ = ready.SetReadDeadline(time.Unix(1, 0))
+		work.Wait()
+		_ = ready.Close()
+		cancel(nil)
+	}
+}
+
+// errFetcherEnded says that there is nobody to fetch.
+var errFetcherEnded = errors.New("the fetcher ended as soon as it was started")
+
+// lastWords gives, as an error, what a fetcher said at its end, if it did.
+func (h *Host) lastWords(key string) error {
+	var r fetcherRecord
+	log, err := os.ReadFile(h.dir("fetchers", key, "log"))
+	if err != nil || readRecord(h.dir("fetchers", key, "fetcher.json"), &r) != nil || r.Log > int64(len(log)) {
+		return nil
+	}
+	lines := strings.Split(strings.TrimSpace(string(log[r.Log:])), "\n")
+	if words, ok := strings.CutPrefix(lines[len(lines)-1], "thaw: "); ok {
+		return errors.New(words)
+	}
+	return nil
 }
 
 // listen gives a listening unix socket in the place of any that was there.
@@ -146,7 +209,8 @@ func (h *Host) endFetcher(ctx context.Context, key string) error {
 }
 
 // ReviveFetcher starts the fetcher of a user again if it has ended, and gives a
-// descriptor that becomes readable when it ends.
+// descriptor that becomes readable when it ends. Besides, the error may be what
+// the ended one said at its end.
 func (h *Host) ReviveFetcher(ctx context.Context, u *Use) (*os.File, error) {
 	held, err := waitLock(ctx, u.lockPath)
 	if err != nil {
@@ -158,11 +222,23 @@ func (h *Host) ReviveFetcher(ctx context.Context, u *Use) (*os.File, error) {
 	if err := readRecord(record, &r); err != nil {
 		return nil, err
 	}
-	if err := h.ensureFetcher(u.key, r.Fetcher); err != nil {
+	var words error
+	if !r.Process.alive() {
+		words = h.lastWords(u.key)
+	}
+	ready, err := h.ensureFetcher(u.key, r.Fetcher)
+	if err != nil {
 		return nil, fmt.Errorf("starting the fetcher again: %w", err)
+	}
+	if ready != nil {
+		_ = ready.Close() // its end comes by the descriptor
 	}
 	if err := readRecord(record, &r); err != nil {
 		return nil, err
 	}
-	return r.Process.open()
+	f, err := r.Process.open()
+	if err == nil && words != nil {
+		err = fmt.Errorf("the fetcher ended: %w", words)
+	}
+	return f, err
 }

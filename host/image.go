@@ -66,7 +66,9 @@ func (h *Host) UseImage(ctx context.Context, fetcher *Use, i Image) (*Use, error
 	if h.mounted(u.key) {
 		return u, nil
 	}
-	if err := h.setUpImage(ctx, u.key, fetcher.key, i); err != nil {
+	watched, stop := h.untilFetcherEnds(ctx, fetcher)
+	defer stop()
+	if err := h.setUpImage(watched, u.key, fetcher.key, i); err != nil {
 		end := func() error { return h.tearDownImage(context.WithoutCancel(ctx), u.key) }
 		return nil, fmt.Errorf("mounting image %s: %w", i.Name, errors.Join(err, end(), h.giveBack(u, end)))
 	}
@@ -130,7 +132,7 @@ func interruptible(ctx context.Context, abort func(), f func() error) error {
 		return err
 	}
 	<-aborted
-	return errors.Join(ctx.Err(), err)
+	return errors.Join(context.Cause(ctx), err)
 }
 
 // Interruptible runs f, which reads the image through the kernel. If ctx ends

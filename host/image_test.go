@@ -327,6 +327,25 @@ func TestImageFails(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(good.Cache, "chunks")); err != nil {
 		t.Fatal(err)
 	}
+	fails := f
+	fails.Zone, fails.Args = "another", []string{"/bin/sh", "-c", "read word <&4; echo thaw: no luck today >&2"}
+	ended, err := h.UseFetcher(ctx, fails)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := good
+	late.Deadline = testPatience
+	if _, err := h.UseImage(ctx, ended, late); !errors.Is(err, errFetcherEnded) || !strings.Contains(err.Error(), "no luck today") {
+		t.Errorf("no fetcher: %v", err)
+	}
+	if f, err := h.ReviveFetcher(ctx, ended); err == nil || !strings.Contains(err.Error(), "ended: no luck today") {
+		t.Errorf("no fetcher again: %v, %v", f, err)
+	} else if f != nil {
+		_ = f.Close()
+	}
+	if err := h.ReleaseFetcher(ctx, ended); err != nil {
+		t.Error(err)
+	}
 	if _, err := h.UseImage(ctx, fetcher, good); err == nil || !strings.Contains(err.Error(), "image app: read of image: ") {
 		t.Errorf("no chunks: %v", err)
 	}

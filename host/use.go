@@ -17,6 +17,7 @@ type Use struct {
 	users     *os.File // shared lock
 	held      *os.File // the key's own lock, until unlock
 	made      bool
+	ready     *os.File // of a fetcher that this use started: it writes when it serves
 }
 
 // Made reports whether this use set the thing up, so that all that it has done

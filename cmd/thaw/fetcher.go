@@ -88,6 +88,9 @@ func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
 			}
 		}
 	})
+	ready := os.NewFile(host.FetcherReady, "ready")
+	_, _ = ready.Write([]byte{'\n'}) // nobody may be waiting
+	_ = ready.Close()
 	return fetcher.Serve(ctx, listener)
 }
 

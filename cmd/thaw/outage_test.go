@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"thaw/internal/tests3"
 )
 
@@ -189,5 +191,23 @@ func TestOriginFolderAway(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.must("run", "app", "/bin/inside", "echo", "first")
+	}
+}
+
+// A cache that cannot be written to is none, and no start waits for it.
+func TestCacheReadOnly(t *testing.T) {
+	m := newMachine(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	m.flags = []string{"--cache", dir}
+	m.convert("app", 1)
+	for range 2 {
+		e := m.thaw("run", "app", "/bin/inside", "echo", "on")
+		if e.code != 0 || e.out != "on\n" || !strings.Contains(e.stderr, "what is read is not kept") || !strings.Contains(e.stderr, ", 0 from the cache") {
+			t.Errorf("%+v", e)
+		}
 	}
 }

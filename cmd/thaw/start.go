@@ -97,6 +97,9 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 	if err := os.MkdirAll(g.Cache, 0o755); err != nil {
 		return fmt.Errorf("cache: %w", err)
 	}
+	if err := unix.Access(g.Cache, unix.W_OK); err != nil {
+		g.logger().Warn("what is read is not kept", "cache", g.Cache, "cause", err.Error())
+	}
 	if err := g.checkZone(); err != nil {
 		return err
 	}
