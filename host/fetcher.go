@@ -58,6 +58,14 @@ func (h *Host) UseFetcher(ctx context.Context, f Fetcher) (*Use, error) {
 	return u, nil
 }
 
+// Fetcher gives what the fetcher in use was started as: one that ran already
+// may have been asked for in other words.
+func (h *Host) Fetcher(u *Use) (Fetcher, error) {
+	var r fetcherRecord
+	err := readRecord(h.dir("fetchers", u.key, "fetcher.json"), &r)
+	return r.Fetcher, err
+}
+
 // ensureFetcher starts the fetcher if it does not run, and gives the pipe by
 // which it says that it serves. The key's lock is held.
 func (h *Host) ensureFetcher(key string, f Fetcher) (ready *os.File, err error) {

@@ -53,6 +53,8 @@ type imageRecord struct {
 	Name    string  `json:"name"`
 	Process process `json:"process"` // the agent
 	Mounted bool    `json:"mounted"` // and to be shared
+
+	Deadline time.Duration `json:"deadline"` // of its reads
 }
 
 // UseImage mounts an image unless it is, and gives the lock that keeps it. Its
@@ -97,7 +99,7 @@ func (h *Host) setUpImage(ctx context.Context, key, fetcher string, i Image) err
 	var uerr error
 	var work sync.WaitGroup
 	work.Go(func() { users, uerr = userNamespace() })
-	record := imageRecord{ID: i.ID, Name: i.Name}
+	record := imageRecord{ID: i.ID, Name: i.Name, Deadline: i.Deadline}
 	err := h.startAgent(key, fetcher, i, func(p process) error {
 		record.Process = p
 		return writeRecord(h.dir("images", key, "image.json"), record)
@@ -117,6 +119,14 @@ func (h *Host) setUpImage(ctx context.Context, key, fetcher string, i Image) err
 	}
 	record.Mounted = true
 	return writeRecord(h.dir("images", key, "image.json"), record)
+}
+
+// Deadline gives how long the reads of a mounted image wait: one that was
+// mounted already keeps the deadline that it had.
+func (h *Host) Deadline(u *Use) (time.Duration, error) {
+	var r imageRecord
+	err := readRecord(h.dir("images", u.key, "image.json"), &r)
+	return r.Deadline, err
 }
 
 // interruptible runs f, and abort as soon as ctx ends, which is to end f; then

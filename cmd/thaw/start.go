@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -104,12 +105,16 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 		return err
 	}
 	zoneArgs := g.zoneArgs()
-	s.fetcher, err = s.host.UseFetcher(ctx, host.Fetcher{Origin: g.Origin, Cache: g.Cache, Zone: strings.Join(zoneArgs, " "), Args: append([]string{
+	fetcher := host.Fetcher{Origin: g.Origin, Cache: g.Cache, Zone: strings.Join(zoneArgs, " "), Args: append([]string{
 		self, "fetcher", "--origin=" + g.Origin, "--state=" + g.State, "--cache=" + g.Cache, "--cache-size=" + g.CacheSize.String(), "--log-format=" + g.LogFormat,
 		"--origin-requests=" + strconv.Itoa(g.OriginRequests),
-	}, zoneArgs...)})
+	}, zoneArgs...)}
+	s.fetcher, err = s.host.UseFetcher(ctx, fetcher)
 	if err != nil {
 		return err
+	}
+	if running, err := s.host.Fetcher(s.fetcher); err == nil {
+		g.tellOther(fetcher.Args, running.Args)
 	}
 	s.watch.lap("fetcher")
 	program, err := g.part("thaw-agent")
@@ -126,6 +131,9 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 	s.image, err = s.host.UseImage(ctx, s.fetcher, image)
 	if err == nil && !s.image.Made() {
 		s.before = s.host.Stats(ctx, s.image)
+		if was, err := s.host.Deadline(s.image); err == nil && was != g.OriginDeadline {
+			g.logger().Warn(s.name + ": others have the image mounted already: --origin-deadline=" + was.String() + " holds")
+		}
 		if s.tracing.record {
 			s.tracing.record = false
 			g.logger().Warn(s.name + ": this start is not recorded: others have the image mounted already")
@@ -133,6 +141,16 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 	}
 	s.watch.lap("mount")
 	return err
+}
+
+// tellOther tells which flags a fetcher that runs already was started with, and
+// would not be now.
+func (g *Globals) tellOther(ours, running []string) {
+	for _, arg := range running[min(1, len(running)):] {
+		if strings.HasPrefix(arg, "--") && !strings.HasPrefix(arg, "--log-format=") && !slices.Contains(ours, arg) {
+			g.logger().Warn("others use this cache already: " + arg + " holds until they have ended")
+		}
+	}
 }
 
 // release gives back what was acquired.
