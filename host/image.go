@@ -179,7 +179,7 @@ func (h *Host) mountImage(key string, users *os.File) error {
 
 // userNamespace maps the ids of files to those of containers.
 func userNamespace() (*os.File, error) {
-	return mount.UserNamespace(mount.IDs{Host: sandbox.IDBase, Count: sandbox.IDCount})
+	return mount.UserNamespace(sandbox.IDBase, sandbox.IDCount)
 }
 
 // startAgent mounts the agent's file system and starts it. It outlives us, and

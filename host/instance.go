@@ -38,6 +38,7 @@ type Instance struct {
 	ImageID string    `json:"imageID"` // manifest id
 	Command []string  `json:"command,omitempty"`
 	Target  string    `json:"target,omitempty"`  // the folder of a mount
+	Mount   int       `json:"mount,omitempty"`   // the kernel's id of what is mounted there, once it is
 	Runtime string    `json:"runtime,omitempty"` // program of a container
 	Writes  bool      `json:"writes,omitempty"`  // has a writable device
 	Started time.Time `json:"started"`
@@ -188,9 +189,6 @@ func (i *Instance) MountWritable(ctx context.Context, image *Use, dir string, ma
 		return err
 	}
 	defer loop.Close()
-	if !mapped {
-		return mount.MountExt4(loop.Device, dir, false)
-	}
 	plain := i.Dir("plain")
 	if err := makeDir(plain, 0o700); err != nil {
 		return err
@@ -198,27 +196,36 @@ func (i *Instance) MountWritable(ctx context.Context, image *Use, dir string, ma
 	if err := mount.MountExt4(loop.Device, plain, false); err != nil {
 		return err
 	}
+	if err := i.showPlain(plain, dir, mapped); err != nil {
+		return err
+	}
+	return mount.Unmount(plain) // the other keeps the file system
+}
+
+// showPlain mounts a file system elsewhere, with its ids or those of containers.
+func (i *Instance) showPlain(plain, dir string, mapped bool) error {
+	if !mapped {
+		return i.bind(plain, dir, false)
+	}
 	users, err := userNamespace()
 	if err != nil {
 		return err
 	}
 	defer users.Close()
-	if err := mount.IDMap(plain, dir, users); err != nil {
-		return err
-	}
-	return mount.Unmount(plain) // the mapped one keeps the file system
+	return mount.IDMap(plain, dir, users)
 }
 
-// MapVolume gives the path of a file or folder of this machine whose owners an
-// instance sees as they are here: what its root writes is root's. n tells the
-// instance's volumes apart.
-func (i *Instance) MapVolume(n int, source string) (string, error) {
+// MapVolume gives the path of a file or folder of this machine, with all that is
+// mounted below it but Thaw's own, whose owners an instance sees as they are
+// here: what its root writes is root's. n tells the instance's volumes apart. The
+// tree says what it found.
+func (i *Instance) MapVolume(n int, source string, readOnly bool) (string, *mount.Tree, error) {
 	info, err := os.Stat(source)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if err := makeDir(i.Dir("volumes"), searchOnly); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	at := i.Dir("volumes", strconv.Itoa(n))
 	if info.IsDir() {
@@ -227,19 +234,28 @@ func (i *Instance) MapVolume(n int, source string) (string, error) {
 		err = os.WriteFile(at, nil, 0o600)
 	}
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	users, err := userNamespace()
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	defer users.Close()
-	return at, mount.IDMap(source, at, users)
+	tree := &mount.Tree{Source: source, ReadOnly: readOnly, Users: users, Without: runDir}
+	return at, tree, tree.Mount(at)
 }
 
 // BindTo shows the image at a folder, read-only.
 func (i *Instance) BindTo(image *Use, dir string) error {
-	return mount.Bind(i.host.Rootfs(image, false), dir, true)
+	return i.bind(i.host.Rootfs(image, false), dir, true)
+}
+
+// bind shows a folder at another, and remembers which mount that is.
+func (i *Instance) bind(from, dir string, readOnly bool) (err error) {
+	if i.Mount, err = mount.Bind(from, dir, readOnly); err != nil {
+		return err
+	}
+	return i.Save()
 }
 
 // End takes the instance down: its processes, groups, mounts, files. It can be
@@ -260,7 +276,7 @@ func (h *Host) clean(ctx context.Context, i *Instance) error {
 		}
 	}
 	if i.Target != "" {
-		if err := h.unmountTarget(i); err != nil {
+		if err := i.unmountTarget(); err != nil {
 			return err
 		}
 	}
@@ -304,28 +320,6 @@ func (h *Host) removeWritable(ctx context.Context, i *Instance) {
 		_ = conn.Remove(i.ID)
 		_ = conn.Close()
 	}
-}
-
-// unmountTarget unmounts a mount's folder if what is there is ours.
-func (h *Host) unmountTarget(i *Instance) error {
-	if !i.Mounted() {
-		return nil
-	}
-	return mount.Unmount(i.Target)
-}
-
-// Mounted reports whether the folder of a mount still shows the instance's
-// device: what is mounted there is of a loop device that reads a file of the
-// image's agent.
-func (i *Instance) Mounted() bool {
-	mounts, err := mount.Under(i.Target)
-	if err != nil {
-		return false
-	}
-	loops, err := mount.Loops(i.host.dir("images", i.ImageOf))
-	return err == nil && slices.ContainsFunc(mounts, func(m mount.Mount) bool {
-		return m.Dir == i.Target && slices.Contains(loops, m.Source)
-	})
 }
 
 // Instances lists what is kept, and what was left over, also if it is damaged.

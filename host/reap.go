@@ -20,7 +20,7 @@ import (
 // images and fetchers without users. It disturbs nothing that is in use and
 // goes on behind a failure. It names what it has removed.
 func (h *Host) Reap(ctx context.Context) (removed []string, err error) {
-	for _, step := range []func(context.Context) ([]string, error){h.reapInstances, h.reapImages, h.reapFetchers, h.reapOverlays, h.reapCgroups} {
+	for _, step := range []func(context.Context) ([]string, error){h.reapInstances, h.reapImages, h.reapFetchers, h.reapMounts, h.reapOverlays, h.reapCgroups} {
 		names, serr := step(ctx)
 		removed = append(removed, names...)
 		err = errors.Join(err, serr)

@@ -192,7 +192,7 @@ func TestWithoutMounts(t *testing.T) {
 	if loops, err := Loops("/"); err != nil {
 		t.Errorf("all loops: %v, %v", loops, err)
 	}
-	try(t, AbortFUSE(dir), DetachAll(dir), ClearLoops(dir))
+	try(t, AbortFUSE(dir), DetachAll(dir), clearLoops(dir))
 	if mounts, err := Under("/"); err != nil || len(mounts) == 0 || depth(mounts[0].Dir) < depth(mounts[len(mounts)-1].Dir) {
 		t.Errorf("all mounts: %v, %v", mounts, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // role is the environment variable that makes the test binary another process: a server of a mount or a program in a container.
@@ -216,7 +217,7 @@ func place(t testing.TB) string {
 		if len(mounts) > 0 || len(loops) > 0 || err != nil || err2 != nil {
 			t.Errorf("left over: %v %v (%v, %v)", mounts, loops, err, err2)
 			_ = DetachAll(dir)
-			_ = ClearLoops(dir)
+			_ = clearLoops(dir)
 		}
 		_ = os.RemoveAll(dir)
 	})
@@ -354,4 +355,31 @@ func sameTree(t testing.TB, want, got string) {
 	t.Helper()
 	_ = os.Remove(filepath.Join(want, "lost+found"))
 	run(t, "diff", "--no-dereference", "-r", "--exclude=lost+found", want, got)
+}
+
+// clearLoops frees the loop devices whose file is or was at or below a path; those in use are freed with their last user.
+func clearLoops(prefix string) error {
+	devices, err := Loops(prefix)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, device := range devices {
+		if err := clearLoop(device); err != nil {
+			errs = append(errs, fmt.Errorf("mount: free %s: %w", device, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func clearLoop(device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); errors.Is(err, unix.ENXIO) {
+		return nil // it is free
+	}
+	return err
 }

@@ -10,23 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IDs maps user and group ids alike: n < Count of a file system, and of a container, is Host+n on the host.
-type IDs struct{ Host, Count uint32 }
-
 // IDMap mounts a copy of src on dst in which owners are mapped as in a user namespace, which may be closed then. Ids outside of the map
 // become the overflow id (65534). A container whose user namespace has the same map sees the owners of src. The file system must
 // support it (ext4 does), and src must not be mapped itself.
 func IDMap(src, dst string, userns *os.File) error {
-	return clone(src, dst, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())})
+	_, err := bind(src, dst, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())})
+	return err
 }
 
-// UserNamespace makes a user namespace, which lasts until closed. It takes 1 to 3 ms, which may pass beside other work, and serves any
+// UserNamespace makes a user namespace, which lasts until closed, in which user and group ids n < count, of a file system and of a
+// container, are host+n on the host. It takes 1 to 3 ms, which may pass beside other work, and serves any
 // number of IDMaps. A namespace begins with a process: here one that is stopped, because traced, before the first instruction of the
 // program that it is given, and killed once the namespace is open.
-func UserNamespace(ids IDs) (*os.File, error) {
+func UserNamespace(host, count int) (*os.File, error) {
 	runtime.LockOSThread() // the thread that forks is the tracer
 	defer runtime.UnlockOSThread()
-	mapping := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.Host), Size: int(ids.Count)}}
+	mapping := []syscall.SysProcIDMap{{ContainerID: 0, HostID: host, Size: count}}
 	p, err := os.StartProcess("/proc/self/exe", nil, &os.ProcAttr{Env: []string{}, Sys: &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER,
 		UidMappings: mapping,

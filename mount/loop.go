@@ -128,30 +128,3 @@ func loopName(device string) string {
 	}
 	return unix.ByteSliceToString(info.File_name[:])
 }
-
-// ClearLoops frees the loop devices whose file is or was at or below a path; those in use are freed with their last user.
-func ClearLoops(prefix string) error {
-	devices, err := Loops(prefix)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, device := range devices {
-		if err := clearLoop(device); err != nil {
-			errs = append(errs, fmt.Errorf("mount: free %s: %w", device, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func clearLoop(device string) error {
-	f, err := os.Open(device)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); errors.Is(err, unix.ENXIO) {
-		return nil // it is free
-	}
-	return err
-}

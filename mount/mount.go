@@ -35,11 +35,12 @@ type Mount struct {
 	Dir    string // where it is mounted
 	Type   string // of file system, as "ext4"; a FUSE mount of ours is "fuse.thaw"
 	Source string // the device, or what was given for it
+	ID     int    // the kernel's; another mount may get it once this one has gone
 	minor  int    // of the anonymous device number: the id of a FUSE connection
 }
 
-// fuse tells whether a user process serves the mount.
-func (m Mount) fuse() bool { return m.Type == "fuse" || strings.HasPrefix(m.Type, "fuse.") }
+// fuse tells whether the mount is one of OpenFUSE's. Others' servers are not ours to end, even if a copy of their mount is ours.
+func (m Mount) fuse() bool { return m.Type == "fuse.thaw" }
 
 // Under lists the mounts at and below a path, those to unmount first before the others. It touches no mount, so it cannot hang.
 // The prefix must be absolute and without symbolic links.
@@ -51,7 +52,7 @@ func Under(prefix string) ([]Mount, error) {
 	slices.Reverse(infos) // of mounts on one directory the last is on top
 	mounts := make([]Mount, 0, len(infos))
 	for _, i := range infos {
-		mounts = append(mounts, Mount{Dir: i.Mountpoint, Type: i.FSType, Source: i.Source, minor: i.Minor})
+		mounts = append(mounts, Mount{Dir: i.Mountpoint, Type: i.FSType, Source: i.Source, ID: i.ID, minor: i.Minor})
 	}
 	slices.SortStableFunc(mounts, func(a, b Mount) int { return cmp.Compare(depth(b.Dir), depth(a.Dir)) })
 	return mounts, nil
@@ -70,6 +71,71 @@ func Unmount(dir string) error {
 		return nil
 	}
 	return fmt.Errorf("mount: unmount %s: %w", dir, err)
+}
+
+// ErrCovered says that a mount cannot be unmounted, since another lies over it: the kernel reaches mounts by paths, which lead to the
+// topmost.
+var ErrCovered = errors.New("something else is mounted over it: unmount that first")
+
+// At gives the id of the mount that a path is in, the topmost of those on it, and whether the path is that mount's root.
+func At(path string) (id int, root bool, err error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return 0, false, fmt.Errorf("mount: %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	if id, root, err = mountOf(fd); err != nil {
+		return 0, false, fmt.Errorf("mount: %s: %w", path, err)
+	}
+	return id, root, nil
+}
+
+// mountOf is At for an open file.
+func mountOf(fd int) (id int, root bool, err error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, false, err
+	}
+	return int(st.Mnt_id), st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// Unmount takes off exactly this mount, also if it is busy, and no other that has come to lie over it, which is ErrCovered. One that has
+// gone is success.
+func (m Mount) Unmount() error {
+	fd, err := unix.Open(m.Dir, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	var id int
+	var root bool
+	if err == nil {
+		defer unix.Close(fd)
+		id, root, err = mountOf(fd)
+	}
+	if err == nil && (id != m.ID || !root) {
+		return m.covered()
+	}
+	if err == nil {
+		err = unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", fd), unix.MNT_DETACH)
+	}
+	if err != nil && !errors.Is(err, unix.EINVAL) { // it has gone meanwhile
+		return fmt.Errorf("mount: unmount %s: %w", m.Dir, err)
+	}
+	return nil
+}
+
+// covered tells a mount that another lies over from one that has gone.
+func (m Mount) covered() error {
+	mounts, err := Under(m.Dir)
+	if err != nil {
+		return err
+	}
+	for _, other := range mounts {
+		if other.ID == m.ID && other.Dir == m.Dir {
+			return fmt.Errorf("mount: %s: %w", m.Dir, ErrCovered)
+		}
+	}
+	return nil
 }
 
 // DetachAll clears what was left at and below a path by processes that are gone: it aborts FUSE mounts, so that nothing waits for a
@@ -91,24 +157,6 @@ func DetachAll(prefix string) error {
 	return errors.Join(errs...)
 }
 
-// Private makes dir a mount point of its own, if it is none, that passes nothing on: what is mounted below is not copied to other mount
-// namespaces that exist (services, containers), which would keep it alive there.
-func Private(dir string) error {
-	mounted, err := mountinfo.Mounted(dir)
-	if err != nil {
-		return fmt.Errorf("mount: %s: %w", dir, err)
-	}
-	if !mounted {
-		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mount: bind %s on itself: %w", dir, err)
-		}
-	}
-	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("mount: make %s private: %w", dir, err)
-	}
-	return nil
-}
-
 // MountExt4 mounts the ext4 file system of a block device on dir. Read-only it neither replays nor writes anything.
 func MountExt4(device, dir string, readOnly bool) error {
 	flags, data := uintptr(hardened), ""
@@ -117,32 +165,6 @@ func MountExt4(device, dir string, readOnly bool) error {
 	}
 	if err := unix.Mount(device, dir, "ext4", flags, data); err != nil {
 		return fmt.Errorf("mount: ext4 of %s on %s: %w", device, dir, err)
-	}
-	return nil
-}
-
-// Bind mounts the directory or file src on dst as well, without mounts below it, nosuid and nodev.
-func Bind(src, dst string, readOnly bool) error {
-	var set uint64 = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
-	if readOnly {
-		set |= unix.MOUNT_ATTR_RDONLY
-	}
-	return clone(src, dst, unix.MountAttr{Attr_set: set})
-}
-
-// clone mounts a copy of src on dst that has the attributes from the start, and shares no mounts below it with src.
-func clone(src, dst string, attr unix.MountAttr) error {
-	tree, err := unix.OpenTree(unix.AT_FDCWD, src, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("mount: clone %s: %w", src, err)
-	}
-	defer unix.Close(tree)
-	attr.Propagation = unix.MS_PRIVATE
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return fmt.Errorf("mount: set attributes of a copy of %s: %w", src, err)
-	}
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, dst, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mount: copy of %s on %s: %w", src, dst, err)
 	}
 	return nil
 }

@@ -146,7 +146,7 @@ func BenchmarkStack(b *testing.B) {
 	base := place(b)
 	image := filepath.Join(base, "ext4")
 	makeImage(b, tree(b, mkdir(b, base, "source")), image, imageBytes)
-	try(b, Private(base))
+	try(b, private(base))
 	b.Cleanup(func() { _ = Unmount(base) })
 	times := map[string][]time.Duration{}
 	var names []string

@@ -224,7 +224,7 @@ func TestDetachAll(t *testing.T) {
 	file := filepath.Join(base, "ext4")
 	makeImage(t, tree(t, mkdir(t, base, "source")), file, imageBytes)
 	run := mkdir(t, base, "run")
-	try(t, Private(run), Private(run))
+	try(t, private(run))
 	s := serve(t, mkdir(t, run, "fuse"), file, "server")
 	s.tell("addimage", "a")
 	root, rw, merged := mkdir(t, run, "root"), mkdir(t, run, "rw"), mkdir(t, run, "merged")
@@ -235,7 +235,8 @@ func TestDetachAll(t *testing.T) {
 	inside, err := os.Open(filepath.Join(merged, "owned")) // busy
 	try(t, err)
 	bound := mkdir(t, run, "root/bin")
-	try(t, Bind(mkdir(t, base, "source/bin"), bound, true))
+	_, err = Bind(mkdir(t, base, "source/bin"), bound, true)
+	try(t, err)
 	s.tell("hang")
 	mounts, err := Under(run)
 	try(t, err)
@@ -251,7 +252,7 @@ func TestDetachAll(t *testing.T) {
 	if loops, err := Loops(run); err != nil || len(loops) != 1 {
 		t.Errorf("loops of a detached mount: %v, %v", loops, err)
 	}
-	try(t, ClearLoops(run), inside.Close())
+	try(t, clearLoops(run), inside.Close())
 }
 
 // TestDeviceError finds that an error of the device is an error of one read only.

@@ -13,8 +13,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Volume is a file or folder of the host that an instance sees. Its files keep their owners: the instance's root may write only what
-// belongs to IDBase or is open to all.
+// Volume is a file or folder of the host that an instance sees, as it is: its owners are ids of the host, and what belongs to root is
+// nobody's inside. Whoever wants it otherwise gives a mount of it in which owners are mapped, as thaw run does. Then root inside is root
+// there: it reads and writes what root may, and the files that it makes are root's outside too, as they are with docker.
 type Volume struct {
 	Source   string // absolute path on the host; must exist
 	Target   string // absolute path inside; made if it is missing

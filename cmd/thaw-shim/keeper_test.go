@@ -576,7 +576,7 @@ func polled(t *testing.T, path string) []string {
 func TestUnmountWatchClosed(t *testing.T) {
 	k := newKept(t, host.KindMount)
 	k.mountImage()
-	if err := mount.Bind(k.root(), k.target(), true); err != nil {
+	if _, err := mount.Bind(k.root(), k.target(), true); err != nil {
 		t.Fatal(err)
 	}
 	kp := k.keeper()

@@ -136,7 +136,7 @@ type umountCmd struct {
 
 // Help teaches by example.
 func (umountCmd) Help() string {
-	return `Also umount(8) and a signal to thaw mount end a mount.
+	return `Also umount(8) and a signal to thaw mount end a mount. Of mounts on one folder it ends the topmost.
 
   thaw umount /mnt`
 }
@@ -151,21 +151,17 @@ func (c *umountCmd) Run(ctx context.Context, g *Globals) error {
 	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = resolved
 	}
-	all, err := h.Instances()
+	found, err := h.MountedAt(dir)
 	if err != nil {
 		return err
 	}
-	found := false
-	for _, i := range all {
-		if i.Kind == host.KindMount && i.Target == dir {
-			found = true
-			err = errors.Join(err, i.Stop(ctx))
-		}
+	if found != nil {
+		err = found.Stop(ctx)
 	}
 	if _, rerr := h.Reap(ctx); rerr != nil {
 		err = errors.Join(err, rerr)
 	}
-	if !found {
+	if found == nil {
 		return fmt.Errorf("%s: no image of this --state is mounted there (thaw ps)", c.Dir)
 	}
 	return err

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"thaw/host"
+	"thaw/mount"
 	"thaw/sandbox"
 )
 
@@ -103,7 +104,7 @@ func (c *runCmd) prepare(ctx context.Context, s *started, volumes []sandbox.Volu
 	}
 	s.watch.lap("rootfs")
 	s.instance.Command, s.instance.Runtime = c.Command, c.Runtime
-	if err := mapVolumes(s, volumes); err != nil {
+	if volumes, err = mapVolumes(s, volumes); err != nil {
 		return err
 	}
 	err = sandbox.WriteBundle(sandbox.Config{
@@ -119,19 +120,33 @@ func (c *runCmd) prepare(ctx context.Context, s *started, volumes []sandbox.Volu
 // mapVolumes shows volumes with the owners that they have here. A file system
 // that cannot map owners (of those in use only old ones and some of networks)
 // is shown as it is: files of root are nobody's inside.
-func mapVolumes(s *started, volumes []sandbox.Volume) error {
-	for n := range volumes {
-		mapped, err := s.instance.MapVolume(n, volumes[n].Source)
-		if errors.Is(err, unix.EINVAL) {
-			fmt.Fprintf(os.Stderr, "thaw: %s: its file system cannot map owners: inside, the files of root here are nobody's\n", oneLine(volumes[n].Source))
-			continue
-		}
+func mapVolumes(s *started, volumes []sandbox.Volume) (all []sandbox.Volume, err error) {
+	for n, v := range volumes {
+		at, tree, err := s.instance.MapVolume(n, v.Source, v.ReadOnly)
 		if err != nil {
-			return fmt.Errorf("volume %s: %w", volumes[n].Source, err)
+			return nil, fmt.Errorf("volume %s: %w", v.Source, err)
 		}
-		volumes[n].Source = mapped
+		if len(tree.Unmapped) > 0 {
+			fmt.Fprintf(os.Stderr, "thaw: %s: its file system cannot map owners: inside, the files of root here are nobody's\n", oneLine(few(tree.Unmapped)))
+		}
+		if len(tree.Unseen) > 0 {
+			fmt.Fprintf(os.Stderr, "thaw: %s: not shown inside: it may not be mounted twice\n", oneLine(few(tree.Unseen)))
+		}
+		all = append(all, sandbox.Volume{Source: at, Target: v.Target, ReadOnly: v.ReadOnly})
+		for _, name := range tree.Below { // crun has what is mounted below a source only if it is told
+			all = append(all, sandbox.Volume{Source: filepath.Join(at, name), Target: filepath.Join(v.Target, name), ReadOnly: v.ReadOnly})
+		}
 	}
-	return nil
+	return all, nil
+}
+
+// few names the first of many.
+func few(names []string) string {
+	const most = 3
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
 type mountCmd struct {
@@ -160,8 +175,8 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		return fmt.Errorf("%s is not a folder", c.Dir)
+	if err := checkTarget(dir); err != nil {
+		return fmt.Errorf("%s %w", c.Dir, err)
 	}
 	s, err := g.start(ctx, c.Image, host.KindMount, tracing{})
 	if err != nil {
@@ -172,4 +187,22 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 	// would lose it in becoming that one.
 	err = s.hand(ctx, g, host.Order{Writable: c.RW, StatsFile: c.StatsJSON})
 	return errors.Join(err, s.release(ctx))
+}
+
+// checkTarget refuses what a mount would hide.
+func checkTarget(dir string) error {
+	items, err := os.ReadDir(dir)
+	switch _, root, merr := mount.At(dir); {
+	case errors.Is(err, unix.ENOTDIR):
+		return errors.New("is not a folder")
+	case merr != nil:
+		return merr
+	case root:
+		return errors.New("has something mounted on it: thaw umount or umount it first")
+	case err != nil:
+		return fmt.Errorf("cannot be read: %w", err)
+	case len(items) > 0:
+		return fmt.Errorf("is not empty (%s): a mount would hide what is there", items[0].Name())
+	}
+	return nil
 }
