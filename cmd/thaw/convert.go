@@ -23,11 +23,20 @@ const (
 	defaultFree      = 512 << 20
 )
 
+// sourceFlags are those of verbs that convert.
+type sourceFlags struct {
+	Platform  string `help:"Platform of a multi-platform image, such as linux/arm64 (by default this machine's)." placeholder:"P"`
+	PlainHTTP bool   `help:"Talk to the registry without TLS."`
+}
+
+func (f sourceFlags) options() oci.Options {
+	return oci.Options{Platform: f.Platform, PlainHTTP: f.PlainHTTP}
+}
+
 type convertCmd struct {
-	Source    string   `arg:"" help:"docker://REF, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], or REF alone."`
-	Name      string   `help:"Name of the image (by default the source's own)." placeholder:"N"`
-	Platform  string   `help:"Platform of a multi-platform image, such as linux/arm64 (by default this machine's)." placeholder:"P"`
-	PlainHTTP bool     `help:"Talk to the registry without TLS."`
+	Source string `arg:"" help:"docker://REF, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], or REF alone."`
+	Name   string `help:"Name of the image (by default the source's: debian:12, layout:v1 of oci:./layout:v1)." placeholder:"N"`
+	sourceFlags
 	ChunkSize byteSize `help:"Size of a chunk: a power of two from 64KiB to 2MiB." default:"512KiB"`
 	Free      byteSize `help:"Room for writes, at no cost until used." default:"512MiB"`
 	Private   bool     `help:"Share no chunk with other tenants."`
@@ -61,7 +70,7 @@ func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	res, err := g.convert(ctx, convert.Options{
 		Prime:  c.Prime,
-		Source: c.Source, Name: c.Name, Image: oci.Options{Platform: c.Platform, PlainHTTP: c.PlainHTTP},
+		Source: c.Source, Name: c.Name, Image: c.options(),
 		ChunkSize: int(c.ChunkSize), Free: int64(c.Free), Private: c.Private, IgnoreSpace: c.IgnoreSpace,
 	})
 	if err != nil {
@@ -108,5 +117,9 @@ func (g *Globals) convert(ctx context.Context, o convert.Options) (*convert.Resu
 		defer near.Close()
 		conv.Zone = near.Put
 	}
-	return conv.Convert(ctx, o)
+	res, err := conv.Convert(ctx, o)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", errConverting, err)
+	}
+	return res, err
 }

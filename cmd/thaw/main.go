@@ -38,6 +38,9 @@ type exitError struct {
 // Unwrap gives the error.
 func (e *exitError) Unwrap() error { return e.error }
 
+// errConverting is in the error of a conversion that was interrupted.
+var errConverting = errors.New("converting")
+
 // errDamaged makes verify end with exitDamaged.
 var errDamaged = errors.New("damaged")
 
@@ -124,7 +127,7 @@ func run(ctx context.Context, p program, args []string, stdout, stderr io.Writer
 		err = g.complete()
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "thaw: %s (thaw --help)\n", oneLine(err.Error()))
+		fmt.Fprintf(stderr, "thaw: %s (thaw --help)\n", oneLine(explainFlag(err, args).Error()))
 		return exitUsage
 	}
 	if err := g.handOver(ctx, k.Command(), args); err != nil {
@@ -161,8 +164,11 @@ func status(ctx context.Context, stderr io.Writer, err error) int {
 		return 0
 	case errors.Is(err, errDamaged): // the report has said it
 		return exitDamaged
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && errors.Is(err, errConverting):
 		fmt.Fprintln(stderr, "thaw: interrupted; what is stored stays for the next try")
+		return exitInterrupted
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "thaw: interrupted")
 		return exitInterrupted
 	}
 	hint := ""

@@ -59,7 +59,8 @@ func TestStatus(t *testing.T) {
 		{"done", t.Context(), nil, 0, ""},
 		{"done in spite of a signal", ended, nil, 0, ""},
 		{"damaged", t.Context(), fmt.Errorf("x: %w", errDamaged), 3, ""},
-		{"interrupted", ended, errors.New("any"), 130, "thaw: interrupted; what is stored stays for the next try\n"},
+		{"interrupted", ended, errors.New("any"), 130, "thaw: interrupted\n"},
+		{"interrupted while storing", ended, fmt.Errorf("x: %w", errConverting), 130, "thaw: interrupted; what is stored stays for the next try\n"},
 		{"two lines", t.Context(), errors.New("a\r\n\nb\n"), 1, "thaw: a; b\n"},
 		{"refused", t.Context(), fmt.Errorf("x: %w", keys.ErrRefused), 1, "--key, --tenant and --origin"},
 	} {

@@ -22,6 +22,7 @@ type runCmd struct {
 	Image   string   `arg:"" help:"IMAGE, or a SOURCE that is converted first: docker://REF, oci:DIR[:TAG], …, or a reference alone."`
 	Command []string `arg:"" optional:"" passthrough:"all" help:"Command and arguments, in place of the image's Cmd."`
 
+	sourceFlags
 	Interactive bool     `short:"i" help:"Keep standard input."`
 	TTY         bool     `short:"t" help:"Give it a terminal."`
 	Env         []string `short:"e" sep:"none" help:"K=V, or K alone for the value that it has here." placeholder:"K=V"`
@@ -79,7 +80,7 @@ func (c *runCmd) run(ctx context.Context, g *Globals) error {
 	if strings.ContainsAny(c.Ready, "\r\n") {
 		return errors.New("--ready: want a text within one line")
 	}
-	s, err := g.start(ctx, c.Image, host.KindRun, tracing{c.Prefetch, c.Record || c.Ready != ""})
+	s, err := g.start(ctx, subject{c.Image, c.options()}, host.KindRun, tracing{c.Prefetch, c.Record || c.Ready != ""})
 	if err != nil {
 		return err
 	}
@@ -150,8 +151,9 @@ func few(names []string) string {
 }
 
 type mountCmd struct {
-	Image     string `arg:"" help:"IMAGE or SOURCE."`
-	Dir       string `arg:"" type:"path" help:"An empty folder."`
+	Image string `arg:"" help:"IMAGE or SOURCE."`
+	Dir   string `arg:"" type:"path" help:"An empty folder."`
+	sourceFlags
 	RW        bool   `name:"rw" help:"Writable: what is written is gone with the mount."`
 	StatsJSON string `name:"stats-json" help:"File for the numbers of this mount, as JSON." placeholder:"FILE"`
 }
@@ -178,7 +180,7 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 	if err := checkTarget(dir); err != nil {
 		return fmt.Errorf("%s %w", c.Dir, err)
 	}
-	s, err := g.start(ctx, c.Image, host.KindMount, tracing{})
+	s, err := g.start(ctx, subject{c.Image, c.options()}, host.KindMount, tracing{})
 	if err != nil {
 		return err
 	}

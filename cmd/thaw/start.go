@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -19,6 +20,7 @@ import (
 	"thaw/catalog"
 	"thaw/convert"
 	"thaw/host"
+	"thaw/oci"
 )
 
 // stopwatch measures the stages of a start.
@@ -59,7 +61,7 @@ type started struct {
 
 // start mounts an image, or has it mounted, and makes an instance. On an error
 // nothing is left.
-func (g *Globals) start(ctx context.Context, what, kind string, t tracing) (*started, error) {
+func (g *Globals) start(ctx context.Context, what subject, kind string, t tracing) (*started, error) {
 	s := &started{watch: newStopwatch(), tracing: t}
 	g.wantTrace = t != tracing{}
 	// What our caller left open is not for the fetcher, the shim and containers.
@@ -85,7 +87,7 @@ func (g *Globals) start(ctx context.Context, what, kind string, t tracing) (*sta
 	if s.instance, err = s.host.NewInstance(kind, s.image, s.fetcher); err != nil {
 		return nil, errors.Join(err, s.release(ctx))
 	}
-	s.instance.Image, s.instance.ImageID = what, s.id.String()
+	s.instance.Image, s.instance.ImageID = what.name, s.id.String()
 	return s, nil
 }
 
@@ -168,35 +170,64 @@ func (s *started) release(ctx context.Context) (err error) {
 	return err
 }
 
+// subject is IMAGE or SOURCE, and how to read a source.
+type subject struct {
+	name    string
+	options oci.Options
+}
+
 // findOrConvert finds an image, or converts what names a source.
-func (g *Globals) findOrConvert(ctx context.Context, what string, watch *stopwatch) (*startable, error) {
-	if scheme, _, ok := strings.Cut(what, ":"); ok {
+func (g *Globals) findOrConvert(ctx context.Context, what subject, watch *stopwatch) (*startable, error) {
+	if err := checkPath(what.name); err != nil {
+		return nil, err
+	}
+	if scheme, _, ok := strings.Cut(what.name, ":"); ok {
 		switch scheme {
 		case "docker", "oci", "oci-archive", "docker-archive":
 			return g.convertAndFind(ctx, what, watch)
 		}
 	}
-	s, err := g.find(ctx, what)
-	if errors.Is(err, catalog.ErrNotFound) && strings.ContainsAny(what, ":/.") {
+	s, err := g.find(ctx, what.name)
+	if errors.Is(err, catalog.ErrNotFound) && strings.ContainsAny(what.name, ":/.") {
 		return g.convertAndFind(ctx, what, watch) // a reference
 	}
 	if errors.Is(err, catalog.ErrNotFound) {
-		err = fmt.Errorf("%w (thaw images lists names; a registry's is docker://%s, a folder's oci:DIR)", err, what)
+		err = fmt.Errorf("%w (thaw images lists names; a registry's is docker://%s, a folder's oci:DIR)", err, what.name)
+	}
+	if err == nil {
+		err = checkPlatform(s, what)
 	}
 	return s, err
 }
 
+// checkPlatform refuses an image that was converted for another platform than
+// is asked for now.
+func checkPlatform(s *startable, what subject) error {
+	if what.options.Platform == "" {
+		return nil
+	}
+	var have struct{ OS, Architecture, Variant string }
+	if err := json.Unmarshal(s.Config, &have); err != nil {
+		return fmt.Errorf("image %s: its config: %w", what.name, err)
+	}
+	is := have.OS + "/" + have.Architecture
+	if want := what.options.Platform; want == is || want == is+"/"+have.Variant || have.Variant == "" && strings.HasPrefix(want, is+"/") {
+		return nil
+	}
+	return fmt.Errorf("image %s is for %s: thaw convert --platform %s --name N makes another", what.name, is, what.options.Platform)
+}
+
 // convertAndFind converts a source. What was converted before is not read
 // again.
-func (g *Globals) convertAndFind(ctx context.Context, source string, watch *stopwatch) (*startable, error) {
-	res, err := g.convert(ctx, convert.Options{Source: source, ChunkSize: defaultChunkSize, Free: defaultFree})
+func (g *Globals) convertAndFind(ctx context.Context, source subject, watch *stopwatch) (*startable, error) {
+	res, err := g.convert(ctx, convert.Options{Source: source.name, Image: source.options, ChunkSize: defaultChunkSize, Free: defaultFree})
 	if err != nil {
 		return nil, err
 	}
 	watch.restart("convert")
 	found, err := g.findIn(ctx, g.local(), res.Name)
 	if err == nil && found.id.String() != res.Image {
-		return nil, fmt.Errorf("%s: the name %s was given to another image meanwhile: try again", source, res.Name)
+		return nil, fmt.Errorf("%s: the name %s was given to another image meanwhile: try again", source.name, res.Name)
 	}
 	return found, err
 }
