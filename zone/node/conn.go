@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -30,9 +31,11 @@ type conn struct {
 	in         [maxHead]byte
 	start, end int // what is in in and not used yet
 	deadline   time.Time
+	began      time.Time   // the last request
 	waiting    atomic.Bool // for a request; the server may close it
 	head       []byte      // of an answer
 	out        sending
+	from       receiving
 }
 
 // serve answers requests until the connection ends, or brings a request for
@@ -78,8 +81,9 @@ func (c *conn) request(r *request) parsed {
 			}
 		} else {
 			c.start, c.end = 0, 0
-			// Setting a deadline costs as much as parsing the request.
-			if now := time.Now(); c.deadline.Sub(now) < c.s.n.bounds.idle/2 || c.deadline.Sub(now) > c.s.n.bounds.idle {
+			// Setting a deadline costs as much as parsing the request. From the
+			// last one on there was no time worth speaking of.
+			if left := c.deadline.Sub(c.began); left < c.s.n.bounds.idle/2 || left > c.s.n.bounds.idle {
 				c.expire(c.s.n.bounds.idle)
 			}
 			if c.s.ending() {
@@ -90,11 +94,11 @@ func (c *conn) request(r *request) parsed {
 			c.end = copy(c.in[:], c.in[c.start:c.end])
 			c.start = 0
 		}
-		n, err := c.tcp.Read(c.in[c.end:])
-		c.end += n
-		if err != nil && n == 0 {
+		n, err := c.read(c.in[c.end:])
+		if err != nil || n == 0 {
 			return partial
 		}
+		c.end += n
 	}
 }
 
@@ -106,10 +110,10 @@ func (c *conn) expire(d time.Duration) {
 
 // get answers GET and HEAD, and says whether the connection is still good.
 func (c *conn) get(r *request) bool {
-	began := time.Now()
 	n := c.s.n
 	var f found
 	res, err := n.get(r.id, r.ask, c.s.done, &f)
+	c.began = f.began
 	switch {
 	case err != nil:
 		return c.fail(r, err)
@@ -145,7 +149,7 @@ func (c *conn) get(r *request) bool {
 		return false
 	}
 	if r.method == 'G' {
-		n.sent(&f, res, began)
+		n.sent(&f, res)
 	}
 	return true
 }
@@ -160,7 +164,7 @@ func appendHex(b, src []byte) []byte {
 
 // put answers PUT.
 func (c *conn) put(r *request) bool {
-	began := time.Now()
+	c.began = time.Now()
 	n := c.s.n
 	c.expire(c.s.n.bounds.body)
 	buf, err := n.buffers.get()
@@ -179,7 +183,7 @@ func (c *conn) put(r *request) bool {
 		return false
 	}
 	out, err := n.put(r.id, body, r.match)
-	n.counts.put.Since(began)
+	n.counts.put.Since(c.began)
 	message, fields := "", ""
 	if err != nil {
 		message = err.Error() + "\n"
@@ -290,15 +294,64 @@ func (o *sending) some(fd int) (n int, err error) {
 		if o.left > 0 {
 			flags |= unix.MSG_MORE
 		}
-		n, err = unix.SendmsgN(fd, o.head, nil, nil, flags)
-		o.head = o.head[max(n, 0):]
+		n, err = quick(unix.SYS_SENDTO, fd, unsafe.Pointer(&o.head[0]), len(o.head), flags)
+		o.head = o.head[n:]
 	case o.payload != nil:
-		n, err = unix.SendmsgN(fd, o.payload, nil, nil, unix.MSG_NOSIGNAL)
-		o.payload = o.payload[max(n, 0):]
-		o.left -= max(n, 0)
+		n, err = quick(unix.SYS_SENDTO, fd, unsafe.Pointer(&o.payload[0]), len(o.payload), unix.MSG_NOSIGNAL)
+		o.payload = o.payload[n:]
+		o.left -= n
 	default:
-		n, err = unix.Sendfile(fd, o.file, &o.off, o.left)
-		o.left -= max(n, 0)
+		n, err = sendfile(fd, o.file, &o.off, o.left)
+		o.left -= n
 	}
 	return n, err
+}
+
+// The calls below are told to the kernel and not to Go's scheduler. None of them
+// waits, and a body of 128 KiB takes 20 µs and more to hand over: for each that
+// lasts so long the scheduler would give the processor's work to another thread,
+// and its monitor would look for the next 50,000 times a second (a tenth of the
+// node's time, as perf sees it).
+
+// quick sends from, or receives into, n bytes at p.
+func quick(call uintptr, fd int, p unsafe.Pointer, n, flags int) (int, error) {
+	r, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(p), uintptr(n), uintptr(flags), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
+}
+
+func sendfile(fd, file int, off *int64, n int) (int, error) {
+	r, _, errno := unix.RawSyscall6(unix.SYS_SENDFILE, uintptr(fd), uintptr(file), uintptr(unsafe.Pointer(off)), uintptr(n), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
+}
+
+// receiving is a read of a connection that waits until there is something.
+type receiving struct {
+	into []byte
+	n    int
+	err  error
+	step func(fd uintptr) bool
+}
+
+func (r *receiving) read(fd uintptr) bool {
+	for {
+		r.n, r.err = quick(unix.SYS_RECVFROM, int(fd), unsafe.Pointer(&r.into[0]), len(r.into), 0)
+		if r.err != unix.EINTR {
+			return r.err != unix.EAGAIN
+		}
+	}
+}
+
+// read reads what is there of in, or waits for it: at the end 0 bytes.
+func (c *conn) read(b []byte) (int, error) {
+	c.from.into = b
+	if err := c.raw.Read(c.from.step); err != nil {
+		return 0, err
+	}
+	return c.from.n, c.from.err
 }

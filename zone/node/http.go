@@ -60,7 +60,6 @@ func (n *Node) serveGet(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		a = ask{} // it asks whether, not for
 	}
-	began := time.Now()
 	var f found
 	res, err := n.get(id, a, r.Context().Done(), &f)
 	switch {
@@ -92,7 +91,7 @@ func (n *Node) serveGet(w http.ResponseWriter, r *http.Request) {
 		return // the client has gone
 	}
 	if _, err := w.Write(f.payload); err == nil {
-		n.sent(&f, res, began)
+		n.sent(&f, res)
 	}
 }
 
@@ -111,14 +110,14 @@ func (n *Node) copyOut(f *found) error {
 }
 
 // sent counts a stripe that has gone out.
-func (n *Node) sent(f *found, res answer, began time.Time) {
+func (n *Node) sent(f *found, res answer) {
 	n.counts.sentBytes.Add(uint64(zone.HeaderSize + f.size))
 	switch {
 	case res.waited: // most of that was an origin's time
 	case f.pinned:
-		n.counts.getMemory.Since(began)
+		n.counts.getMemory.Since(f.began)
 	default:
-		n.counts.getFlash.Since(began)
+		n.counts.getFlash.Since(f.began)
 	}
 }
 

@@ -161,6 +161,7 @@ type found struct {
 	slot    uint32
 	payload []byte  // if not pinned
 	buffer  *buffer // of payload
+	began   time.Time
 }
 
 // release must be called once for what find gave.
@@ -172,10 +173,11 @@ func (n *Node) release(f *found) {
 	*f = found{}
 }
 
-// find looks for a stripe in memory and on flash, and says whether it has it.
+// find looks for a stripe in memory and on flash, and says whether it has it;
+// f.began is when it was asked for.
 // errBusy means that it could not look.
 func (n *Node) find(id zone.StripeID, f *found) (bool, error) {
-	if n.mem.pin(id, time.Now(), f) {
+	if n.mem.pin(id, f.began, f) {
 		return true, nil
 	}
 	if n.disk == nil {
@@ -202,7 +204,7 @@ type answer struct {
 // get finds a stripe or what there is to say of its absence, and counts it. A
 // wait ends when done is closed; it may be nil.
 func (n *Node) get(id zone.StripeID, a ask, done <-chan struct{}, f *found) (answer, error) {
-	began := time.Now()
+	f.began = time.Now()
 	ok, err := n.find(id, f)
 	var res answer
 	if !ok && err == nil && a.token != "" && !n.drained.Load() {
@@ -216,7 +218,7 @@ func (n *Node) get(id zone.StripeID, a ask, done <-chan struct{}, f *found) (ans
 		n.counts.misses.Add(1)
 		n.leases.count(&res)
 		if !res.waited {
-			n.counts.getMiss.Since(began)
+			n.counts.getMiss.Since(f.began)
 		}
 	case f.pinned:
 		n.counts.memoryHits.Add(1)

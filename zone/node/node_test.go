@@ -204,7 +204,8 @@ func TestPutAndGet(t *testing.T) {
 				f.want(t, 200, "PUT "+id.Path(), b)
 			}
 		}
-		if s := n.Stats(); s.Gets.Memory == 0 || s.Puts.Stored != 12 || s.Puts.Had != 12 || s.Gets.FromMemory.Count() == 0 || s.Puts.Times.Count() != 24 {
+		waitFor(t, "the last answers to be counted", func() bool { s := n.Stats(); return s.Gets.FromMemory.Count() == 12 && s.Puts.Times.Count() == 24 })
+		if s := n.Stats(); s.Gets.Memory == 0 || s.Puts.Stored != 12 || s.Puts.Had != 12 {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -304,11 +305,12 @@ func TestDrain(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	everywhere(t, Options{Flash: "yes", FlashSize: 64 << 20}, func(t *testing.T, _ *Node, f front) {
+	everywhere(t, Options{Flash: "yes", FlashSize: 64 << 20}, func(t *testing.T, n *Node, f front) {
 		id, b := usualStripe(1)
 		f.want(t, 404, "GET "+id.Path(), nil)
 		f.want(t, 201, "PUT "+id.Path(), b)
 		f.want(t, 200, "GET "+id.Path(), nil)
+		waitFor(t, "the answer to be counted", func() bool { return n.Stats().Gets.FromMemory.Count() == 1 })
 		text := string(f.want(t, 200, "GET /metrics", nil).body)
 		for _, line := range []string{
 			`thaw_zone_gets_total{tier="memory"} 1`, `thaw_zone_gets_total{tier="none"} 1`, `thaw_zone_puts_total{result="stored"} 1`,

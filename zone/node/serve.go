@@ -130,7 +130,7 @@ func (s *server) serve(nc net.Conn) {
 		return
 	}
 	c := &conn{s: s, tcp: tcp, raw: raw}
-	c.out.step = c.out.write
+	c.out.step, c.from.step = c.out.write, c.from.read
 	s.mu.Lock()
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
