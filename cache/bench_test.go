@@ -58,7 +58,8 @@ func BenchmarkRead(b *testing.B) {
 
 // BenchmarkFirstTouch finds chunks of 512 KiB that the client does not know:
 // in the folder (open, read, hash), and in the origin, through the fetcher
-// (get, hash, keep, send). "hash" is SHA-256 alone.
+// (get, hash, send; keep). "memory" is what a fetcher would take that had them
+// in memory (send, and the copy that the fake makes). "hash" is SHA-256 alone.
 func BenchmarkFirstTouch(b *testing.B) {
 	chunks := new(fakeOrigin)
 	list := chunks.put(b, 64, chunk.DefaultSize)
@@ -73,6 +74,12 @@ func BenchmarkFirstTouch(b *testing.B) {
 	b.Run("origin", func(b *testing.B) {
 		folder := newFolder(b, 56*chunk.DefaultSize) // the next has always just gone
 		f := serve(b, FetcherOptions{Folder: folder, Upstreams: upstream(chunks)})
+		findAll(b, newClient(b, ClientOptions{Folder: b.TempDir(), Dial: dialer(f.socket), Memory: 1}), list)
+	})
+	b.Run("memory", func(b *testing.B) {
+		up := upstream(chunks)
+		up[0].Hashes = true
+		f := serve(b, FetcherOptions{Folder: newFolder(b, 1), Upstreams: up})
 		findAll(b, newClient(b, ClientOptions{Folder: b.TempDir(), Dial: dialer(f.socket), Memory: 1}), list)
 	})
 	b.Run("hash", func(b *testing.B) {

@@ -9,18 +9,16 @@ import (
 )
 
 // onDisk gives a rig whose folder is on a disk of its own, of a few chunks.
-func onDisk(t *testing.T, bytes string) (r *rig, remount func(flags uintptr)) {
+func onDisk(t *testing.T, bytes string) (r *rig, remount func(flags uintptr) error) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("only root can mount a disk of its own: run the tests as root too")
 	}
 	disk := t.TempDir()
-	mount := func(flags uintptr) {
-		if err := unix.Mount("tmpfs", disk, "tmpfs", flags, "size="+bytes); err != nil {
-			t.Fatal(err)
-		}
+	mount := func(flags uintptr) error { return unix.Mount("tmpfs", disk, "tmpfs", flags, "size="+bytes) }
+	if err := mount(0); err != nil {
+		t.Fatal(err)
 	}
-	mount(0)
 	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
 	f, err := OpenFolder(filepath.Join(disk, "cache"), 1<<20)
 	if err != nil {
@@ -30,7 +28,7 @@ func onDisk(t *testing.T, bytes string) (r *rig, remount func(flags uintptr)) {
 	r.chunks = r.origin.put(t, 100, small)
 	r.fetcher = serve(t, FetcherOptions{Folder: f, Upstreams: upstream(r.origin)})
 	r.client = r.bare(t)
-	return r, func(flags uintptr) { mount(flags | unix.MS_REMOUNT) }
+	return r, func(flags uintptr) error { return mount(flags | unix.MS_REMOUNT) }
 }
 
 // TestDiskFull reads more than the disk holds: what fits is kept, all is read.
@@ -56,7 +54,7 @@ func TestDiskNeverWritten(t *testing.T) {
 	if err := os.RemoveAll(r.folder.dir); err != nil {
 		t.Fatal(err)
 	}
-	remount(unix.MS_RDONLY)
+	r.remountWhenIdle(t, remount, unix.MS_RDONLY)
 	f, err := OpenFolder(r.folder.dir, 1<<20)
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +76,7 @@ func TestDiskReadOnly(t *testing.T) {
 	for _, c := range half {
 		r.read(t, c)
 	}
-	remount(unix.MS_RDONLY)
+	r.remountWhenIdle(t, remount, unix.MS_RDONLY)
 	for _, c := range r.chunks {
 		r.read(t, c)
 	}
@@ -88,7 +86,7 @@ func TestDiskReadOnly(t *testing.T) {
 	if s := r.folder.Stats(); s.Failures != int64(len(r.chunks)-len(half)) {
 		t.Errorf("folder %+v, want a failure for each chunk of the other half", s)
 	}
-	remount(0)
+	r.remountWhenIdle(t, remount, 0)
 	fresh := r.chunks[len(half)]
 	r.read(t, fresh)
 	if !r.folder.has(fresh.Name) {

@@ -17,7 +17,7 @@ import (
 type hold struct {
 	f    *Fetcher
 	size int64
-	refs atomic.Int32 // the work's own, and of each who got the chunk
+	refs atomic.Int32 // the work's own, until nobody can join it, and of each who got the chunk
 	free func(int64)  // where it was taken, nil if nothing is
 }
 
@@ -54,13 +54,19 @@ func (f *Fetcher) get(w wanted) work[fetched] {
 	return func(ctx context.Context, u under[fetched]) (fetched, error) {
 		got := fetched{tier: Cache, hold: &hold{f: f, size: int64(w.size)}}
 		got.hold.refs.Store(1)
-		defer got.hold.drop()
+		given := false
+		defer func() {
+			if !given { // else others may have it
+				got.hold.drop()
+			}
+		}()
 		if err := got.hold.take(ctx); err != nil {
 			return fetched{}, err
 		}
 		data, hit, err := f.o.Folder.Fill(ctx, w.name, w.size, func(ctx context.Context) (data []byte, err error) {
 			got.data, got.tier, err = f.fetch(ctx, w, got.hold, u.tell)
 			if err == nil {
+				given = true
 				f.got(got)
 				u.give(got)
 			}
@@ -70,9 +76,8 @@ func (f *Fetcher) get(w wanted) work[fetched] {
 			return fetched{}, err
 		}
 		if hit {
-			got.data = data
+			got.data, given = data, true
 			f.got(got)
-			u.give(got)
 		}
 		return got, nil
 	}

@@ -128,7 +128,13 @@ func NewFetcher(o FetcherOptions) *Fetcher {
 		prefetches: semaphore.NewWeighted(prefetchBytes),
 		queue:      newQueue(o.OriginRequests, max(int64(o.OriginRequests)*chunk.DefaultSize, chunk.MaxSize)),
 	}
-	f.flights.share = func(v fetched, n int) { v.hold.refs.Add(int32(n)) }
+	f.flights.share = func(v fetched, n int) {
+		if n >= 0 {
+			v.hold.refs.Add(int32(n))
+			return
+		}
+		v.hold.drop()
+	}
 	return f
 }
 

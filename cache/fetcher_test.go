@@ -51,10 +51,20 @@ func (p *pipes) dial(context.Context) (net.Conn, error) {
 // deadline is 30 s.
 func inBubble(t *testing.T, upstreams []Upstream, test func(t *testing.T, f *Fetcher, c *Client)) {
 	t.Helper()
+	inBubbleOf(t, FetcherOptions{Upstreams: upstreams}, test)
+}
+
+// inBubbleOf gives the fetcher a folder in which something is: it has been
+// counted, and nobody waits with a mutex for it, which would stop the bubble's
+// time.
+func inBubbleOf(t *testing.T, o FetcherOptions, test func(t *testing.T, f *Fetcher, c *Client)) {
+	t.Helper()
 	folder := newFolder(t, 1<<20)
+	filled(t, folder, sample(9999, small))
+	o.Folder = folder
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		f, done := NewFetcher(FetcherOptions{Folder: folder, Upstreams: upstreams}), make(chan error)
+		f, done := NewFetcher(o), make(chan error)
 		l := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
 		go func() { done <- f.Serve(ctx, l) }()
 		c := newClient(t, ClientOptions{Folder: folder.dir, Dial: l.dial, Deadline: 30 * time.Second, Memory: 1})

@@ -15,7 +15,9 @@ var errClosed = errors.New("cache: closed")
 // waits any more, so that no waiter's end is another's. The zero value is
 // ready; whoever has one calls close, which waits for the work.
 type flights[K comparable, V any] struct {
-	// share, if set, is told how many more have a value, before they get it.
+	// share, if set, is told how many more have a value, before they get it, and
+	// -1 when nobody can get it any more: that is for the work's own use of it. It
+	// is called with mu held.
 	share func(v V, n int)
 
 	mu      sync.Mutex // guards what follows, and the calls' fields of that name
@@ -132,20 +134,22 @@ func (g *flights[K, V]) run(ctx context.Context, key K, c *call[V], work work[V]
 func (g *flights[K, V]) set(key K, c *call[V], value V, err error, last bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !c.set {
+		if g.closed && err != nil {
+			err = errClosed
+		}
+		c.value, c.err, c.set = value, err, true
+		if err == nil && g.share != nil {
+			g.share(value, c.waiters)
+		}
+		close(c.done)
+	}
 	if last {
 		g.forget(key, c)
+		if c.err == nil && g.share != nil {
+			g.share(c.value, -1)
+		}
 	}
-	if c.set {
-		return
-	}
-	if g.closed && err != nil {
-		err = errClosed
-	}
-	c.value, c.err, c.set = value, err, true
-	if err == nil && g.share != nil {
-		g.share(value, c.waiters)
-	}
-	close(c.done)
 }
 
 // leave is for one who does not wait any more. It may be too late for that.

@@ -117,3 +117,48 @@ func eventually(t testing.TB, done func() bool) {
 	}
 	t.Fatal("waited in vain")
 }
+
+// TestFlightGives: what is given early has all who join until the work ends,
+// each of them is told of, and so is the end.
+func TestFlightGives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var refs, ends int
+		g := flights[string, int]{share: func(_ int, n int) {
+			if refs += n; n < 0 {
+				ends++
+			}
+		}}
+		goOn := make(chan struct{})
+		work := func(_ context.Context, u under[int]) (int, error) {
+			u.give(7)
+			u.give(8) // too late
+			<-goOn
+			return 9, errors.New("also too late")
+		}
+		for i := range 3 {
+			ctx, cancel := context.WithCancel(t.Context())
+			v, err := g.do(ctx, "a", work)
+			cancel()
+			if v != 7 || err != nil || refs != i+1 {
+				t.Errorf("%d, %v; %d have it, want %d", v, err, refs, i+1)
+			}
+		}
+		whole := make(chan int)
+		go func() {
+			v, err := g.whole(t.Context(), "a", work)
+			if err != nil {
+				t.Error(err)
+			}
+			whole <- v
+		}()
+		synctest.Wait()
+		if g.count() != 1 || ends != 0 {
+			t.Errorf("%d under way, %d ended", g.count(), ends)
+		}
+		close(goOn)
+		if v := <-whole; v != 7 || refs != 3 || ends != 1 || g.count() != 0 {
+			t.Errorf("%d; %d have it, %d ended, %d under way", v, refs, ends, g.count())
+		}
+		g.close()
+	})
+}
