@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -56,9 +57,12 @@ const (
 	maxAnswer = 16 << 10
 	// eventQueue is how many failed reads wait for a listener; more are dropped.
 	eventQueue = 64
-	// eventGap is the least time between two events for one listener: a dead
-	// origin fails thousands of reads, and people want one line.
+	// eventGap is the least time between two events of one cause for one
+	// listener: a dead origin fails thousands of reads, and people want one line.
 	eventGap = time.Second
+	// maxCauses bounds the causes that are told in that time: what fails for ever
+	// new reasons is not told all of them.
+	maxCauses = 16
 )
 
 var errNoFile = errors.New("no file came with the request")
@@ -74,6 +78,31 @@ type answer struct {
 	Stats *cache.Stats `json:"stats,omitempty"`
 }
 
+// told is when a listener was told of each cause last.
+type told map[string]time.Time
+
+// due reports whether a failure is to be told, and notes that it is. The
+// cause of each chunk is another only by the chunk's name.
+func (t told) due(cause error, now time.Time) bool {
+	text := strings.Map(func(r rune) rune { // without names of chunks, and numbers
+		if r >= '0' && r <= '9' || r >= 'a' && r <= 'f' {
+			return -1
+		}
+		return r
+	}, bounded(cause.Error()))
+	if at, ok := t[text]; ok && now.Sub(at) < eventGap {
+		return false
+	}
+	if len(t) >= maxCauses {
+		maps.DeleteFunc(t, func(_ string, at time.Time) bool { return now.Sub(at) >= eventGap })
+	}
+	if len(t) >= maxCauses {
+		return false
+	}
+	t[text] = now
+	return true
+}
+
 // control serves Control.
 type control struct {
 	image  string
@@ -86,8 +115,8 @@ type control struct {
 	work     sync.WaitGroup
 	slots    chan struct{}
 
-	mu        sync.Mutex                // guards what follows
-	listeners map[chan string]time.Time // when each was told last
+	mu        sync.Mutex // guards what follows
+	listeners map[chan string]told
 	conns     map[net.Conn]struct{}
 	files     map[string]*os.File // what instances write to, by their names
 	fault     string              // the last
@@ -107,7 +136,7 @@ func newControl(f *os.File, image string, dev *device.Device, chunks *cache.Clie
 	u.SetUnlinkOnClose(false)
 	return &control{
 		image: image, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls), traces: new(traces),
-		listeners: map[chan string]time.Time{}, conns: map[net.Conn]struct{}{}, files: map[string]*os.File{},
+		listeners: map[chan string]told{}, conns: map[net.Conn]struct{}{}, files: map[string]*os.File{},
 	}, nil
 }
 
@@ -292,11 +321,10 @@ func (c *control) report(f mount.Fault) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.fault = text
-	for l, told := range c.listeners {
-		if now.Sub(told) < eventGap {
+	for l, last := range c.listeners {
+		if !last.due(f.Err, now) {
 			continue
 		}
-		c.listeners[l] = now
 		select {
 		case l <- text:
 		default:
@@ -313,7 +341,7 @@ func (c *control) events(conn net.Conn, out *json.Encoder) {
 		c.mu.Unlock()
 		return
 	}
-	c.listeners[l] = time.Time{}
+	c.listeners[l] = told{}
 	c.mu.Unlock()
 	c.work.Go(func() {
 		_, _ = conn.Read(make([]byte, 1)) // there is nothing to read but the end

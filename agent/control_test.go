@@ -80,14 +80,14 @@ func TestEvents(t *testing.T) {
 	if err := listens.Listen(); err != nil {
 		t.Fatal(err)
 	}
-	c.report(fault("one"))
-	c.report(fault("two")) // at once: people want one line
+	c.report(fault("chunk 1"))
+	c.report(fault("chunk 2")) // at once: people want one line
 	late := dialControl(t, path)
 	if err := late.Listen(); err != nil {
 		t.Fatal(err)
 	}
-	c.report(fault("three")) // the late one has heard nothing yet
-	for conn, want := range map[*Conn]string{listens: "image app: read of image: one", late: "image app: read of image: three"} {
+	c.report(fault("chunk 3")) // the late one has heard nothing yet
+	for conn, want := range map[*Conn]string{listens: "image app: read of image: chunk 1", late: "image app: read of image: chunk 3"} {
 		if err := conn.Finish(); err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +97,7 @@ func TestEvents(t *testing.T) {
 			t.Errorf("told %q, want %q", told, want)
 		}
 	}
-	if text, err := asks.Fault(); err != nil || text != "image app: read of image: three" {
+	if text, err := asks.Fault(); err != nil || text != "image app: read of image: chunk 3" {
 		t.Errorf("%q, %v", text, err)
 	}
 	if s, err := asks.Stats(); err != nil || !s.IsZero() {

@@ -360,7 +360,8 @@ func TestCloseEndsAll(t *testing.T) {
 	}
 }
 
-// A listener is told again after a while, and what is told has a bound.
+// A listener is told again after a while, and of another cause at once; what is
+// told has a bound, and so have the causes.
 func TestEventsGoOn(t *testing.T) {
 	c, path := newTestControl(t)
 	conn := dialControl(t, path)
@@ -369,10 +370,13 @@ func TestEventsGoOn(t *testing.T) {
 	}
 	for i := range 3 {
 		c.report(fault(fmt.Sprint(i)))
-		c.report(fault("too soon"))
+		c.report(fault(fmt.Sprint("0f", i))) // of another chunk, too soon
+		c.report(fault("no room"))
 		c.mu.Lock()
 		for l := range c.listeners { // a while
-			c.listeners[l] = c.listeners[l].Add(-eventGap)
+			for cause, at := range c.listeners[l] {
+				c.listeners[l][cause] = at.Add(-eventGap)
+			}
 		}
 		c.mu.Unlock()
 	}
@@ -382,14 +386,29 @@ func TestEventsGoOn(t *testing.T) {
 	}
 	var told []string
 	conn.Events(func(line string) { told = append(told, line) })
-	if len(told) != 4 || !strings.HasSuffix(told[0], ": 0") || !strings.HasSuffix(told[2], ": 2") {
+	if len(told) != 7 || !strings.HasSuffix(told[0], ": 0") || !strings.HasSuffix(told[4], ": 2") || !strings.HasSuffix(told[5], ": no room") {
 		t.Fatalf("told %d: %.200q", len(told), told)
 	}
-	if len(told[3]) > maxText || strings.Contains(told[3], "\ufffd") {
-		t.Errorf("a text of %d bytes ends in %q", len(told[3]), told[3][len(told[3])-10:])
+	if last := told[6]; len(last) > maxText || strings.Contains(last, "\ufffd") {
+		t.Errorf("a text of %d bytes ends in %q", len(last), last[len(last)-10:])
 	}
-	if text, err := dialControl(t, path).Fault(); err != nil || text != told[3] {
+	if text, err := dialControl(t, path).Fault(); err != nil || text != told[6] {
 		t.Errorf("%.20q, %v", text, err)
+	}
+}
+
+func TestCausesAreBounded(t *testing.T) {
+	seen, now, due := told{}, time.Now(), 0
+	for i := range 3 * maxCauses {
+		if seen.due(errors.New(strings.Repeat("x", i)), now) {
+			due++
+		}
+	}
+	if due != maxCauses || len(seen) != maxCauses {
+		t.Errorf("%d are told, %d kept; want %d", due, len(seen), maxCauses)
+	}
+	if !seen.due(errors.New("y"), now.Add(eventGap)) || len(seen) != 1 {
+		t.Errorf("%d are kept of another time", len(seen))
 	}
 }
 
