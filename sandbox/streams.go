@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/console"
 	runc "github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 )
 
 // streams are an instance's standard streams, in one of two ways. Without a terminal it gets the caller's files; those that it could not
@@ -151,7 +152,8 @@ func (s *streams) attach() error {
 			_ = s.terminal.ResizeFrom(s.caller)
 		}
 	})
-	if err := s.caller.SetRaw(); err != nil {
+	// Not by console.SetRaw, which leaves output to be translated: the instance's terminal has done that.
+	if _, err := term.MakeRaw(int(s.given.Stdin.Fd())); err != nil {
 		return fmt.Errorf("terminal: %w", err)
 	}
 	return nil

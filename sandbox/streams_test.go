@@ -31,6 +31,9 @@ func line(t *testing.T, r *bufio.Reader, want string) {
 	t.Helper()
 	for {
 		got, err := r.ReadString('\n')
+		if strings.HasSuffix(got, "\r\r\n") {
+			t.Errorf("translated twice: %q", got)
+		}
 		if strings.Contains(got, want) {
 			return
 		}
@@ -64,7 +67,7 @@ func TestTerminal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if termios(t, inner).Lflag&unix.ICANON != 0 {
+		if raw := termios(t, inner); raw.Lflag&unix.ICANON != 0 || raw.Oflag&unix.OPOST != 0 {
 			t.Error("the caller's terminal is not raw")
 		}
 		seen := bufio.NewReader(outer)
