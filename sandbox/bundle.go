@@ -45,6 +45,9 @@ func (v Volume) check() error {
 	if !path.IsAbs(v.Target) || path.Clean(v.Target) == "/" || hasNUL(v.Target) {
 		return fmt.Errorf("volume %q: its place inside must be an absolute path below /", v.Target)
 	}
+	if err := checkText("volume's place inside", v.Target); err != nil {
+		return err
+	}
 	if !filepath.IsAbs(v.Source) {
 		return fmt.Errorf("volume %q: want an absolute path", v.Source)
 	}
@@ -112,6 +115,9 @@ func newMounts(c Config) ([]specs.Mount, error) {
 	}
 	for _, v := range c.Volumes {
 		if err := v.check(); err != nil {
+			return nil, err
+		}
+		if err := checkText("volume", v.Source); err != nil {
 			return nil, err
 		}
 		mounts = append(mounts, bind(v.Source, path.Clean(v.Target), v.ReadOnly))

@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -49,12 +50,33 @@ func parseImage(data []byte) (imageConfig, error) {
 		return imageConfig{}, fmt.Errorf("image config: %d bytes, limit %d", len(data), maxConfig)
 	}
 	var whole struct {
-		Config imageConfig `json:"config"`
+		Config json.RawMessage `json:"config"`
 	}
-	if err := json.Unmarshal(data, &whole); err != nil {
+	config := imageConfig{}
+	err := json.Unmarshal(data, &whole)
+	if err == nil && len(whole.Config) > 0 {
+		err = json.Unmarshal(whole.Config, &config)
+	}
+	if err == nil && !utf8.Valid(whole.Config) {
+		err = errNotUTF8
+	}
+	if err != nil {
 		return imageConfig{}, fmt.Errorf("image config: %w", err)
 	}
-	return whole.Config, nil
+	return config, nil
+}
+
+// errNotUTF8 keeps what a runtime is told from being changed on the way: it is told in JSON, which has no other bytes.
+var errNotUTF8 = errors.New("not UTF-8, and OCI runtimes are told everything in JSON, which has nothing else")
+
+// checkText refuses the first that JSON would change.
+func checkText(what string, texts ...string) error {
+	for _, text := range texts {
+		if !utf8.ValidString(text) {
+			return fmt.Errorf("%s %q: %w", what, text, errNotUTF8)
+		}
+	}
+	return nil
 }
 
 // args joins entry point and command; a command of the user's takes the place of the image's.
@@ -117,6 +139,16 @@ func (c Config) env(image []string, home string) []string {
 		e.set("HOME", home)
 	}
 	return e
+}
+
+// checkVariables is checkText for an environment, whose values may be secrets.
+func checkVariables(env []string) error {
+	for _, kv := range env {
+		if k, _, _ := strings.Cut(kv, "="); !utf8.ValidString(kv) {
+			return fmt.Errorf("variable %q: %w", k, errNotUTF8)
+		}
+	}
+	return nil
 }
 
 // environment is a list of K=V, each K once, in the order in which they were first set.

@@ -149,6 +149,9 @@ func newProcess(c Config, image imageConfig) (*specs.Process, error) {
 			p.ConsoleSize = &specs.Box{Height: uint(size.Height), Width: uint(size.Width)}
 		}
 	}
+	if err := errors.Join(checkText("argument", p.Args...), checkText("working directory", p.Cwd), checkVariables(p.Env)); err != nil {
+		return nil, err
+	}
 	return p, checkProgram(c, p)
 }
 

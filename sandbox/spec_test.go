@@ -287,3 +287,22 @@ func FuzzParseImage(f *testing.F) {
 		}
 	})
 }
+
+// What JSON would change is refused by name, without values of variables.
+func TestNotUTF8(t *testing.T) {
+	bad := "a\xffb"
+	for want, change := range map[string]func(*Config){
+		`argument "a\xffb"`: func(c *Config) { c.Args = []string{bad} }, `variable "K"`: func(c *Config) { c.Env = []string{"K=secret" + bad} },
+		"working directory": func(c *Config) { c.Dir = "/" + bad }, "image config": func(c *Config) { c.Image = []byte(`{"config":{"Env":["A=` + bad + `"]}}`) },
+		"volume's place": func(c *Config) { c.Volumes = []Volume{{Source: "/", Target: "/" + bad}} },
+	} {
+		c := Config{Image: []byte(`{"config":{"Cmd":["probe"]}}`), Root: newRoot(t), Bundle: "/b", Cgroup: "/c"}
+		change(&c)
+		if _, err := NewSpec(c); !errors.Is(err, errNotUTF8) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	if _, err := parseImage([]byte("{\"history\":\"" + bad + "\"}")); err != nil {
+		t.Errorf("what nobody runs: %v", err)
+	}
+}

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 
@@ -57,6 +59,7 @@ What was loaded is told on stderr at the end.`
 // Run starts the image's program. It returns only an error: the shim takes the
 // place of this process.
 func (c *runCmd) Run(ctx context.Context, g *Globals) error {
+	outlivePipes()
 	if err := c.run(ctx, g); err != nil {
 		return &exitError{sandbox.ExitCode(err), err}
 	}
@@ -77,6 +80,9 @@ func (c *runCmd) run(ctx context.Context, g *Globals) error {
 	if _, err := sandbox.Find(c.Runtime); err != nil {
 		return err // before anything is mounted
 	}
+	if !utf8.ValidString(c.Ready + c.StatsJSON) {
+		return errors.New("--ready, --stats-json: want UTF-8")
+	}
 	if strings.ContainsAny(c.Ready, "\r\n") {
 		return errors.New("--ready: want a text within one line")
 	}
@@ -90,6 +96,15 @@ func (c *runCmd) run(ctx context.Context, g *Globals) error {
 		err = s.hand(ctx, g, host.Order{Runtime: c.Runtime, Interactive: c.Interactive, StatsFile: c.StatsJSON, Ready: c.Ready})
 	}
 	return errors.Join(err, s.release(ctx))
+}
+
+// outlivePipes keeps this process from ending, half done, since nobody reads
+// what it says. What it starts has signals as they are by themselves: one that
+// is caught is not passed on, as one that is ignored would be.
+func outlivePipes() {
+	if !signal.Ignored(unix.SIGPIPE) {
+		signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	}
 }
 
 // prepare makes the root file system and the bundle.
@@ -170,6 +185,7 @@ func (mountCmd) Help() string {
 // Run mounts the image. It returns only an error: the shim takes the place of
 // this process.
 func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
+	outlivePipes()
 	dir, err := filepath.EvalSymlinks(c.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s is not there: make the folder first", c.Dir)
@@ -193,6 +209,9 @@ func (c *mountCmd) Run(ctx context.Context, g *Globals) error {
 
 // checkTarget refuses what a mount would hide.
 func checkTarget(dir string) error {
+	if !utf8.ValidString(dir) {
+		return errors.New("is not a name in UTF-8, which all records of mounts are in")
+	}
 	items, err := os.ReadDir(dir)
 	switch _, root, merr := mount.At(dir); {
 	case errors.Is(err, unix.ENOTDIR):
