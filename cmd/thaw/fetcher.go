@@ -19,9 +19,11 @@ import (
 )
 
 const (
-	// fetcherMemory is a soft limit in bytes: chunks under way, and what the
-	// origin's driver takes.
-	fetcherMemory = 96 << 20
+	// fetcherMemory is a soft limit in bytes: chunks under way (64 MiB from the
+	// folder and the zone, 32 from the origin), those that wait to be put into
+	// the zone (32), and what the origin's driver takes. More --origin-requests
+	// raise it.
+	fetcherMemory = 160 << 20
 	// idleSweep is how often memory that is not used is given back.
 	idleSweep = 5 * time.Second
 )
@@ -32,7 +34,7 @@ type fetcherCmd struct{}
 
 // Run serves until it is told to end.
 func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
-	debug.SetMemoryLimit(fetcherMemory)
+	debug.SetMemoryLimit(fetcherMemory + int64(g.OriginRequests)*chunk.DefaultSize)
 	debug.SetGCPercent(50)
 	f := os.NewFile(host.FetcherListener, "listener")
 	listener, err := net.FileListener(f)
