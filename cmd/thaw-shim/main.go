@@ -15,12 +15,12 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
-	"unicode"
 
 	"golang.org/x/sys/unix"
 
 	"thaw/host"
 	"thaw/sandbox"
+	"thaw/text"
 )
 
 const (
@@ -107,14 +107,5 @@ func (k *keeper) keep() int {
 
 // say tells the user one line.
 func say(format string, args ...any) {
-	line := strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\r':
-			return ';'
-		case unicode.IsControl(r):
-			return '?'
-		}
-		return r
-	}, strings.TrimSpace(fmt.Sprintf(format, args...)))
-	fmt.Fprintln(os.Stderr, "thaw: "+line)
+	fmt.Fprintln(os.Stderr, "thaw: "+text.Line(strings.TrimSpace(fmt.Sprintf(format, args...))))
 }

@@ -7,6 +7,7 @@ import (
 
 	"thaw/cache"
 	"thaw/latency"
+	"thaw/text"
 )
 
 // numbers is what --stats-json writes, on one line.
@@ -90,7 +91,7 @@ func (k *keeper) report(after cache.Stats) error {
 	}
 	n.Latency = latencies(k.Before, after)
 	text := fmt.Sprintf("thaw: read %s of %s (%.1f %%): %s",
-		human(n.Bytes.sum()), human(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.words())
+		text.Bytes(n.Bytes.sum()), text.Bytes(n.ImageBytes), 100*float64(n.Bytes.sum())/float64(max(n.ImageBytes, 1)), n.Chunks.words())
 	if p := n.Prefetch; p.Chunks > 0 {
 		text += fmt.Sprintf("; fetched %d ahead, %d in vain", p.Chunks, max(p.Chunks-p.Used, 0))
 	}
@@ -109,17 +110,4 @@ func (k *keeper) report(after cache.Stats) error {
 		return fmt.Errorf("--stats-json: %w", err)
 	}
 	return nil
-}
-
-// human gives bytes for people.
-func human(n int64) string {
-	f, units := float64(n), [...]string{"B", "KiB", "MiB", "GiB", "TiB"}
-	i := 0
-	for ; f >= 1000 && i < len(units)-1; i++ {
-		f /= 1024
-	}
-	if i == 0 {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", f, units[i])
 }

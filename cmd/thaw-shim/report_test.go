@@ -117,23 +117,12 @@ func TestReportOfNothing(t *testing.T) {
 	})
 }
 
-func TestHuman(t *testing.T) {
-	for n, want := range map[int64]string{
-		0: "0 B", 999: "999 B", 1000: "1.0 KiB", 1024: "1.0 KiB", 1536: "1.5 KiB", 999 << 10: "999.0 KiB", 1000 << 10: "1.0 MiB",
-		512 << 20: "512.0 MiB", 3 << 30: "3.0 GiB", 5 << 40: "5.0 TiB", 5000 << 40: "5000.0 TiB",
-	} {
-		if got := human(n); got != want {
-			t.Errorf("%d is %q, want %q", n, got, want)
-		}
-	}
-}
-
 // What others make us say is one line, and cannot move a terminal's cursor.
 func TestSay(t *testing.T) {
 	for text, want := range map[string]string{
 		"plain":                              "plain",
 		"ümlaut \U0001F9CA":                  "ümlaut \U0001F9CA",
-		" one\ntwo\r\nthree\n":               "one;two;;three",
+		" one\ntwo\r\nthree\n":               "one; two; three",
 		"\x1b[2Jgone\x07\t\x00\x7f\u009b31m": "?[2Jgone?????31m",
 		"bad \xff utf-8":                     "bad \ufffd utf-8",
 		"":                                   "",

@@ -10,6 +10,7 @@ import (
 	"thaw/chunk"
 	"thaw/convert"
 	"thaw/oci"
+	"thaw/text"
 )
 
 // convertMemory is a soft limit in bytes of memory while converting. What must
@@ -80,14 +81,14 @@ func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 		return json.NewEncoder(g.stdout).Encode(res)
 	}
 	fmt.Fprintf(g.stdout, "%s  %s\n", res.Name, res.Image)
-	fmt.Fprintf(g.stdout, "device  %s\n", human(res.DeviceBytes))
+	fmt.Fprintf(g.stdout, "device  %s\n", text.Bytes(res.DeviceBytes))
 	fmt.Fprintf(g.stdout, "chunks  %d: %d zero, %d new (%s), %d already stored (%s)\n", res.Chunks.Total, res.Chunks.Zero,
-		res.Chunks.New, human(res.Bytes.New), res.Chunks.Stored, human(res.Bytes.Stored))
+		res.Chunks.New, text.Bytes(res.Bytes.New), res.Chunks.Stored, text.Bytes(res.Bytes.Stored))
 	fmt.Fprintf(g.stdout, "layers  %d, %d not read again\n", res.Layers.Total, res.Layers.Reused)
 	if c.Prime {
 		fmt.Fprintf(g.stdout, "zone    %d chunks put, %d not\n", res.Zone.Put, res.Zone.Failed)
 	}
-	_, err = fmt.Fprintf(g.stdout, "read    %s in %.2f s\n", human(res.Bytes.Read), res.Seconds)
+	_, err = fmt.Fprintf(g.stdout, "read    %s in %.2f s\n", text.Bytes(res.Bytes.Read), res.Seconds)
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"thaw/chunk"
 	"thaw/origin"
+	"thaw/text"
 )
 
 type dfCmd struct {
@@ -91,14 +92,14 @@ func (g *Globals) printUsage(rows []usage) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Root, r.Tenant, image, r.Error)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Root, r.Tenant, image, human(r.Bytes), human(r.Shared), human(r.Alone))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Root, r.Tenant, image, text.Bytes(r.Bytes), text.Bytes(r.Shared), text.Bytes(r.Alone))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	for _, r := range rows {
 		if r.Kind == "root" {
-			if _, err := fmt.Fprintf(g.stdout, "\nroot %s: %s stored, %s in images, %s reclaimable\n", r.Root, human(r.Stored), human(r.Bytes), human(r.Reclaimable)); err != nil {
+			if _, err := fmt.Fprintf(g.stdout, "\nroot %s: %s stored, %s in images, %s reclaimable\n", r.Root, text.Bytes(r.Stored), text.Bytes(r.Bytes), text.Bytes(r.Reclaimable)); err != nil {
 				return err
 			}
 		}
@@ -126,7 +127,7 @@ func eachImage(ctx context.Context, o *origin.Origin, root string, f func(tenant
 			}
 			var chunks map[chunk.Name]int64
 			if err != nil {
-				row.Error = oneLine(err.Error())
+				row.Error = text.Line(err.Error())
 			} else {
 				chunks = make(map[chunk.Name]int64, len(m.Chunks))
 				for _, e := range m.Chunks {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"thaw/sandbox"
+	"thaw/text"
 )
 
 type doctorCmd struct {
@@ -140,7 +141,7 @@ func stateFinding(dir string) finding {
 		return f
 	}
 	kind, bad := notForOverlays[int64(s.Type)]
-	free := human(int64(s.Bavail) * s.Bsize)
+	free := text.Bytes(int64(s.Bavail) * s.Bsize)
 	switch {
 	case bad:
 		f.Detail, f.Mend = fmt.Sprintf("%s is on %s, where overlayfs cannot write", dir, kind), "thaw --state DIR …, with DIR on a disk (ext4, xfs, btrfs)"
@@ -197,7 +198,7 @@ func (c *doctorCmd) print(w io.Writer, all []finding) error {
 		case !f.OK:
 			word = "without"
 		}
-		if _, err := fmt.Fprintf(w, "%-8s %-16s %s\n", word, f.Name, oneLine(f.Detail)); err != nil {
+		if _, err := fmt.Fprintf(w, "%-8s %-16s %s\n", word, f.Name, text.Line(f.Detail)); err != nil {
 			return err
 		}
 		if !f.OK && f.Mend != "" {

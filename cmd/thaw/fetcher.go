@@ -15,6 +15,7 @@ import (
 	"thaw/chunk"
 	"thaw/host"
 	"thaw/origin"
+	"thaw/text"
 	"thaw/zone"
 )
 
@@ -52,7 +53,7 @@ func (fetcherCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	folder.Warn = func(err error) { g.logger().Warn(oneLine(err.Error())) }
+	folder.Warn = func(err error) { g.logger().Warn(text.Line(err.Error())) }
 	o := lazyOrigin{url: g.Origin}
 	defer o.close()
 	options := cache.FetcherOptions{

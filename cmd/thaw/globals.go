@@ -307,16 +307,3 @@ func (b byteSize) String() string {
 	}
 	return strconv.FormatInt(int64(b), 10)
 }
-
-// human gives bytes to three digits or so, for people.
-func human(n int64) string {
-	if n < 1024 {
-		return strconv.FormatInt(n, 10) + " B"
-	}
-	f, units := float64(n), "BKMGTP"
-	i := 0
-	for ; f >= 1000 && i < len(units)-1; i++ {
-		f /= 1024
-	}
-	return fmt.Sprintf("%.1f %ciB", f, units[i])
-}

@@ -12,6 +12,7 @@ import (
 	"thaw/catalog"
 	"thaw/manifest"
 	"thaw/origin"
+	"thaw/text"
 )
 
 type imagesCmd struct {
@@ -80,7 +81,7 @@ func (c *imagesCmd) print(g *Globals, rows []listed) error {
 			fmt.Fprintf(w, "%s\t%.12s\t%s\n", name, r.Image, r.Error)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%.12s\t%s\t%s\t%s\n", name, r.Image, human(r.DeviceBytes), human(r.StoredBytes), r.Created.Local().Format("2006-01-02 15:04"))
+		fmt.Fprintf(w, "%s\t%.12s\t%s\t%s\t%s\n", name, r.Image, text.Bytes(r.DeviceBytes), text.Bytes(r.StoredBytes), r.Created.Local().Format("2006-01-02 15:04"))
 	}
 	return w.Flush()
 }
@@ -137,7 +138,7 @@ func (g *Globals) describe(ctx context.Context, s *store, root string, info orig
 	row := listed{Image: info.Name, Root: root, Created: info.Time.UTC()}
 	m, err := readable(ctx, s.Origin, root, g.Tenant, info.Name)
 	if err != nil {
-		row.Error = oneLine(err.Error())
+		row.Error = text.Line(err.Error())
 		return row
 	}
 	row.DeviceBytes, row.Chunks = m.Size, len(m.Chunks)
@@ -211,7 +212,7 @@ func (g *Globals) inspectTrace(ctx context.Context, s *store, img *image) (*insp
 	}
 	t, err := img.traceKey.Open(sealed)
 	if err != nil {
-		return &inspectedTrace{Error: oneLine(err.Error())}, nil
+		return &inspectedTrace{Error: text.Line(err.Error())}, nil
 	}
 	return &inspectedTrace{Runs: t.Runs(), Chunks: t.Len(), Ahead: len(t.Plan())}, nil
 }

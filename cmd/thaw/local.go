@@ -23,6 +23,7 @@ import (
 	"thaw/keys"
 	"thaw/manifest"
 	"thaw/origin"
+	"thaw/text"
 )
 
 const (
@@ -106,7 +107,7 @@ func (g *Globals) find(ctx context.Context, name string) (*startable, error) {
 	if err == nil || kerr != nil || ctx.Err() != nil || !unreachable(err) {
 		return s, err
 	}
-	g.logger().Warn(fmt.Sprintf("%s: the origin or its key cannot be reached: starting what was started before", name), "image", known.Image, "cause", oneLine(err.Error()))
+	g.logger().Warn(fmt.Sprintf("%s: the origin or its key cannot be reached: starting what was started before", name), "image", known.Image, "cause", text.Line(err.Error()))
 	return g.openLocal(ctx, l, name, known)
 }
 
@@ -221,7 +222,7 @@ func (l local) remember(g *Globals, name string, ref catalog.Reference, data []b
 		err = errors.Join(keep(l.manifest(ref.Root, ref.Image), data), keep(l.last(name), record))
 	}
 	if err != nil {
-		g.logger().Warn("not kept for a start without the origin", "image", name, "cause", oneLine(err.Error()))
+		g.logger().Warn("not kept for a start without the origin", "image", name, "cause", text.Line(err.Error()))
 	}
 }
 

@@ -14,12 +14,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"strings"
-	"unicode"
 
 	"github.com/alecthomas/kong"
 
 	"thaw/keys"
+	"thaw/text"
 )
 
 // Exit statuses besides 0 and 1.
@@ -127,7 +126,7 @@ func run(ctx context.Context, p program, args []string, stdout, stderr io.Writer
 		err = g.complete()
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "thaw: %s (thaw --help)\n", oneLine(explainFlag(err, args).Error()))
+		fmt.Fprintf(stderr, "thaw: %s (thaw --help)\n", text.Line(explainFlag(err, args).Error()))
 		return exitUsage
 	}
 	if err := g.handOver(ctx, k.Command(), args); err != nil {
@@ -175,23 +174,11 @@ func status(ctx context.Context, stderr io.Writer, err error) int {
 	if errors.Is(err, keys.ErrRefused) {
 		hint = " (do --key, --tenant and --origin belong together? if they do, what is named here was changed)"
 	}
-	fmt.Fprintf(stderr, "thaw: %s%s\n", oneLine(err.Error()), hint)
+	fmt.Fprintf(stderr, "thaw: %s%s\n", text.Line(err.Error()), hint)
 	if e := (*exitError)(nil); errors.As(err, &e) {
 		return e.code
 	}
 	return 1
-}
-
-// oneLine keeps an error from other people's code, or with a name in it, to a
-// line, and control characters from the terminal.
-func oneLine(s string) string {
-	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return '?'
-		}
-		return r
-	}, s)
 }
 
 // logger writes what the user should know beside results.

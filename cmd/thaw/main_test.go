@@ -36,16 +36,6 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-func TestHuman(t *testing.T) {
-	for n, want := range map[int64]string{
-		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1000 << 10: "1.0 MiB", 180 << 20: "180.0 MiB", 1 << 62: "4096.0 PiB",
-	} {
-		if got := human(n); got != want {
-			t.Errorf("%d: %s, want %s", n, got, want)
-		}
-	}
-}
-
 func TestStatus(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()

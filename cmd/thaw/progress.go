@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"thaw/oci"
+	"thaw/text"
 )
 
 // animate calls draw five times a second while w is a terminal, and once more
@@ -152,11 +153,11 @@ func (l *layerProgress) line() string {
 // less if unknown, in elapsed.
 func pace(read, size int64, elapsed time.Duration) string {
 	rate := int64(float64(read) / max(elapsed.Seconds(), 0.001))
-	s := fmt.Sprintf("%9s", human(read))
+	s := fmt.Sprintf("%9s", text.Bytes(read))
 	if size > 0 {
-		s += " of " + human(size)
+		s += " of " + text.Bytes(size)
 	}
-	s += fmt.Sprintf("  %s/s", human(rate))
+	s += fmt.Sprintf("  %s/s", text.Bytes(rate))
 	if left := size - read; left > 0 && rate > 0 {
 		s += fmt.Sprintf("  ETA %d s", left/rate+1)
 	}

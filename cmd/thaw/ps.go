@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"thaw/host"
+	"thaw/text"
 )
 
 type psCmd struct {
@@ -68,7 +69,7 @@ func (c *psCmd) Run(g *Globals) error {
 		if i.Keeper > 0 {
 			pid = strconv.Itoa(i.Keeper)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, cmp.Or(oneLine(i.Image), "-"), instanceStatus(&i), since(i.Started, time.Now()), pid, oneLine(instanceWhat(&i)))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, cmp.Or(text.Line(i.Image), "-"), instanceStatus(&i), since(i.Started, time.Now()), pid, text.Line(instanceWhat(&i)))
 	}
 	return t.Flush()
 }

@@ -10,6 +10,7 @@ import (
 
 	"thaw/catalog"
 	"thaw/origin"
+	"thaw/text"
 )
 
 type rmCmd struct {
@@ -130,7 +131,7 @@ func (g *Globals) removeImage(ctx context.Context, s *store, ref catalog.Referen
 	names, err = s.namesOf(ctx, ref)
 	if err == nil && len(names) == 0 {
 		if terr := s.RemoveTraces(ctx, ref.Root, g.Tenant, ref.Image); terr != nil { // it opens with that manifest only
-			g.logger().Warn("the image's trace stays in the origin: nothing can use it", "cause", oneLine(terr.Error()))
+			g.logger().Warn("the image's trace stays in the origin: nothing can use it", "cause", text.Line(terr.Error()))
 		}
 		_ = os.Remove(g.local().trace(ref.Root, ref.Image))
 		return true, nil

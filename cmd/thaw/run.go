@@ -18,6 +18,7 @@ import (
 	"thaw/host"
 	"thaw/mount"
 	"thaw/sandbox"
+	"thaw/text"
 )
 
 type runCmd struct {
@@ -143,10 +144,10 @@ func mapVolumes(s *started, volumes []sandbox.Volume) (all []sandbox.Volume, err
 			return nil, fmt.Errorf("volume %s: %w", v.Source, err)
 		}
 		if len(tree.Unmapped) > 0 {
-			fmt.Fprintf(os.Stderr, "thaw: %s: its file system cannot map owners: inside, the files of root here are nobody's\n", oneLine(few(tree.Unmapped)))
+			fmt.Fprintf(os.Stderr, "thaw: %s: its file system cannot map owners: inside, the files of root here are nobody's\n", text.Line(few(tree.Unmapped)))
 		}
 		if len(tree.Unseen) > 0 {
-			fmt.Fprintf(os.Stderr, "thaw: %s: not shown inside: it may not be mounted twice\n", oneLine(few(tree.Unseen)))
+			fmt.Fprintf(os.Stderr, "thaw: %s: not shown inside: it may not be mounted twice\n", text.Line(few(tree.Unseen)))
 		}
 		all = append(all, sandbox.Volume{Source: at, Target: v.Target, ReadOnly: v.ReadOnly})
 		for _, name := range tree.Below { // crun has what is mounted below a source only if it is told

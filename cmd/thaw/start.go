@@ -21,6 +21,7 @@ import (
 	"thaw/convert"
 	"thaw/host"
 	"thaw/oci"
+	"thaw/text"
 )
 
 // stopwatch measures the stages of a start.
@@ -73,7 +74,7 @@ func (g *Globals) start(ctx context.Context, what subject, kind string, t tracin
 		return nil, err
 	}
 	if _, err := s.host.Reap(ctx); err != nil {
-		g.logger().Warn("left over from before, and not cleaned: " + oneLine(err.Error()))
+		g.logger().Warn("left over from before, and not cleaned: " + text.Line(err.Error()))
 	}
 	s.watch.lap("clean")
 	if s.startable, err = g.findOrConvert(ctx, what, s.watch); err != nil {

@@ -14,6 +14,7 @@ import (
 	"thaw/catalog"
 	"thaw/manifest"
 	"thaw/origin"
+	"thaw/text"
 	"thaw/trace"
 )
 
@@ -130,7 +131,7 @@ func (g *Globals) checkTrace(s *startable) (damaged bool) {
 	if err == nil {
 		return false
 	}
-	g.logger().Warn(fmt.Sprintf("%s: its trace cannot be used: starting without", s.name), "cause", oneLine(err.Error()))
+	g.logger().Warn(fmt.Sprintf("%s: its trace cannot be used: starting without", s.name), "cause", text.Line(err.Error()))
 	_ = os.Remove(g.local().trace(s.root, s.id.String()))
 	s.trace = nil
 	return true

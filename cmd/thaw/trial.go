@@ -23,6 +23,7 @@ import (
 
 	"thaw/host"
 	"thaw/sandbox"
+	"thaw/text"
 )
 
 const (
@@ -41,7 +42,7 @@ const (
 // in a state of its own beside the real one's files. Nothing of it stays.
 func (g *Globals) tryStarts(ctx context.Context) []finding {
 	failed := func(err error) []finding {
-		return []finding{{Name: "trial", Needed: true, Detail: oneLine(err.Error()), Mend: lookFurther}}
+		return []finding{{Name: "trial", Needed: true, Detail: text.Line(err.Error()), Mend: lookFurther}}
 	}
 	_, err := os.Stat(g.State)
 	fresh := err != nil

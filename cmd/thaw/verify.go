@@ -13,6 +13,7 @@ import (
 	"thaw/manifest"
 	"thaw/oci"
 	"thaw/origin"
+	"thaw/text"
 	"thaw/verify"
 )
 
@@ -78,7 +79,7 @@ func (c *verifyCmd) Run(ctx context.Context, g *Globals) error {
 	defer s.Close()
 	img, err := g.load(ctx, s, c.Image)
 	if isDamage(err) {
-		fmt.Fprintf(g.stderr, "thaw: %s\n", oneLine(err.Error()))
+		fmt.Fprintf(g.stderr, "thaw: %s\n", text.Line(err.Error()))
 		return errDamaged
 	}
 	if err != nil {
@@ -226,7 +227,7 @@ func (c *verifyCmd) printText(g *Globals, out *verified) {
 	if c.Repair != "" {
 		fmt.Fprintf(g.stdout, "%d chunks repaired\n", out.Repaired)
 	}
-	fmt.Fprintf(g.stdout, "%d chunks read and checked, %s; %d bad\n", out.Chunks.Checked, human(out.Chunks.Bytes), len(out.Chunks.Bad))
+	fmt.Fprintf(g.stdout, "%d chunks read and checked, %s; %d bad\n", out.Chunks.Checked, text.Bytes(out.Chunks.Bytes), len(out.Chunks.Bad))
 	if g.Zone != "" {
 		fmt.Fprintf(g.stdout, "%d reads from the zone, %d from the origin\n", out.Chunks.Zone, out.Chunks.Origin)
 	}
@@ -239,5 +240,5 @@ func (c *verifyCmd) printText(g *Globals, out *verified) {
 	for _, d := range out.Tree.Differences {
 		fmt.Fprintln(g.stdout, d)
 	}
-	fmt.Fprintf(g.stdout, "%d entries compared with the source, %s of contents; %d differences\n", out.Tree.Entries, human(out.Tree.Bytes), out.Tree.Total)
+	fmt.Fprintf(g.stdout, "%d entries compared with the source, %s of contents; %d differences\n", out.Tree.Entries, text.Bytes(out.Tree.Bytes), out.Tree.Total)
 }

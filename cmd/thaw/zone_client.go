@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 
 	"thaw/chunk"
+	"thaw/text"
 	"thaw/zone"
 )
 
@@ -102,7 +103,7 @@ func (g *Globals) zoneClient(worker string) (*zone.Client, error) {
 	}
 	c, err := zone.NewClient(zone.Options{
 		Zone: g.Zone, K: g.ZoneCode.k, N: g.ZoneCode.n, Worker: worker, TLS: config,
-		Warn: func(err error) { g.logger().Warn(oneLine(err.Error())) },
+		Warn: func(err error) { g.logger().Warn(text.Line(err.Error())) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("--zone: %w", err)

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"thaw/text"
 )
 
 const (
@@ -69,7 +71,7 @@ func (c *zoneServeCmd) dev(ctx context.Context, g *Globals) error {
 	died := 0
 	for _, n := range nodes {
 		if e := <-n.ended; ctx.Err() == nil {
-			g.logger().Error("a node has ended, and is not started again: "+oneLine(e.Error()), "node", n.address)
+			g.logger().Error("a node has ended, and is not started again: "+text.Line(e.Error()), "node", n.address)
 			died++
 		}
 	}

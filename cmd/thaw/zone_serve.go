@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 
+	"thaw/text"
 	"thaw/zone/node"
 )
 
@@ -35,7 +36,7 @@ func (c *zoneServeCmd) Run(ctx context.Context, g *Globals) (err error) {
 	}
 	n, err := node.Open(node.Options{
 		Memory: int64(cmp.Or(c.Memory, nodeMemory)), Flash: c.Flash, FlashSize: int64(cmp.Or(c.FlashSize, nodeFlash)),
-		Warn: func(err error) { g.logger().Warn(oneLine(err.Error())) },
+		Warn: func(err error) { g.logger().Warn(text.Line(err.Error())) },
 	})
 	if err != nil {
 		return err

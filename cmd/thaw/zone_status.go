@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"thaw/text"
 	"thaw/zone"
 	"thaw/zone/node"
 )
@@ -134,7 +135,7 @@ func (n *zoneNode) ask(ctx context.Context, c *nodeClient) {
 		err = json.Unmarshal(body, &n.Stats)
 	}
 	if err != nil || n.Stats == nil {
-		n.State, n.Stats, n.Error = "down", nil, oneLine(fmt.Sprint(err))
+		n.State, n.Stats, n.Error = "down", nil, text.Line(fmt.Sprint(err))
 		return
 	}
 	n.State = n.Stats.State
@@ -163,7 +164,7 @@ func (c *zoneStatusCmd) print(w io.Writer, all []zoneNode) error {
 		if gets := hits + s.Gets.Missed; gets > 0 {
 			rate = fmt.Sprintf("%.1f %%", 100*float64(hits)/float64(gets))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Node, oneLine(s.State), tierUse(s.Memory), tierUse(s.Flash),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Node, text.Line(s.State), tierUse(s.Memory), tierUse(s.Flash),
 			max(s.Memory.Stripes, s.Flash.Stripes), hits+s.Gets.Missed, rate)
 	}
 	return t.Flush()
@@ -174,7 +175,7 @@ func tierUse(t node.Tier) string {
 	if t.Limit == 0 {
 		return "none"
 	}
-	return human(t.Used) + " of " + human(t.Limit)
+	return text.Bytes(t.Used) + " of " + text.Bytes(t.Limit)
 }
 
 // Run tells the node.

@@ -36,6 +36,7 @@ func allowed() map[string]string {
 		"lru":            "",
 		"erasure":        "",
 		"latency":        "",
+		"text":           "",
 		"zone":           "chunk erasure latency",
 		"zone/flash":     "lru latency",
 		"zone/node":      "chunk zone zone/flash lru latency",
@@ -46,7 +47,7 @@ func allowed() map[string]string {
 		"agent":          "device mount cache manifest chunk latency trace", // jailed: no keys, origin or network code
 		"cmd/thaw-agent": "agent",
 		"host":           "agent mount sandbox cache manifest",
-		"cmd/thaw-shim":  "agent cache host latency sandbox", // it listens to the agent, and reports its numbers
+		"cmd/thaw-shim":  "agent cache host latency sandbox text", // it listens to the agent, and reports its numbers
 		"metrics":        "cache host latency zone",
 		"snapshotter":    "agent origin manifest",
 		// invoke
