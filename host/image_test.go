@@ -105,6 +105,18 @@ func ext4Image(t *testing.T) (Fetcher, Image) {
 		Image{ID: id.String(), Name: "app", Root: "r1", Agent: program, Cache: dir + "/cache", Deadline: testPatience / 20, Manifest: sealed, DataKey: key}
 }
 
+// openImage gives a host, and an image whose fetcher is in use.
+func openImage(t *testing.T) (*Host, *Use, Image) {
+	t.Helper()
+	h := openTest(t)
+	f, i := ext4Image(t)
+	fetcher, err := h.UseFetcher(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, fetcher, i
+}
+
 // holds checks a file's content.
 func holds(t *testing.T, path, want string) {
 	t.Helper()
@@ -115,13 +127,8 @@ func holds(t *testing.T, path, want string) {
 
 // An image from its first use to its last, and what instances make of it.
 func TestImage(t *testing.T) {
-	h := openTest(t)
-	f, i := ext4Image(t)
+	h, fetcher, i := openImage(t)
 	ctx := t.Context()
-	fetcher, err := h.UseFetcher(ctx, f)
-	if err != nil {
-		t.Fatal(err)
-	}
 	first, err := h.UseImage(ctx, fetcher, i)
 	if err != nil {
 		t.Fatal(err)
@@ -186,12 +193,7 @@ func TestImage(t *testing.T) {
 
 // Who is asked to end while an image is read cuts off the reads of nobody else.
 func TestInterruptible(t *testing.T) {
-	h := openTest(t)
-	f, i := ext4Image(t)
-	fetcher, err := h.UseFetcher(t.Context(), f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h, fetcher, i := openImage(t)
 	use := func() *Use {
 		u, err := h.UseImage(t.Context(), fetcher, i)
 		if err != nil {
@@ -205,7 +207,7 @@ func TestInterruptible(t *testing.T) {
 		t.Errorf("nobody asked: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	err = h.Interruptible(ctx, first, func() error {
+	err := h.Interruptible(ctx, first, func() error {
 		cancel()
 		return failed
 	})
@@ -238,13 +240,8 @@ func TestInterruptible(t *testing.T) {
 // An agent that was killed is made anew by the next user, and a fetcher by its
 // users.
 func TestImageAgain(t *testing.T) {
-	h := openTest(t)
-	f, i := ext4Image(t)
+	h, fetcher, i := openImage(t)
 	ctx := t.Context()
-	fetcher, err := h.UseFetcher(ctx, f)
-	if err != nil {
-		t.Fatal(err)
-	}
 	first, err := h.UseImage(ctx, fetcher, i)
 	if err != nil {
 		t.Fatal(err)
@@ -296,13 +293,8 @@ func TestImageAgain(t *testing.T) {
 
 // An image that cannot be mounted says why, and leaves nothing.
 func TestImageFails(t *testing.T) {
-	h := openTest(t)
-	f, good := ext4Image(t)
+	h, fetcher, good := openImage(t)
 	ctx := t.Context()
-	fetcher, err := h.UseFetcher(ctx, f)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, c := range map[string]struct {
 		change func(i *Image)
 		want   string
@@ -327,7 +319,10 @@ func TestImageFails(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(good.Cache, "chunks")); err != nil {
 		t.Fatal(err)
 	}
-	fails := f
+	fails, err := h.Fetcher(fetcher)
+	if err != nil {
+		t.Fatal(err)
+	}
 	fails.Zone, fails.Args = "another", []string{"/bin/sh", "-c", "read word <&4; echo thaw: no luck today >&2"}
 	ended, err := h.UseFetcher(ctx, fails)
 	if err != nil {
