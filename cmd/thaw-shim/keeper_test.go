@@ -347,7 +347,7 @@ func TestMountEnds(t *testing.T) {
 			if code != c.code || !strings.Contains(said, c.says) {
 				t.Errorf("status %d, want %d; it said\n%s", code, c.code, said)
 			}
-			for _, want := range []string{"thaw: early;fault\n", "thaw: late ? fault\n", "thaw: read 6.0 MiB of 200.0 MiB (3.0 %): 3 chunks from the origin, 2 from the zone, 1 from the cache; started in "} {
+			for _, want := range []string{"thaw: early; fault\n", "thaw: late ? fault\n", "thaw: read 6.0 MiB of 200.0 MiB (3.0 %): 3 chunks from the origin, 2 from the zone, 1 from the cache; started in "} {
 				if !strings.Contains(said, want) {
 					t.Errorf("it did not say %q:\n%s", want, said)
 				}
