@@ -47,7 +47,7 @@ func TestRecording(t *testing.T) {
 		"of no start":          {"", keeps, func(r *recording) { r.exited(false) }, false, ""},
 		"of no end":            {"", keeps, func(*recording) {}, false, ""},
 		"that fails": {"", `echo "thaw: the origin
-is down" >&2; exit 1`, func(r *recording) { r.exited(true) }, false, "recorded: the origin;is down\n"},
+is down" >&2; exit 1`, func(r *recording) { r.exited(true) }, false, "recorded: the origin; is down\n"},
 		"that fails silently": {"", "exit 1", func(r *recording) { r.exited(true) }, false, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
