@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -62,10 +63,10 @@ func smallPages(dir string) bool {
 
 func (a *arena) close() error { return os.NewSyscallError("close", unix.Close(a.fd)) }
 
-// write puts a payload into an empty slot.
+// write puts a payload into a slot whose pages nobody has been lent.
 func (a *arena) write(slot uint32, b []byte) error {
 	for at := int64(slot) * window; len(b) > 0; {
-		n, err := unix.Pwrite(a.fd, b, at)
+		n, err := quick(unix.SYS_PWRITE64, a.fd, unsafe.Pointer(&b[0]), len(b), int(at))
 		if err == unix.EINTR {
 			continue
 		}
@@ -98,9 +99,14 @@ func (a *arena) read(slot uint32, b []byte, off int) error {
 // free gives a slot's pages back.
 func (a *arena) free(slot uint32, size int) error {
 	for {
-		err := unix.Fallocate(a.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(slot)*window, rounded(size))
-		if err != unix.EINTR {
-			return os.NewSyscallError("fallocate", err)
+		_, _, err := unix.RawSyscall6(unix.SYS_FALLOCATE, uintptr(a.fd), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE,
+			uintptr(slot)*window, uintptr(rounded(size)), 0, 0)
+		switch err {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return fmt.Errorf("node: memory: %w", os.NewSyscallError("fallocate", err))
 		}
 	}
 }

@@ -111,7 +111,7 @@ func (c *conn) expire(d time.Duration) {
 // get answers GET and HEAD, and says whether the connection is still good.
 func (c *conn) get(r *request) bool {
 	n := c.s.n
-	var f found
+	f := found{lend: r.method == 'G'}
 	res, err := n.get(r.id, r.ask, c.s.done, &f)
 	c.began = f.began
 	switch {
@@ -125,7 +125,7 @@ func (c *conn) get(r *request) bool {
 		return c.reply(r, http.StatusNotFound, lease, "")
 	}
 	defer n.release(&f)
-	if f.pinned && !n.mem.arena.shares && r.method == 'G' {
+	if f.pinned && !f.lent && r.method == 'G' {
 		if err := n.copyOut(&f); err != nil {
 			return c.fail(r, err)
 		}
@@ -179,8 +179,12 @@ func (c *conn) put(r *request) bool {
 	body := buf.b[:r.length]
 	have := copy(body, c.in[c.start:c.end])
 	c.start += have
-	if _, err := io.ReadFull(c.tcp, body[have:]); err != nil {
-		return false
+	for have < len(body) {
+		k, err := c.read(body[have:])
+		if err != nil || k == 0 {
+			return false
+		}
+		have += k
 	}
 	out, err := n.put(r.id, body, r.match)
 	n.counts.put.Since(c.began)
@@ -313,9 +317,9 @@ func (o *sending) some(fd int) (n int, err error) {
 // and its monitor would look for the next 50,000 times a second (a tenth of the
 // node's time, as perf sees it).
 
-// quick sends from, or receives into, n bytes at p.
-func quick(call uintptr, fd int, p unsafe.Pointer, n, flags int) (int, error) {
-	r, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(p), uintptr(n), uintptr(flags), 0, 0)
+// quick is a call for n bytes at p, with one argument more.
+func quick(call uintptr, fd int, p unsafe.Pointer, n, more int) (int, error) {
+	r, _, errno := unix.RawSyscall6(call, uintptr(fd), uintptr(p), uintptr(n), uintptr(more), 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

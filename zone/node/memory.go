@@ -39,6 +39,7 @@ type slot struct {
 	size    uint32 // bytes of the payload
 	pins    uint32
 	indexed bool
+	lent    bool // its pages may be a socket's still: they must not be written to again
 }
 
 func (s *slot) weight() int64 { return weigh(int(s.size)) }
@@ -58,7 +59,8 @@ func newMemory(limit int64) (*memory, error) {
 
 func (m *memory) close() error { return m.arena.close() }
 
-// pin finds a stripe, as a use of it, and keeps it in its place until unpin.
+// pin finds a stripe, as a use of it, and keeps it in its place until unpin. If
+// f.lend is set, and the arena can do that, its pages may be lent to a socket.
 func (m *memory) pin(id zone.StripeID, now time.Time, f *found) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -66,6 +68,9 @@ func (m *memory) pin(id zone.StripeID, now time.Time, f *found) bool {
 	m.lru.Hit(id, now)
 	if !ok {
 		return false
+	}
+	if f.lend && m.arena.shares {
+		m.slots[no].lent = true
 	}
 	m.pinned(no, f)
 	return true
@@ -86,6 +91,7 @@ func (m *memory) pinned(no uint32, f *found) {
 	s := &m.slots[no]
 	s.pins++
 	f.head, f.size, f.pinned, f.slot = s.head, int(s.size), true, no
+	f.lent = s.lent
 }
 
 func (m *memory) unpin(no uint32) {
@@ -199,11 +205,20 @@ func (m *memory) reserve(size int) (uint32, error) {
 			return 0, fmt.Errorf("%w: all memory is being sent", errBusy)
 		}
 		m.evicts++
-		m.drop(id)
 		select {
 		case m.gone <- id:
 		default:
 		}
+		// Most have one length, and what goes first has been asked for seldom:
+		// its pages can be written to again as they are.
+		no := m.index[id]
+		if s := &m.slots[no]; s.pins == 0 && !s.lent && s.weight() == w && m.lru.Weight()+m.held+w <= m.limit {
+			delete(m.index, id)
+			m.held += w
+			m.slots[no] = slot{size: uint32(size), pins: 1}
+			return no, nil
+		}
+		m.drop(id)
 	}
 	m.held += w
 	if len(m.unused) == 0 {

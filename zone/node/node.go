@@ -159,9 +159,12 @@ type found struct {
 	size    int // bytes of the payload
 	pinned  bool
 	slot    uint32
+	lent    bool    // its pages may be sent from where they are
 	payload []byte  // if not pinned
 	buffer  *buffer // of payload
-	began   time.Time
+
+	began time.Time // when it was asked for
+	lend  bool      // who asks sends from where it is, if it may
 }
 
 // release must be called once for what find gave.
