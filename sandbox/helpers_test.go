@@ -184,6 +184,7 @@ type result struct {
 	code     int
 	out, err string
 	start    error
+	wait     error
 }
 
 // run runs an instance to its end.
@@ -205,10 +206,7 @@ func (r *rig) run(c Config) result {
 	defer p.Close()
 	out := readAll(outR)
 	code, err := p.Wait()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return result{code: code, out: out, err: <-texts}
+	return result{code: code, out: out, err: <-texts, wait: err}
 }
 
 func mustPipe(t testing.TB) (r, w *os.File) {

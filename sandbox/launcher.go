@@ -1,12 +1,14 @@
 package sandbox
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -29,7 +31,7 @@ type launcher struct {
 
 	// starting is held by those who start an instance, and by one who reaps, against them: what a start has made is known by then.
 	starting  sync.RWMutex
-	instances sync.Map // process id → chan syscall.WaitStatus, until reaped
+	instances sync.Map // process id → chan ending, until reaped
 }
 
 func newLauncher(hideUnified bool) (*launcher, error) {
@@ -109,20 +111,20 @@ func withoutUnified(f func() error) error {
 }
 
 // adopt starts an instance by start, which gives its process id, and gives where its end will be told.
-func (l *launcher) adopt(start func() (int, error)) (int, <-chan syscall.WaitStatus, error) {
+func (l *launcher) adopt(start func() (int, error)) (int, <-chan ending, error) {
 	l.starting.RLock()
 	defer l.starting.RUnlock()
 	pid, err := start()
 	if err != nil {
 		return 0, nil, err
 	}
-	end := make(chan syscall.WaitStatus, 1)
+	end := make(chan ending, 1)
 	l.instances.Store(pid, end)
 	return pid, end, nil
 }
 
 // wait waits for an instance's end. Of many who wait, one reaps for all.
-func (l *launcher) wait(end <-chan syscall.WaitStatus) (syscall.WaitStatus, error) {
+func (l *launcher) wait(end <-chan ending) (ending, error) {
 	for {
 		select {
 		case status := <-end:
@@ -135,10 +137,29 @@ func (l *launcher) wait(end <-chan syscall.WaitStatus) (syscall.WaitStatus, erro
 			err := l.reap()
 			<-l.reaping
 			if err != nil {
-				return 0, err
+				return ending{}, err
 			}
 		}
 	}
+}
+
+// ending is how a process ended.
+type ending struct {
+	syscall.WaitStatus
+	unborn bool // it never became another program than the one that forked it
+}
+
+// neverExecuted asks the kernel about a process that may have ended but not been reaped: field 9 of /proc/PID/stat (proc_pid_stat(5))
+// has PF_FORKNOEXEC until execve(2) has succeeded.
+func neverExecuted(pid int) bool {
+	const forkNoExec = 0x40
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	if err != nil || len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
+	return err == nil && flags&forkNoExec != 0
 }
 
 // reap waits until some child has ended, tells who waits for it, and takes it away if nobody does.
@@ -157,12 +178,12 @@ func (l *launcher) reap() error {
 	l.starting.Lock()
 	end, ok := l.instances.LoadAndDelete(pid)
 	l.starting.Unlock()
-	var status syscall.WaitStatus
-	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil && !errors.Is(err, unix.ECHILD) {
+	how := ending{unborn: ok && neverExecuted(pid)}
+	if _, err := syscall.Wait4(pid, &how.WaitStatus, 0, nil); err != nil && !errors.Is(err, unix.ECHILD) {
 		return fmt.Errorf("wait for process %d: %w", pid, err)
 	}
 	if ok {
-		end.(chan syscall.WaitStatus) <- status
+		end.(chan ending) <- how
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func plainRoot(t testing.TB) string {
 	root := filepath.Join(t.TempDir(), "root")
 	write(t, root, "etc/passwd", "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nfar:x:1073741824:0::/:\n")
 	write(t, root, "etc/group", "root:x:0:\napp:x:1001:\nmore:x:1002:app\n")
-	write(t, root, "bin/serve", "#!/bin/sh\n")
+	write(t, root, "bin/serve", "#!/bin/serve\n")
 	write(t, root, "etc/data", "")
 	if err := os.Chmod(filepath.Join(root, "bin/serve"), 0o755); err != nil {
 		t.Fatal(err)

@@ -48,7 +48,7 @@ type Instance struct {
 	// Await is a text without line ends: when the output first holds it, on either stream, and it has been passed on, Arrived is called,
 	// once. "" awaits nothing. Arrived holds up the output until it returns.
 	Await   string
-	Arrived func()
+	Arrived func() `json:"-"`
 }
 
 // Process is a running instance. Close it.
@@ -69,7 +69,8 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 		return nil, err
 	}
 	var spec struct { // what is needed of a specs.Spec: less to decode
-		Process     *struct{ Terminal bool }
+		Process     *specs.Process
+		Root        *specs.Root
 		Annotations map[string]string
 		Linux       struct{ Namespaces []specs.LinuxNamespace }
 	}
@@ -77,8 +78,8 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	if err == nil {
 		err = json.Unmarshal(data, &spec)
 	}
-	if err == nil && spec.Process == nil {
-		err = errors.New("no process")
+	if err == nil && (spec.Process == nil || spec.Root == nil) {
+		err = errors.New("no process, or no root")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bundle %s: config.json: %w", in.Bundle, err)
@@ -103,7 +104,13 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 		return nil, errors.Join(fmt.Errorf("instance: %w", err), st.abandon())
 	}
 	p := &Process{PID: pid, process: process, stop: stopSignal(spec.Annotations[stopSignalKey]), streams: st}
-	p.wait = sync.OnceValues(func() (int, error) { return p.end(s.launcher.wait(end)) })
+	p.wait = sync.OnceValues(func() (int, error) {
+		how, err := s.launcher.wait(end)
+		if err == nil && how.unborn && how.ExitStatus() > 0 {
+			err = whyNot(spec.Root.Path, spec.Process)
+		}
+		return p.end(how.WaitStatus, err)
+	})
 	if err := st.begin(); err != nil {
 		_ = p.Signal(syscall.SIGKILL)
 		_, _ = p.Wait()
@@ -126,7 +133,9 @@ func (s *Supervisor) run(ctx context.Context, in Instance, st *streams, hostNetw
 		if ctx.Err() != nil {
 			return 0, fmt.Errorf("start: %w", ctx.Err())
 		}
-		return 0, s.runtime.explain(err, log)
+		failed := s.runtime.explain(err, log)
+		failed.told = in.Stderr != nil && st.stderr == in.Stderr
+		return 0, failed
 	}
 	text, err := os.ReadFile(pidFile)
 	if err != nil {
@@ -153,12 +162,13 @@ func (s *Supervisor) State(ctx context.Context, state, id string) (string, error
 }
 
 // Wait waits for the instance's end, and until all that it wrote has been passed on. It gives the exit code: its status, or 128 + the
-// signal that ended it. It reaps whatever else ends meanwhile and was not started by a Supervisor. It may be called more than once.
+// signal that ended it. A program that the kernel did not execute is an error, with that of ExitCode. It reaps whatever else ends meanwhile and was not started by a Supervisor. It may be called more than once.
 func (p *Process) Wait() (int, error) { return p.wait() }
 
 func (p *Process) end(status syscall.WaitStatus, err error) (int, error) {
 	if err != nil {
-		return 0, err
+		p.streams.drain()
+		return ExitCode(err), err
 	}
 	p.streams.drain()
 	if status.Signaled() {
@@ -187,8 +197,10 @@ const (
 
 // startError is why a runtime did not start a program.
 type startError struct {
-	text string
-	code int
+	text    string
+	code    int
+	certain bool // about the very file
+	told    bool // by the runtime itself, on the instance's standard error
 }
 
 func (e *startError) Error() string { return e.text }
@@ -203,8 +215,14 @@ func ExitCode(err error) int {
 	return codeOurs
 }
 
+// Told reports whether a runtime has said why it did not start a program where its errors go: on the instance's standard error.
+func Told(err error) bool {
+	var s *startError
+	return errors.As(err, &s) && s.told
+}
+
 // explain makes one line of what a runtime logged before it failed.
-func (r Runtime) explain(err error, log string) error {
+func (r Runtime) explain(err error, log string) *startError {
 	text := ""
 	if f, openErr := os.Open(log); openErr == nil {
 		data, _ := io.ReadAll(io.LimitReader(f, 1<<20))

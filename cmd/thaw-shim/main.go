@@ -90,7 +90,7 @@ func (k *keeper) keep() int {
 	after := k.host.Stats(ctx, k.image)
 	w.stop()
 	rerr := errors.Join(k.instance.End(ctx), k.host.ReleaseImage(ctx, k.image), k.host.ReleaseFetcher(ctx, k.fetcher))
-	if err != nil {
+	if err != nil && !sandbox.Told(err) {
 		say("%v", err)
 	}
 	k.recording.wait()

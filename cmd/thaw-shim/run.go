@@ -61,6 +61,9 @@ func (k *keeper) run(w *watched, signals *sandbox.Signals) (int, error) {
 		}
 	})
 	code, err := p.Wait()
+	if err != nil {
+		delete(k.Stages, "total") // it did not start
+	}
 	k.recording.exited(true)
 	stop()
 	close(ended)
