@@ -9,15 +9,15 @@
 // anonymous file (memfd), each in a window of its own of the file's address
 // space, and are sent by sendfile: the collector sees none of their bytes, and
 // the kernel's pages are the allocator, so that a stripe takes its payload
-// rounded up to 4 KiB and nothing is lost to fragmentation. A stripe that goes
-// has a hole punched in its place. What a socket has not sent of it yet are
+// rounded up to 4 KiB and nothing is lost to fragmentation. A stripe that was sent
+// and goes has a hole punched in its place. What a socket has not sent of it yet are
 // pages that are no longer the file's, so reuse of a window never changes bytes
 // that are on their way.
 //
 // A stripe that is put is in memory when the answer goes out, and is written to
 // flash from there by one goroutine. A put waits at most putWait for room in its
-// queue; if there is none by then the stripe is in memory only, and counted as
-// such. A stripe that leaves memory is on flash by then or was never going to be.
+// queue. If there is none by then, or memory evicts the stripe before its turn, it
+// does not get to flash, and is counted as such.
 //
 // Everything is bounded: memory by Options.Memory, with evicted stripes that
 // are still being sent counted; bodies coming in, read from flash, or going out
