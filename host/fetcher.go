@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -202,11 +203,12 @@ func (h *Host) ReleaseFetcher(ctx context.Context, u *Use) error {
 // endFetcher ends the process. Nobody uses it, and the key's lock is held.
 func (h *Host) endFetcher(ctx context.Context, key string) error {
 	var r fetcherRecord
-	if err := readRecord(h.dir("fetchers", key, "fetcher.json"), &r); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		return err
+	err := readRecord(h.dir("fetchers", key, "fetcher.json"), &r)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil { // damaged: its log tells whose it is
+		return h.endWriter(ctx, h.dir("fetchers", key, "log"))
 	}
 	// Killed, for it has nothing to put in order: what it keeps is whole at any
 	// moment, and a polite end took as long as a start (package cache).
@@ -214,6 +216,31 @@ func (h *Host) endFetcher(ctx context.Context, key string) error {
 		return err
 	}
 	return r.Process.end(ctx, patience)
+}
+
+// endWriter ends the processes whose standard output is a file of ours.
+func (h *Host) endWriter(ctx context.Context, path string) error {
+	outputs, err := filepath.Glob("/proc/[0-9]*/fd/1")
+	if err != nil {
+		return err
+	}
+	for _, output := range outputs {
+		if name, err := os.Readlink(output); err != nil || name != path {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.Split(output, "/")[2])
+		if err != nil {
+			return err
+		}
+		p, err := identify(pid)
+		if err != nil {
+			continue // it has ended
+		}
+		if err := errors.Join(p.signal(unix.SIGKILL), p.end(ctx, patience)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ReviveFetcher starts the fetcher of a user again if it has ended, and gives a

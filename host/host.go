@@ -5,6 +5,7 @@
 // Everything is under one folder, made anew for each state folder:
 //
 //	/run/thaw/<12 hex of the state's path>/    for root, and what runs in containers, alone
+//	    state                    the path of the state folder
 //	    fetchers/<key>.lock      held while a fetcher is started or ended
 //	    fetchers/<key>/users     shared lock of each user
 //	                   sock      where agents connect
@@ -51,6 +52,8 @@ const (
 	// images decrypted: the folder's group is that of root in containers, which
 	// no user of this machine is in.
 	containersOnly = 0o710
+	// stateName is the file with the path of the state folder.
+	stateName = "state"
 	// patience is how long a process may take to end by itself.
 	patience = 5 * time.Second
 	// stopPatience is how long an instance may take to take itself down.
@@ -78,16 +81,21 @@ func Open(state string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{h.dir("fetchers"), h.dir("images"), h.dir("instances")} {
-		if err := makeDir(dir, searchOnly); err != nil {
-			return nil, err
-		}
+	if err := h.makeKinds(); err != nil {
+		return nil, err
 	}
 	// Between root and the file systems of containers lies this folder alone.
 	if err := os.MkdirAll(state, searchOnly); err != nil {
 		return nil, err
 	}
-	return h, makeDir(h.overlays(), 0o700)
+	if err := makeDir(h.overlays(), 0o700); err != nil {
+		return nil, err
+	}
+	return h, h.noteState()
+}
+
+func (h *Host) makeKinds() error {
+	return errors.Join(makeDir(h.dir("fetchers"), searchOnly), makeDir(h.dir("images"), searchOnly), makeDir(h.dir("instances"), searchOnly))
 }
 
 // close makes the runtime folder, or takes one that is there, and lets nobody in

@@ -137,6 +137,9 @@ func (h *Host) reapOne(kind, key string, end func(key string) error) (bool, erro
 // reapOverlays removes what instances wrote that are no more.
 func (h *Host) reapOverlays(context.Context) (removed []string, err error) {
 	items, err := os.ReadDir(h.overlays())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // the state is gone
+	}
 	if err != nil {
 		return nil, err
 	}

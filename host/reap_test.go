@@ -246,3 +246,38 @@ func TestResumeRefuses(t *testing.T) {
 		}
 	}
 }
+
+// A fetcher whose record is damaged is found by its log, and ended.
+func TestReapDamagedFetcher(t *testing.T) {
+	h := openTest(t)
+	const key = "aaaaaaaaaaaa"
+	if err := errors.Join(os.Mkdir(h.dir("fetchers", key), 0o711), os.WriteFile(h.dir("fetchers", key+".lock"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(h.dir("fetchers", key, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	for _, record := range []string{"", "{"} {
+		if err := os.WriteFile(h.dir("fetchers", key, "fetcher.json"), []byte(record), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		program := exec.Command("sleep", "3600")
+		program.Stdout = log
+		if err := program.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.endFetcher(t.Context(), key); err != nil {
+			t.Error(err)
+		}
+		_ = program.Wait() // the state says it
+		if program.ProcessState.Success() {
+			t.Error("it slept to the end")
+		}
+	}
+	if removed, err := h.Reap(t.Context()); err != nil || !slices.Equal(removed, []string{"fetcher " + key}) {
+		t.Errorf("reaped %v, %v", removed, err)
+	}
+	h.empty(t)
+}

@@ -3,7 +3,10 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // Remove ends what nobody keeps and removes the runtime folder, for a state
@@ -14,4 +17,64 @@ func (h *Host) Remove(ctx context.Context) error {
 		return err
 	}
 	return os.RemoveAll(h.run)
+}
+
+// noteState keeps beside the runtime files whose they are: their folder's name
+// does not tell.
+func (h *Host) noteState() error {
+	path := filepath.Join(h.run, stateName)
+	if was, err := os.ReadFile(path); err == nil && string(was) == h.state {
+		return nil
+	}
+	if err := os.WriteFile(path+".new", []byte(h.state), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// ReapOthers is Reap for all state folders that are gone, whose runtime folders
+// it removes too, unless something of them runs.
+func ReapOthers(ctx context.Context) (removed []string, err error) {
+	items, err := os.ReadDir(runDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range items {
+		run := filepath.Join(runDir, item.Name())
+		state, serr := os.ReadFile(filepath.Join(run, stateName))
+		if serr != nil {
+			continue // of a program that did not note it, or just about to be used
+		}
+		if _, serr := os.Stat(string(state)); !errors.Is(serr, fs.ErrNotExist) {
+			continue
+		}
+		h := &Host{state: string(state), run: run}
+		rerr := h.makeKinds() // or one that was removed in part stays for ever
+		var names []string
+		if rerr == nil {
+			names, rerr = h.Reap(ctx)
+		}
+		if removed = append(removed, names...); rerr != nil {
+			err = errors.Join(err, fmt.Errorf("left of %s, which is gone: %w", state, rerr))
+			continue
+		}
+		if h.removeEmpty() {
+			removed = append(removed, "runtime folder of "+string(state))
+		}
+	}
+	return removed, err
+}
+
+// removeEmpty removes a runtime folder in which nothing is. Who opens it
+// meanwhile makes what is missing, or fails and may try again.
+func (h *Host) removeEmpty() bool {
+	for _, kind := range []string{"instances", "images", "fetchers"} {
+		if err := os.Remove(h.dir(kind)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return refuseMounts(h.run) == nil && os.RemoveAll(h.run) == nil
 }

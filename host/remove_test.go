@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -27,5 +28,46 @@ func TestRemove(t *testing.T) {
 	}
 	if err := h.Remove(t.Context()); err == nil {
 		t.Error("removed twice")
+	}
+}
+
+// What a state folder that is gone has left goes, and nothing of those that are
+// there, or are in use.
+func TestReapOthers(t *testing.T) {
+	there, busy := openTest(t), openTest(t)
+	gone, err := Open(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.leave(t, "aaaaaaaaaaaa", "{")
+	tmpfs(t, gone.dir("instances", "aaaaaaaaaaaa", "rootfs"))
+	there.leave(t, "bbbbbbbbbbbb", `{"kind":"run"}`)
+	p := busy.helper(t, "instance", KindRun)
+	if _, err := p.out.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.RemoveAll(gone.state), os.RemoveAll(busy.state)); err != nil {
+		t.Fatal(err)
+	}
+	removed, err := ReapOthers(t.Context())
+	if err != nil || !slices.Contains(removed, "instance aaaaaaaaaaaa") || !slices.Contains(removed, "runtime folder of "+gone.state) ||
+		slices.Contains(removed, "instance bbbbbbbbbbbb") || slices.Contains(removed, "runtime folder of "+busy.state) {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	if _, err := os.Stat(gone.run); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s: %v", gone.run, err)
+	}
+	if all, err := busy.Instances(); err != nil || len(all) != 1 || !all[0].Kept() {
+		t.Errorf("what runs: %+v, %v", all, err)
+	}
+	p.leave()
+	if _, err := ReapOthers(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(busy.run); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s: %v", busy.run, err)
+	}
+	if _, err := Open(busy.state); err != nil { // for the end of the test
+		t.Error(err)
 	}
 }

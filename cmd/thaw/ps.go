@@ -113,7 +113,8 @@ type pruneCmd struct{}
 // Help teaches by example.
 func (pruneCmd) Help() string {
 	return `Removes mounts, processes and files of which no container and no mount is left. It touches
-neither images nor the cache: see thaw rm, and --cache-size.
+neither images nor the cache: see thaw rm, and --cache-size. It looks at this --state, and at what
+is left of others whose folder is gone.
 
   thaw prune`
 }
@@ -125,7 +126,9 @@ func (pruneCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	removed, err := h.Reap(ctx)
-	for _, what := range removed {
+	others, oerr := host.ReapOthers(ctx)
+	err = errors.Join(err, oerr)
+	for _, what := range append(removed, others...) {
 		fmt.Fprintln(g.stdout, "removed "+what)
 	}
 	return err

@@ -89,6 +89,9 @@ func (g *Globals) start(ctx context.Context, what subject, kind string, t tracin
 		return nil, errors.Join(err, s.release(ctx))
 	}
 	s.instance.Image, s.instance.ImageID = what.name, s.id.String()
+	if err := s.instance.Save(); err != nil { // who lists it now sees what it will be
+		return nil, errors.Join(err, s.release(ctx))
+	}
 	return s, nil
 }
 
