@@ -128,18 +128,17 @@ func (s *streams) begin() error {
 		return fmt.Errorf("terminal: %w", err)
 	}
 	s.stop = ours
+	if s.given.Stdin != nil { // before anything is passed on: what is shown is not to be translated
+		if caller, cerr := console.ConsoleFromFile(s.given.Stdin); cerr == nil {
+			s.caller = caller
+			err = s.attach()
+		}
+	}
 	if s.given.Stdout != nil {
 		s.output.Go(func() { s.pass(s.given.Stdout, s.terminal) })
 	}
 	s.input.Go(func() { s.carry(stop) })
-	if s.given.Stdin == nil {
-		return nil
-	}
-	if caller, err := console.ConsoleFromFile(s.given.Stdin); err == nil {
-		s.caller = caller
-		return s.attach()
-	}
-	return nil
+	return err
 }
 
 // attach makes the caller's terminal raw and keeps the instance's as large as it is.
