@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"thaw/chunk"
 	"thaw/text"
@@ -21,10 +22,11 @@ import (
 
 // zoneFlags are how a zone is used, for all who use it.
 type zoneFlags struct {
-	ZoneCode zoneCode `help:"K/N: a chunk is cut into N stripes on N nodes, any K of which give it back; all users of a zone say the same (4/5 from five nodes on, else 1/1)." env:"THAW_ZONE_CODE" placeholder:"K/N" group:"globals"`
-	ZoneCA   string   `name:"zone-ca" help:"The zone's nodes have TLS, with certificates of one of these authorities, PEM." env:"THAW_ZONE_CA" placeholder:"FILE" type:"path" group:"globals"`
-	ZoneCert string   `name:"zone-cert" help:"Certificate to show to nodes, PEM." env:"THAW_ZONE_CERT" placeholder:"FILE" type:"path" group:"globals"`
-	ZoneKey  string   `name:"zone-key" help:"Its key, PEM." env:"THAW_ZONE_KEY" placeholder:"FILE" type:"path" group:"globals"`
+	ZoneCode     zoneCode      `help:"K/N: a chunk is cut into N stripes on N nodes, any K of which give it back; all users of a zone say the same (4/5 from five nodes on, else 1/1)." env:"THAW_ZONE_CODE" placeholder:"K/N" group:"globals"`
+	ZoneDeadline time.Duration `help:"How long the zone may take to give a chunk, before the origin is asked." default:"250ms" env:"THAW_ZONE_DEADLINE" group:"globals"`
+	ZoneCA       string        `name:"zone-ca" help:"The zone's nodes have TLS, with certificates of one of these authorities, PEM." env:"THAW_ZONE_CA" placeholder:"FILE" type:"path" group:"globals"`
+	ZoneCert     string        `name:"zone-cert" help:"Certificate to show to nodes, PEM." env:"THAW_ZONE_CERT" placeholder:"FILE" type:"path" group:"globals"`
+	ZoneKey      string        `name:"zone-key" help:"Its key, PEM." env:"THAW_ZONE_KEY" placeholder:"FILE" type:"path" group:"globals"`
 }
 
 // zoneCode is k of n, or zeros for what the number of nodes makes it.
@@ -66,6 +68,9 @@ func (g *Globals) completeZone() error {
 		}
 		g.Zone = "file:" + abs
 	}
+	if g.ZoneDeadline < 0 || g.ZoneDeadline > time.Minute {
+		return errors.New("--zone-deadline: want 1m at most")
+	}
 	if g.Zone == "" && (g.ZoneCode != zoneCode{} || g.ZoneCA != "" || g.ZoneCert != "" || g.ZoneKey != "") {
 		return nil // as set for all, where there is a zone
 	}
@@ -81,7 +86,7 @@ func (g *Globals) completeZone() error {
 // zoneArgs hands the zone on to another process of this program, which may not
 // take another one from its environment.
 func (g *Globals) zoneArgs() []string {
-	args := []string{"--zone=" + g.Zone, "--zone-code=" + g.ZoneCode.String()}
+	args := []string{"--zone=" + g.Zone, "--zone-code=" + g.ZoneCode.String(), "--zone-deadline=" + g.ZoneDeadline.String()}
 	for flag, file := range map[string]string{"--zone-ca=": g.ZoneCA, "--zone-cert=": g.ZoneCert, "--zone-key=": g.ZoneKey} {
 		if file != "" { // an empty path would be made one of a folder
 			args = append(args, flag+file)
@@ -102,7 +107,7 @@ func (g *Globals) zoneClient(worker string) (*zone.Client, error) {
 		return nil, err
 	}
 	c, err := zone.NewClient(zone.Options{
-		Zone: g.Zone, K: g.ZoneCode.k, N: g.ZoneCode.n, Worker: worker, TLS: config,
+		Zone: g.Zone, K: g.ZoneCode.k, N: g.ZoneCode.n, Worker: worker, TLS: config, Deadline: g.ZoneDeadline,
 		Warn: func(err error) { g.logger().Warn(text.Line(err.Error())) },
 	})
 	if err != nil {
