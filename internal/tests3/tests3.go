@@ -110,6 +110,9 @@ func (s *Server) login(t testing.TB) {
 	t.Setenv("AWS_SECRET_ACCESS_KEY", s.Secret)
 }
 
+// Objects gives the folder that holds all buckets' objects, as files.
+func (s *Server) Objects() string { return s.dir }
+
 // Bucket makes a bucket and gives its URL, as reached at an endpoint: a proxy's,
 // or the server's own for "".
 func (s *Server) Bucket(t testing.TB, endpoint string) string {
