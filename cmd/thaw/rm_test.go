@@ -33,7 +33,7 @@ func TestRmOfAnImageThatIsNamedMeanwhile(t *testing.T) {
 	}
 	convert(1, "app")
 	convert(2, "other") // whose name is read while rm looks for the image's
-	g := &Globals{State: state, Tenant: "default", OriginDeadline: patience, stdout: io.Discard, stderr: io.Discard}
+	g := &Globals{State: state, Tenant: "default", OriginDeadline: patience, OriginRequests: 1, stdout: io.Discard, stderr: io.Discard}
 	if err := g.complete(); err != nil {
 		t.Fatal(err)
 	}
