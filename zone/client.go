@@ -20,17 +20,17 @@ const (
 	// paper's. Fewer nodes hold whole chunks, one each.
 	defaultK, defaultN = 4, 5
 	// DefaultDeadline is that of a round of requests: far beyond a zone's
-	// slowest thousandth (4 ms), and no more than the origin's (175 ms) where the
-	// zone does not answer at all.
-	defaultDeadline = 250 * time.Millisecond
+	// slowest thousandth (4 ms). Short ones would send a crowd to the origin just
+	// when all machines are too busy to answer.
+	defaultDeadline = time.Second
 	// putDeadlines is how many deadlines an upload may take: nobody waits for it.
 	putDeadlines = 4
 	// defaultConns is how many requests may be under way to one node: what 64
 	// readers need, and what a node that hangs may hold on to.
 	defaultConns = 64
 	// defaultLeaseWait is how long a Get waits for another worker's fill: an
-	// origin's slowest answer, and the upload.
-	defaultLeaseWait = time.Second
+	// origin's slowest answer, the upload, and a wait for a place at the origin.
+	defaultLeaseWait = 3 * time.Second
 	// defaultFillBytes is a burst of 64 chunks of 512 KiB that wait to be put.
 	defaultFillBytes = 32 << 20
 	// defaultRepairs is how many chunks are repaired in a second: 10 MB/s read
@@ -51,9 +51,9 @@ type Options struct {
 	// are. All clients of a zone must use the same.
 	K, N int
 
-	Deadline  time.Duration // of a round of n requests; 250 ms
+	Deadline  time.Duration // of a round of n requests; 1 s
 	Worker    string        // who asks for leases, at most MaxToken visible bytes; "" asks for none
-	LeaseWait time.Duration // the longest wait for another worker's fill; 1 s; below 0: none
+	LeaseWait time.Duration // the longest wait for another worker's fill; 3 s; below 0: none
 	Conns     int           // requests under way to one node; 64
 	FillBytes int64         // of chunks that wait to be put; 32 MiB
 	Repairs   int           // chunks repaired in a second; 20; below 0: none

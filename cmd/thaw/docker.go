@@ -5,51 +5,63 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"regexp"
+	"slices"
 	"strings"
 )
 
-// dockerFlags are flags that hands type by habit and run does not have.
-var dockerFlags = map[string]string{
-	"--rm":         "a container is always removed at its end: leave the flag out",
-	"--detach":     "a container runs in the foreground: leave that to a shell (&) or a service manager",
-	"--name":       "containers have no names: thaw ps lists them",
-	"--attach":     "output is always attached, and input by -i",
-	"--publish":    "no ports are published: --net host shares this machine's network",
-	"--network":    "write --net none or --net host",
-	"--entrypoint": "the image's entrypoint stays: what follows IMAGE takes the place of its Cmd alone",
-	"--env-file":   "give variables one by one: -e K=V",
-	"--hostname":   "a container's host name is its id",
-	"--privileged": "containers cannot be given more rights",
-	"--cap-add":    "containers cannot be given more rights",
-	"--mount":      "write -v SRC:DST[:ro]",
-	"--restart":    "a container runs once: leave that to a shell or a service manager",
-	"--pull":       "a source is read again by thaw convert alone",
+// instead says what to do in place of a flag that hands used to docker run type
+// and run does not have, or nothing. It is no table: that would be built at every
+// start.
+func instead(flag string) string {
+	switch flag {
+	case "--rm":
+		return "a container is always removed at its end: leave the flag out"
+	case "--detach", "-d":
+		return "a container runs in the foreground: leave that to a shell (&) or a service manager"
+	case "--name":
+		return "containers have no names: thaw ps lists them"
+	case "--attach", "-a":
+		return "output is always attached, and input by -i"
+	case "--publish", "-p", "-P", "--publish-all":
+		return "no ports are published: --net host shares this machine's network"
+	case "--network":
+		return "write --net none or --net host"
+	case "--entrypoint":
+		return "the image's entrypoint stays: what follows IMAGE takes the place of its Cmd alone"
+	case "--env-file":
+		return "give variables one by one: -e K=V"
+	case "--hostname":
+		return "a container's host name is its id"
+	case "--privileged", "--cap-add":
+		return "containers cannot be given more rights"
+	case "--mount":
+		return "write -v SRC:DST[:ro]"
+	case "--restart":
+		return "a container runs once: leave that to a shell or a service manager"
+	case "--pull":
+		return "a source is read again by thaw convert alone"
+	}
+	return ""
 }
 
-var dockerShort = map[string]string{"-d": "--detach", "-a": "--attach", "-p": "--publish", "-P": "--publish", "--publish-all": "--publish"}
-
-var unknownFlag = regexp.MustCompile(`^unknown flag (--?[\w-]+)`)
+// unknownFlag begins what the parser says of one; the flag follows, and with a
+// comma its guess.
+const unknownFlag = "unknown flag "
 
 // explainFlag says of a flag of docker run that is not here what is in its
 // place, and takes guesses of one letter from the parser's words: they are near
 // to anything.
 func explainFlag(err error, args []string) error {
-	m := unknownFlag.FindStringSubmatch(err.Error())
-	if m == nil {
+	rest, ok := strings.CutPrefix(err.Error(), unknownFlag)
+	if !ok {
 		return err
 	}
-	long := m[1]
-	if l, ok := dockerShort[long]; ok {
-		long = l
-	}
-	for _, arg := range args {
-		if arg == "run" && dockerFlags[long] != "" {
-			return fmt.Errorf("run has no %s: %s", m[1], dockerFlags[long])
-		}
+	flag, _, _ := strings.Cut(strings.TrimSuffix(rest, ","), ",")
+	if slices.Contains(args, "run") && instead(flag) != "" {
+		return fmt.Errorf("run has no %s: %s", flag, instead(flag))
 	}
 	if guess := strings.LastIndex(err.Error(), `"-`); guess >= 0 && !strings.Contains(err.Error(), `"--`) {
-		return errors.New(m[0])
+		return errors.New(unknownFlag + flag)
 	}
 	return err
 }

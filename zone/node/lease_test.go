@@ -25,7 +25,7 @@ func asks(t *testing.T, n *Node, id zone.StripeID, token string, wait time.Durat
 
 func TestLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := open(t, Options{})
+		n := open(t, Options{Lease: time.Second})
 		id, b := usualStripe(1)
 		if got := asks(t, n, id, "", 0); got.asked || got.found {
 			t.Fatalf("without asking: %+v", got)
@@ -57,7 +57,7 @@ func TestLease(t *testing.T) {
 // ends, and of nothing when its own time is over.
 func TestLeaseWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := open(t, Options{})
+		n := open(t, Options{Lease: time.Second})
 		id, b := usualStripe(1)
 		asks(t, n, id, "a", 0)
 		var work sync.WaitGroup
@@ -87,7 +87,7 @@ func TestLeaseWait(t *testing.T) {
 
 func TestLeaseEndsWithConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := open(t, Options{})
+		n := open(t, Options{Lease: time.Second})
 		id, _ := usualStripe(1)
 		asks(t, n, id, "a", 0)
 		done := make(chan struct{})

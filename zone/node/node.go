@@ -45,7 +45,7 @@ type Options struct {
 	// number of bytes it takes.
 	Flash     string
 	FlashSize int64
-	// Lease is how long the right to fill a missing stripe lasts; 0 is 1 s.
+	// Lease is how long the right to fill a missing stripe lasts; 0 is 3 s.
 	Lease time.Duration
 	// Buffers is the number of bodies that may be on their way other than from
 	// memory straight to a connection; 0 is 64.
@@ -57,9 +57,10 @@ type Options struct {
 const (
 	// MinMemory is room for the longest stripe, and one that is being sent.
 	MinMemory = 2 * (chunk.MaxSize + overhead)
-	// defaultLease is several times what an origin takes (175 ms at p99.9), and
-	// short beside what a start would wait for a worker that has died.
-	defaultLease = time.Second
+	// defaultLease is many times what an origin takes (175 ms at p99.9), since a
+	// worker may first wait for a place there, and no more than a start can wait
+	// if the worker has died.
+	defaultLease = 3 * time.Second
 	// defaultBuffers keep a 10 Gb/s link busy with 128 KiB stripes for 7 ms; at
 	// worst, with the longest stripes, they take 128 MiB.
 	defaultBuffers = 64
