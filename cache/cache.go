@@ -11,9 +11,10 @@
 //	tmp/<random>            unfinished chunks, where files without a name do not work
 //
 // A file gets its name once whole and verified. Nothing is synced: a power cut
-// may damage a chunk, and whoever opens one hashes it. Byte 0 of lock is held
-// shared by who adds a chunk, exclusively by who evicts; byte 1 + h, where h is
-// the first 62 bits of a name, by who fetches that chunk.
+// may damage a chunk, and whoever opens one hashes it, but an agent that had it
+// prefetched, if the file is the same since. Byte 0 of lock is held shared by
+// who adds a chunk, exclusively by who evicts; byte 1 + h, where h is the first
+// 62 bits of a name, by who fetches that chunk.
 //
 // # Protocol between client and fetcher
 //

@@ -119,8 +119,8 @@ func (c *Client) open(name chunk.Name) (*os.File, identity, error) {
 	return file, identity{st.Dev, st.Ino, st.Ctim, st.Size}, nil
 }
 
-// reopen gives the file of a chunk that was hashed before and is the same
-// still; nil: it is not so.
+// reopen gives the file of a chunk that was hashed before, here or by the
+// fetcher for a prefetch, and is the same still; nil: it is not so.
 func (c *Client) reopen(name chunk.Name, size int) chunk.Verified {
 	c.mu.Lock()
 	var known identity
@@ -142,6 +142,7 @@ func (c *Client) reopen(name chunk.Name, size int) chunk.Verified {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.keepOpen(name, size, file)
+	c.first(c.record(name), Cache, size) // of one that was prefetched
 	v, _ := c.atHand(name, size)
 	return v
 }

@@ -46,9 +46,11 @@ func (c *Client) Prefetch(ctx context.Context, name chunk.Name, size int) error 
 	if err != nil {
 		return fmt.Errorf("cache: prefetch of chunk %s: %w", short(name), err)
 	}
-	if a.tier != Cache {
-		c.prefetched(name, size)
+	file, id, err := c.open(name) // what the fetcher has hashed is not hashed again
+	if err == nil {
+		_ = file.Close()
 	}
+	c.prefetched(name, size, a.tier, id)
 	return nil
 }
 
@@ -66,12 +68,16 @@ func (c *Client) lacks(name chunk.Name, size int) bool {
 }
 
 // prefetched counts a chunk that came for a Prefetch, perhaps together with a
-// read that came later.
-func (c *Client) prefetched(name chunk.Name, size int) {
+// read that came later, and takes the fetcher at its word that the file id holds
+// it.
+func (c *Client) prefetched(name chunk.Name, size int, tier Tier, id identity) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.record(name)
-	if r.prefetched {
+	if r.known.size == 0 && id.size == int64(size) {
+		r.known = id
+	}
+	if tier == Cache || r.prefetched {
 		return
 	}
 	r.prefetched = true

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"os"
 	"testing"
 
 	"thaw/chunk"
@@ -43,6 +44,32 @@ func TestPrefetch(t *testing.T) {
 		t.Errorf("the origin was asked %d times, want 3", n)
 	}
 	checkFolder(t, r.folder)
+}
+
+// What was prefetched is not hashed again, unless its file has changed since.
+func TestPrefetchIsTrusted(t *testing.T) {
+	r := newRig(t, 2, 1<<20)
+	for _, c := range r.chunks {
+		if err := r.client.Prefetch(t.Context(), c.Name, small); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.read(t, r.chunks[1])
+	if n := r.client.Stats().Hash.Count(); n != 0 {
+		t.Errorf("%d files hashed", n)
+	}
+	c := r.chunks[0]
+	path := chunkPath(r.folder.dir, c.Name)
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, make([]byte, small), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.read(t, c)
+	if s := r.client.Stats(); s.Cache.Corrupt != 1 || s.Origin.Chunks != 1 {
+		t.Errorf("its file has changed: %+v", s)
+	}
 }
 
 // TestPrefetchFails says so, and leaves it to a read to try again.
