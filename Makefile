@@ -2,10 +2,11 @@
 
 GO       ?= go
 FUZZTIME ?= 60s
+SOAKTIME ?= 10m
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build corpus setup fuzz bench lint
+.PHONY: help demo test build corpus setup fuzz soak bench lint
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +35,9 @@ fuzz: ## every fuzz target for FUZZTIME (60s)
 			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p; \
 		done; \
 	done
+
+soak: setup ## faults at random for SOAKTIME (10m) while images are read; SOAKSEED=N repeats a run's
+	@THAW_SOAK=$(SOAKTIME) THAW_SOAK_SEED=$(SOAKSEED) $(GO) test ./cmd/thaw -count=1 -v -run '^TestSoak$$' -timeout 24h
 
 bench: setup build ## every published number, with the 9,000 MiB image
 	@corpus/build big
