@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"sync"
 	"time"
@@ -32,7 +33,8 @@ type Numbers struct {
 
 // Asked is a process that was asked for its numbers.
 type Asked struct {
-	Key   string    // of the fetcher or image; what is started in its place has the same
+	Key   string // of the fetcher or image; what is started in its place has the same
+	PID   int
 	Since time.Time // when it was started, or its image was mounted
 	// Err says why there are no numbers: os.ErrProcessDone if the process was
 	// killed, anything else if it does not answer.
@@ -42,7 +44,7 @@ type Asked struct {
 // FetcherNumbers are one fetcher's.
 type FetcherNumbers struct {
 	Asked
-	Origin string // its URL
+	Origin string // its URL, without what may be secret in it
 	Cache  string // the cache's folder
 	Stats  cache.FetcherStats
 }
@@ -106,13 +108,22 @@ func (h *Host) askFetcher(ctx context.Context, key string) (n FetcherNumbers, ok
 	if n.Asked, ok = asked(key, record, &r); !ok {
 		return n, false
 	}
-	n.Origin, n.Cache = r.Fetcher.Origin, r.Fetcher.Cache
+	n.PID, n.Origin, n.Cache = r.Process.PID, bare(r.Fetcher.Origin), r.Fetcher.Cache
 	if !r.Process.alive() {
 		n.Err = os.ErrProcessDone
 	} else if n.Stats, n.Err = fetcherStats(ctx, h.dir("fetchers", key, agent.SocketName)); n.Err != nil {
 		return n, there(record, &n.Asked)
 	}
 	return n, true
+}
+
+// bare takes user, password and parameters from a URL.
+func bare(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
 
 func fetcherStats(ctx context.Context, socket string) (cache.FetcherStats, error) {
@@ -130,7 +141,7 @@ func (h *Host) askImage(ctx context.Context, key string) (n ImageNumbers, ok boo
 	if n.Asked, ok = asked(key, record, &r); !ok {
 		return n, false
 	}
-	n.ID, n.Name, n.Mounted = r.ID, r.Name, r.Mounted
+	n.PID, n.ID, n.Name, n.Mounted = r.Process.PID, r.ID, r.Name, r.Mounted
 	if !r.Process.alive() {
 		n.Err = os.ErrProcessDone
 	} else if n.Stats, n.Err = agentStats(ctx, h.dir("images", key, "control")); n.Err != nil {

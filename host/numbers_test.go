@@ -95,7 +95,7 @@ func TestAsk(t *testing.T) {
 	if n, err := h.Ask(t.Context()); err != nil || len(n.Fetchers)+len(n.Images)+len(n.Instances) > 0 {
 		t.Errorf("of nothing: %+v, %v", n, err)
 	}
-	fetcher := fetcherRecord{Process: self, Fetcher: Fetcher{Origin: "file:///o", Cache: "/c"}}
+	fetcher := fetcherRecord{Process: self, Fetcher: Fetcher{Origin: "s3://user:word@o/x?access=secret", Cache: "/c"}}
 	numbered(t, h.place(t, "fetchers", "f1", fetcher)+"/"+agent.SocketName)
 	answering(t, h.place(t, "fetchers", "f2hangs", fetcher)+"/"+agent.SocketName, nil)
 	h.place(t, "fetchers", "f3silent", fetcher)
@@ -117,11 +117,11 @@ func TestAsk(t *testing.T) {
 	if err != nil || len(n.Fetchers) != 4 || len(n.Images) != 4 {
 		t.Fatalf("%+v, %v", n, err)
 	}
-	if f := n.Fetchers[0]; f.Err != nil || f.Key != "f1" || f.Origin != "file:///o" || f.Cache != "/c" || f.Since.IsZero() ||
+	if f := n.Fetchers[0]; f.Err != nil || f.PID != os.Getpid() || f.Key != "f1" || f.Origin != "s3://o/x" || f.Cache != "/c" || f.Since.IsZero() ||
 		f.Stats.Folder.Limit != 1<<30 || string(f.Stats.More) != `{"zone":1}` {
 		t.Errorf("%+v", f)
 	}
-	if i := n.Images[0]; i.Err != nil || i.Name != "app" || i.ID != "id" || !i.Mounted || i.Stats.Zone.Chunks != 7 {
+	if i := n.Images[0]; i.Err != nil || i.PID != os.Getpid() || i.Name != "app" || i.ID != "id" || !i.Mounted || i.Stats.Zone.Chunks != 7 {
 		t.Errorf("%+v", i)
 	}
 	for _, a := range []Asked{n.Fetchers[1].Asked, n.Fetchers[2].Asked, n.Images[1].Asked, n.Images[2].Asked} {

@@ -3,7 +3,6 @@ package metrics
 import (
 	"encoding/json"
 	"maps"
-	"net/url"
 	"strconv"
 	"strings"
 
@@ -110,7 +109,7 @@ func (p *page) machine(n *host.Numbers) {
 func (p *page) fetcher(f *host.FetcherNumbers) {
 	l := labels{"fetcher": f.Key}
 	p.number(number{"thaw_fetcher_info", "Which origin and cache folder the fetcher serves.", gauge, 1},
-		labels{"fetcher": f.Key, "origin": bare(f.Origin), "cache": valid(f.Cache)})
+		labels{"fetcher": f.Key, "origin": valid(f.Origin), "cache": valid(f.Cache)})
 	if f.Err != nil {
 		return
 	}
@@ -202,15 +201,6 @@ func Zone(s *cache.FetcherStats) *zone.Stats {
 		return nil
 	}
 	return more.Zone
-}
-
-// bare takes from a URL what may be secret.
-func bare(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return ""
-	}
-	return valid((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
 }
 
 // valid makes text that others chose fit for a label.

@@ -62,6 +62,8 @@ type cli struct {
 	Verify  verifyCmd  `cmd:"" help:"Read and check every chunk of an image; compare it with its source; repair it."`
 	Export  exportCmd  `cmd:"" help:"Write an image's device to a sparse file, for e2fsck, debugfs or mount."`
 	Zone    zoneCmd    `cmd:"" help:"Run and watch nodes of the cache that workers share."`
+	Top     topCmd     `cmd:"" help:"Show what comes from where, how quickly, and for which images."`
+	Metrics metricsCmd `cmd:"" help:"Give the numbers of this machine to Prometheus."`
 	Doctor  doctorCmd  `cmd:"" help:"Say what this machine has and lacks for run and mount, and how to mend it."`
 }
 

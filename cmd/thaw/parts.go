@@ -25,7 +25,7 @@ const cloudPart = "_thaw-cloud"
 
 // What only that build does: verbs, and URLs by their schemes.
 var (
-	fullVerbs    = []string{"zone"} // with Prometheus' library
+	fullVerbs    = []string{"zone", "metrics", "top"} // with Prometheus' library
 	cloudOrigins = []string{"s3", "gs", "azblob"}
 	cloudKeys    = []string{"awskms", "gcpkms", "azurekeyvault", "hashivault"}
 )

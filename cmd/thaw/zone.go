@@ -26,14 +26,19 @@ A node without TLS listens on loopback only: nothing else keeps strangers from f
 
 // zoneServeCmd runs nodes.
 type zoneServeCmd struct {
-	Listen      string   `help:"Address to listen on; port 0 picks one. The first line of output is the address." default:"127.0.0.1:7070" placeholder:"HOST:PORT"`
-	Dev         int      `help:"Run so many nodes as children of this process, on ports of their own and in folders below STATE/zone. The first line of output is the value for --zone." placeholder:"N"`
-	Memory      byteSize `help:"Bytes of stripes kept in memory, a node (1GiB; with --dev 128MiB)."`
-	Flash       string   `help:"Folder of the flash store (none; with --dev below STATE/zone)." placeholder:"DIR" type:"path"`
-	FlashSize   byteSize `help:"Bytes that the flash store takes, at once (50GiB; with --dev 1GiB)."`
-	TLSCert     string   `name:"tls-cert" help:"This node's certificate, PEM." placeholder:"FILE" type:"path"`
-	TLSKey      string   `name:"tls-key" help:"Its key, PEM." placeholder:"FILE" type:"path"`
-	TLSClientCA string   `name:"tls-client-ca" help:"Serve only clients with a certificate of one of these authorities, PEM." placeholder:"FILE" type:"path"`
+	Listen    string   `help:"Address to listen on; port 0 picks one. The first line of output is the address." default:"127.0.0.1:7070" placeholder:"HOST:PORT"`
+	Dev       int      `help:"Run so many nodes as children of this process, on ports of their own and in folders below STATE/zone. The first line of output is the value for --zone." placeholder:"N"`
+	Memory    byteSize `help:"Bytes of stripes kept in memory, a node (1GiB; with --dev 128MiB)."`
+	Flash     string   `help:"Folder of the flash store (none; with --dev below STATE/zone)." placeholder:"DIR" type:"path"`
+	FlashSize byteSize `help:"Bytes that the flash store takes, at once (50GiB; with --dev 1GiB)."`
+	serverTLS
+}
+
+// serverTLS is how this program is spoken to.
+type serverTLS struct {
+	TLSCert     string `name:"tls-cert" help:"Certificate of this address, PEM." placeholder:"FILE" type:"path"`
+	TLSKey      string `name:"tls-key" help:"Its key, PEM." placeholder:"FILE" type:"path"`
+	TLSClientCA string `name:"tls-client-ca" help:"Serve only clients with a certificate of one of these authorities, PEM." placeholder:"FILE" type:"path"`
 }
 
 // zoneTLS is how nodes with TLS are spoken to.

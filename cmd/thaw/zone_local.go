@@ -15,3 +15,9 @@ func (*zoneStatusCmd) Run() error { return errOtherBuild }
 
 // Run is in the other build.
 func (*zoneDrainCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*metricsCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*topCmd) Run() error { return errOtherBuild }

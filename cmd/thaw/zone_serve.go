@@ -65,7 +65,7 @@ func loopback(address string) bool {
 }
 
 // tls gives what the flags say, or nil for none.
-func (c *zoneServeCmd) tls() (*tls.Config, error) {
+func (c *serverTLS) tls() (*tls.Config, error) {
 	if c.TLSCert == "" && c.TLSKey == "" && c.TLSClientCA == "" {
 		return nil, nil
 	}

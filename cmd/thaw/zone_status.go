@@ -10,14 +10,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	"thaw/text"
+	"thaw/top"
 	"thaw/zone"
-	"thaw/zone/node"
 )
 
 const (
@@ -31,12 +29,9 @@ const (
 
 // zoneNode is one node, for --json.
 type zoneNode struct {
-	Node   string      `json:"node"`
-	Weight int         `json:"weight"`
-	Rack   string      `json:"rack,omitempty"`
-	State  string      `json:"state"` // up, draining or down
-	Error  string      `json:"error,omitempty"`
-	Stats  *node.Stats `json:"stats,omitempty"`
+	top.Node
+	Weight int    `json:"weight"`
+	Rack   string `json:"rack,omitempty"`
 }
 
 // nodeClient speaks to nodes.
@@ -96,24 +91,10 @@ func (c *zoneStatusCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	members, err := zone.ReadMembers(ctx, g.Zone)
+	all, err := client.askAll(ctx, g.Zone)
 	if err != nil {
 		return err
 	}
-	all := make([]zoneNode, 0, len(members.All()))
-	for _, m := range members.All() {
-		all = append(all, zoneNode{Node: m.Addr, Weight: m.Weight, Rack: m.Rack})
-	}
-	var work sync.WaitGroup
-	room := make(chan struct{}, asking)
-	for i := range all {
-		room <- struct{}{}
-		work.Go(func() {
-			all[i].ask(ctx, client)
-			<-room
-		})
-	}
-	work.Wait()
 	if err := c.print(g.stdout, all); err != nil {
 		return err
 	}
@@ -129,8 +110,31 @@ func (c *zoneStatusCmd) Run(ctx context.Context, g *Globals) error {
 	return nil
 }
 
+// askAll asks all nodes of a zone how they are.
+func (c *nodeClient) askAll(ctx context.Context, list string) ([]zoneNode, error) {
+	members, err := zone.ReadMembers(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]zoneNode, 0, len(members.All()))
+	for _, m := range members.All() {
+		all = append(all, zoneNode{top.Node{Node: m.Addr}, m.Weight, m.Rack})
+	}
+	var work sync.WaitGroup
+	room := make(chan struct{}, asking)
+	for i := range all {
+		room <- struct{}{}
+		work.Go(func() {
+			all[i].ask(ctx, c)
+			<-room
+		})
+	}
+	work.Wait()
+	return all, nil
+}
+
 func (n *zoneNode) ask(ctx context.Context, c *nodeClient) {
-	body, err := c.ask(ctx, http.MethodGet, n.Node, "/status")
+	body, err := c.ask(ctx, http.MethodGet, n.Node.Node, "/status")
 	if err == nil {
 		err = json.Unmarshal(body, &n.Stats)
 	}
@@ -151,31 +155,11 @@ func (c *zoneStatusCmd) print(w io.Writer, all []zoneNode) error {
 		}
 		return nil
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tSTATE\tMEMORY\tFLASH\tSTRIPES\tGETS\tHITS")
-	for _, n := range all {
-		if n.Stats == nil {
-			fmt.Fprintf(t, "%s\t%s\t%s\n", n.Node, n.State, strings.TrimSpace(n.Error))
-			continue
-		}
-		s := n.Stats
-		hits := s.Gets.Memory + s.Gets.Flash
-		rate := "-"
-		if gets := hits + s.Gets.Missed; gets > 0 {
-			rate = fmt.Sprintf("%.1f %%", 100*float64(hits)/float64(gets))
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Node, text.Line(s.State), tierUse(s.Memory), tierUse(s.Flash),
-			max(s.Memory.Stripes, s.Flash.Stripes), hits+s.Gets.Missed, rate)
+	nodes := make([]top.Node, len(all))
+	for i := range all {
+		nodes[i] = all[i].Node
 	}
-	return t.Flush()
-}
-
-// tierUse says what is used of what may be.
-func tierUse(t node.Tier) string {
-	if t.Limit == 0 {
-		return "none"
-	}
-	return text.Bytes(t.Used) + " of " + text.Bytes(t.Limit)
+	return top.WriteNodes(w, nodes)
 }
 
 // Run tells the node.
