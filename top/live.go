@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Live says how to show what happens.
@@ -105,7 +108,12 @@ func (s *screen) pause() error {
 	if err := s.leave(); err != nil {
 		return err
 	}
-	if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+	// To this very thread: with kill(2) it could run on until another one has
+	// stopped all.
+	runtime.LockOSThread()
+	err := unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
+	runtime.UnlockOSThread()
+	if err != nil {
 		return err
 	}
 	return s.enter()

@@ -156,3 +156,43 @@ func TestDigits(t *testing.T) {
 		}
 	}
 }
+
+// A report of all zeros has no rates, and asks nobody.
+func TestNothing(t *testing.T) {
+	var w Watcher
+	var b strings.Builder
+	if err := w.Report(Sample{At: at(0)}).Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	const want = `TIER    HITS  CHUNKS  BYTES  P50  P99  HIT RATE  ERRORS
+cache   0     0       0 B    -    -    -         0
+zone    0     0       0 B    -    -    -         0
+origin  0     0       0 B    -    -    -         0
+`
+	if b.String() != want {
+		t.Errorf("%s", b.String())
+	}
+}
+
+// A tier's failures are told with its corrupt answers, and no tier's with
+// another's.
+func TestErrors(t *testing.T) {
+	a := agent("a", 1, [3]int64{})
+	a.Stats.Cache.Corrupt, a.Stats.Zone.Errors, a.Stats.Origin.Errors, a.Stats.Origin.Corrupt = 1, 2, 3, 4
+	var w Watcher
+	r := w.Report(Sample{At: at(0), Numbers: host.Numbers{Images: []host.ImageNumbers{a}}})
+	if r.Tiers[0].Errors != 1 || r.Tiers[1].Errors != 2 || r.Tiers[2].Errors != 7 {
+		t.Errorf("%+v", r.Tiers)
+	}
+}
+
+// An image that is about to be mounted counts, and is not listed.
+func TestUnmounted(t *testing.T) {
+	a := agent("a", 1, [3]int64{1, 2, 3})
+	a.Mounted = false
+	var w Watcher
+	r := w.Report(Sample{At: at(0), Numbers: host.Numbers{Images: []host.ImageNumbers{a}}})
+	if len(r.Images) != 0 || r.Tiers[2].Chunks != 3 {
+		t.Errorf("%+v", r)
+	}
+}

@@ -78,7 +78,7 @@ func (s *screen) enter() error {
 func (s *screen) leave() error {
 	err := s.write(leaveScreen)
 	if s.before != nil {
-		err = errors.Join(err, unix.IoctlSetTermios(s.in, unix.TCSETSF, s.before)) // with what was typed
+		err = errors.Join(err, unix.IoctlSetTermios(s.in, unix.TCSETSF, s.before)) // and forget what was typed
 	}
 	return err
 }

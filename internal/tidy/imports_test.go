@@ -77,6 +77,7 @@ func allowed() map[string]string {
 		"internal/faults":    "",
 		"internal/testmount": "",
 		"internal/testoci":   "",
+		"internal/testpty":   "",
 		"internal/tests3":    "internal/faults",
 		"internal/tidy":      "",
 	}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"thaw/internal/testpty"
+)
+
+// scrape gives the numbers at an address: each as the sum of its series.
+func scrape(t *testing.T, address string) map[string]float64 {
+	t.Helper()
+	client := http.Client{Timeout: patience}
+	get := func() *http.Response {
+		res, err := client.Get("http://" + address + "/metrics")
+		if err != nil || res.StatusCode != http.StatusOK {
+			t.Fatalf("%v, %v", res, err)
+		}
+		return res
+	}
+	res := get()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(res.Body)
+	_ = res.Body.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]float64{}
+	for name, f := range families {
+		for _, m := range f.GetMetric() {
+			values[name] += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+		if f.GetType() == dto.MetricType_UNTYPED || f.GetHelp() == "" {
+			t.Errorf("%s: %v", name, f)
+		}
+	}
+	res = get()
+	problems, err := promlint.New(res.Body).Lint()
+	_ = res.Body.Close()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v, %v", problems, err)
+	}
+	return values
+}
+
+// An exporter tells of what runs now, leaves out who hangs and says so, and has
+// the rest in time.
+func TestMetrics(t *testing.T) {
+	m := newMachine(t)
+	m.convert("app", 1)
+	e := m.start("metrics", "--listen", "127.0.0.1:0")
+	address := e.line()
+	if v := scrape(t, address); v["thaw_images_mounted"] != 0 || v["thaw_agent_up"] != 0 {
+		t.Errorf("of nothing: %v", v)
+	}
+	app := m.serve("app")
+	defer app.in.Close() // it heeds no signal
+	app.reads(1, 2)
+	before := scrape(t, address)
+	if before["thaw_images_mounted"] != 1 || before["thaw_instances"] != 1 || before["thaw_agent_chunks_total"] < 2 || before["thaw_fetcher_bytes_total"] < dataBytes ||
+		before["thaw_agent_get_seconds"] < 2 || before["thaw_fetcher_stage_seconds"] < 2 || before["thaw_cache_used_bytes"] < dataBytes {
+		t.Errorf("%v", before)
+	}
+	app.reads(1, 3)
+	after := scrape(t, address)
+	for name, v := range before {
+		if strings.HasSuffix(name, "_total") && after[name] < v {
+			t.Errorf("%s went from %v to %v", name, v, after[name])
+		}
+	}
+	if after["thaw_agent_chunks_total"] <= before["thaw_agent_chunks_total"] {
+		t.Error("a read was not counted")
+	}
+	fetcher := m.fetcher()
+	if err := syscall.Kill(fetcher, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	hung := scrape(t, address)
+	if err := syscall.Kill(fetcher, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if _, there := hung["thaw_fetcher_chunks_total"]; there || hung["thaw_fetcher_up"] != 0 || hung["thaw_unanswered_total"] != 1 || hung["thaw_agent_chunks_total"] < after["thaw_agent_chunks_total"] {
+		t.Errorf("with a fetcher that hangs: %v", hung)
+	}
+	if v := scrape(t, address); v["thaw_fetcher_up"] != 1 || v["thaw_unanswered_total"] != 2 { // both halves of a scrape
+		t.Errorf("after it hung: %v", v)
+	}
+	if e := app.end(); e.code != 0 {
+		t.Errorf("%+v", e)
+	}
+	if v := scrape(t, address); v["thaw_images_mounted"]+v["thaw_agent_up"]+v["thaw_fetcher_up"]+v["thaw_instances"] != 0 {
+		t.Errorf("after the end: %v", v)
+	}
+	if err := e.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if end := e.wait(); end.code != 0 || end.stderr != "" {
+		t.Errorf("%+v", end)
+	}
+}
+
+// On a terminal thaw top is live, and stays so when it is stopped and goes on;
+// Ctrl-C leaves the terminal as it was.
+func TestTop(t *testing.T) {
+	m := newMachine(t)
+	m.convert("app", 1)
+	app := m.serve("app")
+	defer app.in.Close() // it heeds no signal
+	p := testpty.Open(t, 40, 120)
+	cmd := m.command("top", "--interval", "100ms")
+	cmd.Env = append(cmd.Env, "TERM=xterm")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.TTY, p.TTY, p.TTY
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	defer func() {
+		if !ended { // or the terminal could not be closed
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	}()
+	p.Await("images 1, instances 1  since the start of each")
+	p.Await("in 0.1 s  (q quits)")
+	p.Await("app  ")
+	app.reads(1, 5)
+	p.Resize(12, 40) // the kernel tells the job
+	p.Await("images 1, instances 1  i\x1b[K")
+	const leaves, enters = "\x1b[?1049l", "\x1b[?1049h"
+	if err := cmd.Process.Signal(syscall.SIGTSTP); err != nil { // what Ctrl-Z does, where there is a shell
+		t.Fatal(err)
+	}
+	p.Await(leaves)
+	awaitStopped(t, cmd)
+	p.Restored()
+	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	p.Await(enters)
+	p.Await("TIER")
+	p.Type("\x03")
+	p.Await(leaves)
+	ended = true
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	p.Restored()
+	if e := app.end(); e.code != 0 {
+		t.Errorf("%+v", e)
+	}
+}
+
+// awaitStopped waits until a child is.
+func awaitStopped(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); ; {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(stat), ") T ") {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("not stopped: %s", stat)
+		}
+	}
+}
