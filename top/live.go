@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"thaw/text"
 )
 
 // Live says how to show what happens.
@@ -88,7 +90,7 @@ func (l *Live) Show(ctx context.Context) (err error) {
 // page gives what is shown.
 func (l *Live) page(w *Watcher, got sampled) []string {
 	if got.err != nil {
-		return []string{plain(got.err.Error())}
+		return []string{text.Line(got.err.Error())}
 	}
 	r := w.Report(got.Sample)
 	instances := 0

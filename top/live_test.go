@@ -94,7 +94,7 @@ func TestLiveFails(t *testing.T) {
 	p := testpty.Open(t, 30, 100)
 	ctx, cancel := context.WithCancel(t.Context())
 	end := show(ctx, t, p, func(context.Context) (Sample, error) { return Sample{}, errors.New("no such\nzone") })
-	p.Await("no such?zone")
+	p.Await("no such; zone")
 	cancel()
 	end()
 	p.Await(leaveScreen)

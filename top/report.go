@@ -11,11 +11,11 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"thaw/cache"
 	"thaw/host"
 	"thaw/metrics"
+	"thaw/text"
 	"thaw/zone"
 	"thaw/zone/node"
 )
@@ -204,11 +204,11 @@ func (r *Report) lines() []string {
 	var b bytes.Buffer
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	per, of := "", func(n int64) string { return fmt.Sprint(n) }
-	amount := size
+	amount := text.Bytes
 	if r.Seconds > 0 {
 		per = "/S"
 		of = func(n int64) string { return fmt.Sprintf("%.1f", float64(n)/r.Seconds) }
-		amount = func(n int64) string { return size(int64(float64(n) / r.Seconds)) }
+		amount = func(n int64) string { return text.Bytes(int64(float64(n) / r.Seconds)) }
 	}
 	fmt.Fprintf(t, "TIER\tHITS%s\tCHUNKS%[1]s\tBYTES%[1]s\tP50\tP99\tHIT RATE\tERRORS%[1]s\n", per)
 	for _, tier := range r.Tiers {
@@ -220,17 +220,17 @@ func (r *Report) lines() []string {
 	}
 	section(t, len(r.Images), "IMAGE\tINSTANCES\tCHUNKS\tBYTES\tCACHE\tZONE\tORIGIN\tAHEAD\tIN VAIN")
 	for _, i := range r.Images {
-		fmt.Fprintf(t, "%s\t%d\t%d\t%s\t%d\t%d\t%d\t%d\t%d\n", plain(i.Image), i.Instances, i.Chunks, size(i.Bytes),
+		fmt.Fprintf(t, "%s\t%d\t%d\t%s\t%d\t%d\t%d\t%d\t%d\n", text.Line(i.Image), i.Instances, i.Chunks, text.Bytes(i.Bytes),
 			i.CacheChunks, i.ZoneChunks, i.OriginChunks, i.Prefetched, i.Prefetched-i.PrefetchUsed)
 	}
 	section(t, len(r.Fetchers), "ORIGIN\tIN FLIGHT\tWAITING\tGAVE UP\tSLOW-DOWNS\tCACHE\tEVICTED")
 	for _, f := range r.Fetchers {
 		used := "?"
 		if f.Cache.Used >= 0 {
-			used = size(f.Cache.Used)
+			used = text.Bytes(f.Cache.Used)
 		}
-		fmt.Fprintf(t, "%s\t%d of %.0f\t%d\t%d\t%d\t%s of %s\t%d\n", plain(f.Origin), f.Queue.Busy, f.Queue.Limit, f.Queue.Waiting, f.Queue.GaveUp, f.Queue.SlowDowns,
-			used, size(f.Cache.Limit), f.Cache.Evicted)
+		fmt.Fprintf(t, "%s\t%d of %.0f\t%d\t%d\t%d\t%s of %s\t%d\n", text.Line(f.Origin), f.Queue.Busy, f.Queue.Limit, f.Queue.Waiting, f.Queue.GaveUp, f.Queue.SlowDowns,
+			used, text.Bytes(f.Cache.Limit), f.Cache.Evicted)
 	}
 	_ = t.Flush() // b takes all
 	if len(r.Nodes) > 0 {
@@ -241,7 +241,7 @@ func (r *Report) lines() []string {
 		if i == 0 {
 			b.WriteByte('\n')
 		}
-		b.WriteString(plain(s) + "\n")
+		b.WriteString(text.Line(s) + "\n")
 	}
 	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
 }
@@ -267,7 +267,7 @@ func WriteNodes(w io.Writer, nodes []Node) error {
 // line writes a row for the node.
 func (n *Node) line(w io.Writer) {
 	if n.Stats == nil {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", plain(n.Node), n.State, plain(strings.TrimSpace(n.Error)))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", text.Line(n.Node), n.State, text.Line(strings.TrimSpace(n.Error)))
 		return
 	}
 	g := &n.Stats.Gets
@@ -275,7 +275,7 @@ func (n *Node) line(w io.Writer) {
 	if gets := hits + g.Missed; gets > 0 {
 		rate = fmt.Sprintf("%.1f %%", 100*float64(hits)/float64(gets))
 	}
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", plain(n.Node), plain(n.State), use(n.Stats.Memory), use(n.Stats.Flash),
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", text.Line(n.Node), text.Line(n.State), use(n.Stats.Memory), use(n.Stats.Flash),
 		max(n.Stats.Memory.Stripes, n.Stats.Flash.Stripes), hits+g.Missed, rate)
 }
 
@@ -284,7 +284,7 @@ func use(t node.Tier) string {
 	if t.Limit == 0 {
 		return "none"
 	}
-	return size(t.Used) + " of " + size(t.Limit)
+	return text.Bytes(t.Used) + " of " + text.Bytes(t.Limit)
 }
 
 // short gives milliseconds in a few digits.
@@ -300,27 +300,4 @@ func short(ms float64) string {
 		return fmt.Sprintf("%.0f ms", ms)
 	}
 	return fmt.Sprintf("%.0f s", ms/1000)
-}
-
-// size gives bytes in a few digits.
-func size(n int64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, i := float64(n), 0
-	for ; f >= 1000 && i < len("KMGTP"); i++ {
-		f /= 1024
-	}
-	return fmt.Sprintf("%.1f %ciB", f, "BKMGTP"[i])
-}
-
-// plain keeps names that others chose to a line, and control characters from
-// the terminal.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return '?'
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
 }

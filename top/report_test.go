@@ -97,8 +97,8 @@ cache   180   90      45.0 MiB  1.0 ms  1.0 ms  90.0 %    0
 zone    16    8       4.0 MiB   2.0 ms  2.0 ms  80.0 %    0
 origin  4     2       1.0 MiB   4.1 ms  4.1 ms  -         0
 
-IMAGE      INSTANCES  CHUNKS  BYTES     CACHE  ZONE  ORIGIN  AHEAD  IN VAIN
-app??[31m  0          100     50.0 MiB  90     8     2       12     3
+IMAGE       INSTANCES  CHUNKS  BYTES     CACHE  ZONE  ORIGIN  AHEAD  IN VAIN
+app; ?[31m  0          100     50.0 MiB  90     8     2       12     3
 
 ORIGIN       IN FLIGHT  WAITING  GAVE UP  SLOW-DOWNS  CACHE                EVICTED
 s3://bucket  5 of 64    6        7        8           3.0 MiB of 10.0 GiB  4
@@ -148,8 +148,7 @@ func TestJSON(t *testing.T) {
 func TestDigits(t *testing.T) {
 	for _, c := range []struct{ got, want string }{
 		{short(0), "-"}, {short(0.064), "64 µs"}, {short(2.84), "2.8 ms"}, {short(512), "512 ms"}, {short(60_000), "60 s"},
-		{size(0), "0 B"}, {size(1000), "1000 B"}, {size(1 << 20), "1.0 MiB"}, {size(1 << 62), "4096.0 PiB"},
-		{cut("µs and more", 2), "µs"}, {cut("short", 80), "short"}, {cut("x", 0), ""}, {plain("a\nb\xff"), "a?b?"},
+		{cut("µs and more", 2), "µs"}, {cut("short", 80), "short"}, {cut("x", 0), ""},
 	} {
 		if c.got != c.want {
 			t.Errorf("%q, want %q", c.got, c.want)

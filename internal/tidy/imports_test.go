@@ -49,7 +49,7 @@ func allowed() map[string]string {
 		"host":           "agent mount sandbox cache manifest",
 		"cmd/thaw-shim":  "agent cache host latency sandbox text", // it listens to the agent, and reports its numbers
 		"metrics":        "cache host latency zone",
-		"top":            "cache host metrics zone zone/node",
+		"top":            "cache host metrics text zone zone/node",
 		"snapshotter":    "agent origin manifest",
 		// invoke
 		"sandbox":       "",
