@@ -56,6 +56,7 @@ type fleet struct {
 	fetcher *exec.Cmd
 	flags   []string // of the fetcher that runs
 
+	gate  sync.RWMutex // held by reads; alone, by who needs a moment without
 	mu    sync.Mutex
 	peaks map[string]int // guarded by mu: most memory of each kind of process, KiB
 }
@@ -275,6 +276,8 @@ var errWrong = errors.New("WRONG BYTES")
 
 // read reads a chunk whole and compares it.
 func (f *fleet) read(ctx context.Context, c *cache.Client, name chunk.Name) error {
+	f.gate.RLock()
+	defer f.gate.RUnlock()
 	want := f.chunks[name]
 	v, err := c.Find(ctx, name, len(want))
 	if err != nil {
@@ -292,7 +295,7 @@ func (f *fleet) read(ctx context.Context, c *cache.Client, name chunk.Name) erro
 }
 
 // readers is how many read at a time.
-const readers = 16
+const readers = 32
 
 // pass empties the cache and reads every chunk. Wrong bytes end the test.
 func (f *fleet) pass(deadline time.Duration) (failed []error) {
@@ -373,6 +376,25 @@ func (f *fleet) until(what string, so func() bool) {
 			f.t.Fatalf("it never was so: %s", what)
 		}
 	}
+}
+
+// readOnly makes the mount of a folder so, or not, while readers pause: nothing
+// may be open for writing.
+func (f *fleet) readOnly(dir string, so bool) {
+	f.t.Helper()
+	f.gate.Lock()
+	defer f.gate.Unlock()
+	flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND) // of the mount: the file system also minds files that are open and removed
+	if so {
+		flags |= unix.MS_RDONLY
+	}
+	f.until("the folder is mounted otherwise", func() bool {
+		err := unix.Mount("", dir, "", flags, "")
+		if err != nil && !errors.Is(err, unix.EBUSY) {
+			f.t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 // warm puts every stripe on its node. Nothing may be wrong with the nodes.

@@ -253,8 +253,10 @@ func (s *soaking) inside(t *turn, draw *rand.Rand, in io.Writer, out *bufio.Read
 		before := t.begin(s)
 		before.kills = kills // since the container's start
 		i := draw.IntN(dataFiles)
+		s.gate.RLock()
 		_, werr := fmt.Fprintf(in, "sum %s\n", dataPath(i))
 		line, rerr := out.ReadString('\n')
+		s.gate.RUnlock()
 		line = strings.TrimSuffix(line, "\n")
 		err := errors.Join(werr, rerr)
 		switch {
@@ -289,6 +291,9 @@ func (s *soaking) round() {
 		}
 	})
 	var mends []func()
+	if s.draw.IntN(5) < 2 {
+		mends = append(mends, s.breakCache()) // while reads end soon
+	}
 	for _, i := range s.draw.Perm(fleetNodes)[:broken] {
 		mends = append(mends, s.breakNode(s.nodes[i]))
 	}
@@ -296,13 +301,10 @@ func (s *soaking) round() {
 		mends = append(mends, s.breakOrigin())
 	}
 	if s.draw.IntN(5) < 2 {
-		mends = append(mends, s.breakCache())
-	}
-	if s.draw.IntN(5) < 2 {
 		s.killOne()
 	}
 	s.pause(time.Duration(300+s.draw.IntN(1200)) * time.Millisecond)
-	for _, mend := range mends {
+	for _, mend := range slices.Backward(mends) {
 		mend()
 	}
 	s.change(func(m *moment) { m.beyond, m.origin = false, false })
@@ -388,7 +390,8 @@ func (s *soaking) breakCache() (mend func()) {
 			return func() { _ = os.Remove(filepath.Join(s.disk, "filler")) }, fill(s.disk)
 		}
 		hurts["read-only"] = func() (func(), error) {
-			return func() { s.remount(0) }, s.remount(unix.MS_RDONLY)
+			s.readOnly(s.disk, true)
+			return func() { s.readOnly(s.disk, false) }, nil
 		}
 	}
 	kind := pick(s.draw, hurts)
@@ -398,15 +401,6 @@ func (s *soaking) breakCache() (mend func()) {
 		s.t.Fatalf("L1 %s: %v", kind, err)
 	}
 	return mend
-}
-
-// remount changes how L1 is mounted, once nobody writes to it.
-func (s *soaking) remount(flags uintptr) (err error) {
-	s.until("it is mounted otherwise", func() bool {
-		err = unix.Mount("", s.disk, "", unix.MS_REMOUNT|flags, "")
-		return !errors.Is(err, unix.EBUSY)
-	})
-	return err
 }
 
 // killOne kills a process that reads depend on.

@@ -329,7 +329,7 @@ func (f *fleet) beyond(wreck func(*member) func(), broken int) {
 	}
 	f.way.Set(faults.Link{Refuse: true})
 	f.way.Cut()
-	f.failing(time.Second, cache.ErrUnavailable)
+	f.failing(500*time.Millisecond, cache.ErrUnavailable)
 	f.way.Set(faults.Link{})
 	f.all() // the origin is back, the zone is not
 	for _, mend := range mends {
@@ -371,7 +371,7 @@ func TestOriginFaults(t *testing.T) {
 		n.proxy.Set(faults.Link{Refuse: true})
 		n.proxy.Cut()
 	}
-	f.failing(time.Second, cache.ErrUnavailable)
+	f.failing(500*time.Millisecond, cache.ErrUnavailable)
 	down(false)
 	f.all()
 	f.way.Set(faults.Link{Delay: 200 * time.Millisecond, Bandwidth: 8 << 20})
@@ -444,18 +444,9 @@ func TestCacheFaults(t *testing.T) {
 		}
 	}
 	if root {
-		remount := func(flags uintptr) {
-			f.until("it is mounted otherwise", func() bool { // nobody is writing at the moment
-				err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, "")
-				if err != nil && !errors.Is(err, unix.EBUSY) {
-					t.Fatal(err)
-				}
-				return err == nil
-			})
-		}
-		remount(unix.MS_RDONLY)
+		f.readOnly(dir, true)
 		crowd.reads(2 * len(f.names))
-		remount(0)
+		f.readOnly(dir, false)
 		if err := errors.Join(emptied(f.cache), fill(dir)); err != nil {
 			t.Error(err)
 		}
