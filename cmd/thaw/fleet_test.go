@@ -233,13 +233,18 @@ func (f *fleet) startFetcher(flags ...string) {
 	}
 	defer r.Close()
 	defer w.Close()
+	serving, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0) // it says so; clients wait in the socket's queue
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer serving.Close()
 	log, err := os.OpenFile(f.socket+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	defer log.Close()
 	f.fetcher = f.command(append(slices.Clone(flags), "fetcher")...)
-	f.fetcher.ExtraFiles, f.fetcher.Stderr = []*os.File{file, r}, log
+	f.fetcher.ExtraFiles, f.fetcher.Stderr = []*os.File{file, r, serving}, log
 	if err := f.fetcher.Start(); err != nil {
 		f.t.Fatal(err)
 	}

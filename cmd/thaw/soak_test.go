@@ -71,6 +71,7 @@ type moment struct {
 	beyonds        int
 	origins        int
 	kills          int // of agents
+	fetchers       int // killed, of containers
 }
 
 // turn is where a reader is.
@@ -235,7 +236,7 @@ func (s *soaking) containers(t *turn) {
 		after := s.moment()
 		switch {
 		case line == "ready\n" && (werr == nil || after.kills != before.kills):
-		case line != "ready\n" && (before.origin || after.origins != before.origins || after.kills != before.kills):
+		case line != "ready\n" && (before.origin || after.origins != before.origins || after.kills != before.kills || after.fetchers != before.fetchers):
 			s.refused.Add(1)
 		default:
 			s.wrong("a container: %v %q\n%s", werr, line, &stderr)
@@ -424,6 +425,7 @@ func (s *soaking) killOne() {
 			s.change(func(m *moment) { m.kills++ })
 			s.faults["agent killed"]++
 		} else {
+			s.change(func(m *moment) { m.fetchers++ })
 			s.faults["container's fetcher killed"]++
 		}
 		s.weigh(strings.TrimPrefix(strings.TrimSpace(what), "thaw-"), pid)
@@ -513,6 +515,6 @@ func (s *soaking) say(seed uint64, length time.Duration) {
 		s.t.Error(bad)
 		verdict = "NOT FINE"
 	}
-	fmt.Printf("soak: seed %d, %v: %d faults in %d rounds (%s); %d reads compared, %.1f GB; %d failed, all beyond the redundancy; %d cut off with their agent, %d starts refused without the origin; %s; peak memory, MiB: %s\n",
+	fmt.Printf("soak: seed %d, %v: %d faults in %d rounds (%s); %d reads compared, %.1f GB; %d failed, all beyond the redundancy; %d cut off with their agent, %d starts refused without origin or fetcher; %s; peak memory, MiB: %s\n",
 		seed, length, all, s.rounds, strings.Join(kinds, ", "), s.reads.Load(), float64(s.bytes.Load())/1e9, s.failures.Load(), s.cutOff.Load(), s.refused.Load(), verdict, strings.Join(peaks, ", "))
 }

@@ -476,7 +476,12 @@ func emptied(dir string) (err error) {
 }
 
 func truncated(dir string) error {
-	return eachChunk(dir, func(path string, size int64) error { return os.Truncate(path, size/3) })
+	return eachChunk(dir, func(path string, size int64) error {
+		if err := os.Chmod(path, 0o644); err != nil {
+			return err
+		}
+		return os.Truncate(path, size/3)
+	})
 }
 
 // replaced puts other bytes in the place of the files, as a disk that rots does
