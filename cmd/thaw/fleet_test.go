@@ -343,27 +343,39 @@ func (f *fleet) all() (gets int) {
 	return f.front.Seen().Gets
 }
 
-// held is how many of the image's stripes are on their nodes. Those that do not
-// answer hold none.
-func (f *fleet) held() (n int) {
-	var ids []byte
+// held is how many of the image's stripes their nodes give, whole: what rots on
+// flash is found when it is read. Nodes that do not answer hold none.
+func (f *fleet) held() int {
+	var ids []zone.StripeID
+	var query []byte
 	for _, name := range f.names {
 		for i := range fleetNodes {
-			ids = zone.StripeID{Name: name, K: fleetNodes - fleetSpare, N: fleetNodes, Index: uint8(i)}.Append(ids)
+			id := zone.StripeID{Name: name, K: fleetNodes - fleetSpare, N: fleetNodes, Index: uint8(i)}
+			ids, query = append(ids, id), id.Append(query)
 		}
 	}
 	client := http.Client{Timeout: patience}
 	defer client.CloseIdleConnections()
-	for _, node := range f.nodes {
-		res, err := client.Post("http://"+node.addr+zone.HavePath, "", bytes.NewReader(ids))
+	body := func(res *http.Response, err error) []byte {
 		if err != nil {
-			continue
+			return nil
 		}
-		body, _ := io.ReadAll(res.Body)
-		_ = res.Body.Close()
-		n += bytes.Count(body, []byte{1})
+		defer res.Body.Close()
+		data, _ := io.ReadAll(res.Body) // what is short is not whole
+		return data
 	}
-	return n
+	whole := 0
+	for _, node := range f.nodes {
+		for i, has := range body(client.Post("http://"+node.addr+zone.HavePath, "", bytes.NewReader(query))) {
+			if has != 1 || i >= len(ids) {
+				continue
+			}
+			if s, err := zone.ParseStripe(body(client.Get("http://" + node.addr + ids[i].Path()))); err == nil && s.ID() == ids[i] {
+				whole++
+			}
+		}
+	}
+	return whole
 }
 
 // full is what held gives of a zone that lacks nothing.

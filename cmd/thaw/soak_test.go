@@ -478,14 +478,24 @@ func (s *soaking) end() {
 	}
 	s.weighAll()
 	for _, n := range s.nodes {
+		s.descriptors("node", n.cmd)
 		n.end(unix.SIGTERM)
 	}
+	s.descriptors("fetcher", s.fetcher)
 	s.endFetcher()
 	if out, err := exec.Command("thaw", "--state", s.state, "prune").CombinedOutput(); err != nil && os.Geteuid() == 0 {
 		s.t.Logf("prune: %v %s", err, out)
 	}
 	if left, err := s.left(); err != nil || len(left) > 0 {
 		s.wrong("left: %s, %v", strings.Join(left, "; "), err)
+	}
+}
+
+// descriptors checks that a process does not lose sight of its connections. A
+// fetcher keeps up to 64 open to each node.
+func (s *soaking) descriptors(kind string, cmd *exec.Cmd) {
+	if open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", cmd.Process.Pid)); err != nil || len(open) > 600 {
+		s.wrong("a %s has %d descriptors open, %v", kind, len(open), err)
 	}
 }
 
