@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,9 +22,7 @@ func TestInterruptedWhileMounting(t *testing.T) {
 			m.convert("other", 100, "--free", "1GiB") // of another size: it shares no chunk that a mount reads
 			other := m.serve("other")
 			fetcher := m.fetcher()
-			if err := syscall.Kill(fetcher, syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
+			stop(t, fetcher)
 			args := []string{verb, "app"}
 			if verb == "mount" {
 				args = append(args, t.TempDir())
@@ -81,6 +81,30 @@ func (m *machine) awaitLoops(want int) {
 		case <-tick.C:
 		case <-late:
 			m.t.Fatalf("%d loop devices, want %d", len(devices), want)
+		}
+	}
+}
+
+// stop stops a process, and returns when it has stopped.
+func stop(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); ; {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, state, _ := strings.Cut(string(stat), ") "); strings.HasPrefix(state, "T") {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("process %d does not stop: %s", pid, stat)
 		}
 	}
 }

@@ -237,6 +237,7 @@ func (r *running) expect(want string) {
 // ask gives the answer to a question.
 func (r *running) ask(format string, args ...any) string {
 	r.m.t.Helper()
+	r.late.Reset(patience)
 	if _, err := fmt.Fprintf(r.in, format+"\n", args...); err != nil {
 		r.m.t.Fatal(err)
 	}

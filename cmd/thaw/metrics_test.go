@@ -83,9 +83,7 @@ func TestMetrics(t *testing.T) {
 		t.Error("a read was not counted")
 	}
 	fetcher := m.fetcher()
-	if err := syscall.Kill(fetcher, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	stop(t, fetcher)
 	hung := scrape(t, address)
 	if err := syscall.Kill(fetcher, syscall.SIGCONT); err != nil {
 		t.Fatal(err)

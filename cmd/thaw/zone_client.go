@@ -23,7 +23,7 @@ import (
 // zoneFlags are how a zone is used, for all who use it.
 type zoneFlags struct {
 	ZoneCode     zoneCode      `help:"K/N: a chunk is cut into N stripes on N nodes, any K of which give it back; all users of a zone say the same (4/5 from five nodes on, else 1/1)." env:"THAW_ZONE_CODE" placeholder:"K/N" group:"globals"`
-	ZoneDeadline time.Duration `help:"How long the zone may take to give a chunk, before the origin is asked." default:"250ms" env:"THAW_ZONE_DEADLINE" group:"globals"`
+	ZoneDeadline time.Duration `help:"How long the zone may take to give a chunk, before the origin is asked." default:"1s" env:"THAW_ZONE_DEADLINE" group:"globals"`
 	ZoneCA       string        `name:"zone-ca" help:"The zone's nodes have TLS, with certificates of one of these authorities, PEM." env:"THAW_ZONE_CA" placeholder:"FILE" type:"path" group:"globals"`
 	ZoneCert     string        `name:"zone-cert" help:"Certificate to show to nodes, PEM." env:"THAW_ZONE_CERT" placeholder:"FILE" type:"path" group:"globals"`
 	ZoneKey      string        `name:"zone-key" help:"Its key, PEM." env:"THAW_ZONE_KEY" placeholder:"FILE" type:"path" group:"globals"`

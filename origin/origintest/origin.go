@@ -184,6 +184,9 @@ func testRecordsInTurn(t *testing.T, b origin.Bucket) {
 // its own, and Latest never goes back or fails.
 func testRecordsAtOnce(t *testing.T, b origin.Bucket) {
 	o := on(t, b)
+	if _, err := o.Active(t.Context()); err != nil { // or a folder is taken for one that is not mounted
+		t.Fatal(err)
+	}
 	const writers = 20
 	ctx, stop := context.WithCancel(t.Context())
 	var reader sync.WaitGroup
