@@ -153,6 +153,7 @@ func (n *member) start() error {
 	defer log.Close()
 	cmd := exec.Command("thaw", "--state", n.f.state, "zone", "--listen=127.0.0.1:0", "--memory=16MiB", "--flash="+n.flash, "--flash-size=32MiB")
 	cmd.Env, cmd.Stderr = n.f.env, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL} // a test that panics cleans nothing
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -245,6 +246,7 @@ func (f *fleet) startFetcher(flags ...string) {
 	defer log.Close()
 	f.fetcher = f.command(append(slices.Clone(flags), "fetcher")...)
 	f.fetcher.ExtraFiles, f.fetcher.Stderr = []*os.File{file, r, serving}, log
+	f.fetcher.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := f.fetcher.Start(); err != nil {
 		f.t.Fatal(err)
 	}
