@@ -31,12 +31,17 @@ type conn struct {
 	in         [maxHead]byte
 	start, end int // what is in in and not used yet
 	deadline   time.Time
-	began      time.Time   // the last request
-	waiting    atomic.Bool // for a request; the server may close it
-	head       []byte      // of an answer
+	began      time.Time    // the last request, or the connection
+	spoken     bool         // there was a request
+	waiting    atomic.Int64 // for a request, since then in ns since 1970; 0: it does not. The server may close it
+	head       []byte       // of an answer
 	out        sending
 	from       receiving
 }
+
+func (c *conn) since() *atomic.Int64 { return &c.waiting }
+
+func (c *conn) cut() { _ = c.tcp.Close() }
 
 // serve answers requests until the connection ends, or brings a request for
 // net/http: then it gives foreign, and the rest is not touched.
@@ -47,6 +52,7 @@ func (c *conn) serve() parsed {
 		if p != ours {
 			return p
 		}
+		c.spoken = true
 		var ok bool
 		if r.method == 'P' {
 			ok = c.put(&r)
@@ -61,10 +67,10 @@ func (c *conn) serve() parsed {
 
 // request reads the next request. It gives partial when there is none.
 func (c *conn) request(r *request) parsed {
-	c.waiting.Store(true)
+	c.waiting.Store(c.began.UnixNano())
 	for begun := false; ; {
 		if c.end > c.start {
-			c.waiting.Store(false)
+			c.waiting.Store(0)
 			p, size := parseRequest(c.in[c.start:c.end], r)
 			if p == ours {
 				c.start += size
@@ -81,10 +87,14 @@ func (c *conn) request(r *request) parsed {
 			}
 		} else {
 			c.start, c.end = 0, 0
+			idle := c.s.n.bounds.idle
+			if !c.spoken { // who has something to say does so
+				idle = c.s.n.bounds.head
+			}
 			// Setting a deadline costs as much as parsing the request. From the
 			// last one on there was no time worth speaking of.
-			if left := c.deadline.Sub(c.began); left < c.s.n.bounds.idle/2 || left > c.s.n.bounds.idle {
-				c.expire(c.s.n.bounds.idle)
+			if left := c.deadline.Sub(c.began); left < idle/2 || left > idle {
+				c.expire(idle)
 			}
 			if c.s.ending() {
 				return partial

@@ -198,12 +198,23 @@ func (n *Node) servePut(w http.ResponseWriter, r *http.Request) {
 }
 
 func (n *Node) serveHave(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, zone.MaxHave*zone.IDSize))
-	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
-		http.Error(w, fmt.Sprintf("at most %d stripes at once", zone.MaxHave), http.StatusRequestEntityTooLarge)
+	const most = zone.MaxHave * zone.IDSize
+	buf, err := n.buffers.get()
+	if err != nil {
+		n.busy(w, err)
 		return
 	}
-	if err == nil && len(body)%zone.IDSize != 0 {
+	defer n.buffers.put(buf)
+	size, err := io.ReadFull(r.Body, buf.b[:most+1])
+	switch {
+	case err == nil:
+		http.Error(w, fmt.Sprintf("at most %d stripes at once", zone.MaxHave), http.StatusRequestEntityTooLarge)
+		return
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF) && (r.ContentLength < 0 || int64(size) == r.ContentLength):
+		err = nil
+	}
+	body := buf.b[:size]
+	if err == nil && size%zone.IDSize != 0 {
 		err = fmt.Errorf("want %d bytes for each stripe", zone.IDSize)
 	}
 	answers := make([]byte, 0, len(body)/zone.IDSize)

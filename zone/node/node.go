@@ -89,6 +89,7 @@ type Node struct {
 	buffers *buffers
 	drained atomic.Bool
 	conns   atomic.Int64 // open connections
+	http2   atomic.Int64 // of those
 	counts  counters
 	work    sync.WaitGroup // the writer to flash
 	closed  chan struct{}

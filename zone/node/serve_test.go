@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -199,26 +201,129 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// With all places taken, the connection that has waited longest makes room for
+// a new one, whoever serves it; one that is at work does not.
 func TestConnectionsAreBounded(t *testing.T) {
-	n := open(t, Options{})
+	warned := make(chan error, 10)
+	n := open(t, Options{Warn: func(err error) { warned <- err }})
 	n.bounds.conns = 2
 	address := serve(t, n, nil)
-	first, second := dial(t, address), dial(t, address)
-	for _, c := range []net.Conn{first, second} {
-		send(t, c, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
-		if r := readAnswer(t, bufio.NewReader(c)); r.status != 200 {
-			t.Fatal(r.status)
+	id, _ := usualStripe(1)
+	asks := func(c net.Conn, path string) (open bool) {
+		if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path); err != nil {
+			return false
 		}
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err == nil {
+			_, err = io.Copy(io.Discard, res.Body)
+			_ = res.Body.Close()
+		}
+		return err == nil
 	}
+	waits := func(most int64) { waitFor(t, "room", func() bool { return n.conns.Load() <= most }) }
+	silent := dial(t, address)
+	waitFor(t, "the first", func() bool { return n.conns.Load() == 1 })
+	second := dial(t, address)
+	if !asks(second, id.Path()) {
+		t.Fatal("not served")
+	}
+	third := dial(t, address)
+	if !asks(third, "/status") { // net/http has it
+		t.Fatal("not served")
+	}
+	if _, err := silent.Read(make([]byte, 1)); err == nil {
+		t.Error("the silent one is still there")
+	}
+	waits(2)
+	busy := dial(t, address) // in the place of the second
+	send(t, busy, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", id.Path())
+	if asks(second, id.Path()) {
+		t.Error("the second is still there")
+	}
+	waits(2)
+	last := dial(t, address)
+	if !asks(last, id.Path()) || asks(third, "/status") {
+		t.Error("the third was not closed for the last")
+	}
+	if s := n.Stats(); s.Refused != 3 || len(warned) != 1 {
+		t.Errorf("%d warnings, %+v", len(warned), s)
+	}
+}
+
+// Connections that work are closed for nobody.
+func TestConnectionsAtWork(t *testing.T) {
+	n := open(t, Options{})
+	n.bounds.conns = 1
+	address := serve(t, n, nil)
+	id, _ := usualStripe(1)
+	busy := dial(t, address)
+	send(t, busy, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", id.Path())
+	waitFor(t, "the body's buffer", func() bool { return len(n.buffers.room) == 1 })
 	if _, err := dial(t, address).Read(make([]byte, 1)); err == nil {
-		t.Fatal("a third connection is served")
+		t.Fatal("a second connection is served")
 	}
-	_ = first.Close() // an end is an end
-	waitFor(t, "room", func() bool { return n.conns.Load() == 1 })
-	send(t, dial(t, address), "GET ")
-	if s := n.Stats(); s.Refused != 1 {
-		t.Errorf("%+v", s)
+	send(t, busy, "%s", strings.Repeat("x", 97))
+	if r := readAnswer(t, bufio.NewReader(busy)); r.status != 400 {
+		t.Error(r.status)
 	}
+}
+
+// Who has said nothing yet waits as long as for the rest of a head, not as long
+// as who will come back.
+func TestSilentConnections(t *testing.T) {
+	s := httptest.NewUnstartedServer(nil)
+	s.StartTLS() // for its certificate
+	defer s.Close()
+	for name, secure := range map[string]*tls.Config{"plain": nil, "TLS": {Certificates: s.TLS.Certificates}} {
+		t.Run(name, func(t *testing.T) {
+			n := open(t, Options{})
+			n.bounds.head, n.bounds.idle = 20*time.Millisecond, patience
+			if _, err := dial(t, serve(t, n, secure)).Read(make([]byte, 1)); err == nil {
+				t.Error("it was spoken to")
+			}
+			waitFor(t, "its end", func() bool { return n.conns.Load() == 0 })
+		})
+	}
+}
+
+// Connections of HTTP/2 hold more memory than others: there are fewer.
+func TestHTTP2IsBounded(t *testing.T) {
+	for _, name := range []string{"HTTP/2 without TLS", "HTTP/2 over TLS"} {
+		t.Run(name, func(t *testing.T) {
+			n := open(t, Options{})
+			n.bounds.http2 = 1
+			f := fronts()[name](t, n)
+			f.want(t, 200, "GET /status", nil)
+			other := f.Transport.(*http.Transport).Clone()
+			defer other.CloseIdleConnections()
+			if res, err := (&http.Client{Transport: other}).Get(f.url + "/status"); err == nil {
+				_ = res.Body.Close()
+				t.Fatal("a second connection is served")
+			}
+			f.CloseIdleConnections()
+			waitFor(t, "room", func() bool { return n.http2.Load() == 0 })
+			(front{&http.Client{Transport: other}, f.url}).want(t, 200, "GET /status", nil)
+		})
+	}
+}
+
+// Questions lie in the places for bodies, and nowhere else.
+func TestHaveTakesABuffer(t *testing.T) {
+	everywhere(t, Options{Buffers: 1}, func(t *testing.T, n *Node, f front) {
+		id, b := usualStripe(1)
+		f.want(t, 201, "PUT "+id.Path(), b)
+		buf, err := n.buffers.get()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := f.want(t, 503, "POST "+zone.HavePath, id.Append(nil)); r.header.Get("Retry-After") == "" {
+			t.Error("no Retry-After")
+		}
+		n.buffers.put(buf)
+		if r := f.want(t, 200, "POST "+zone.HavePath, id.Append(nil)); string(r.body) != "\x01" {
+			t.Errorf("%q", r.body)
+		}
+	})
 }
 
 // At its end a node answers what it has begun, and waits for nobody else.
