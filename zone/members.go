@@ -2,6 +2,7 @@ package zone
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -133,6 +134,9 @@ func ReadMembers(ctx context.Context, zone string) (*Members, error) {
 
 // parseList reads host:port[,host:port…].
 func parseList(s string) (*Members, error) {
+	if strings.Contains(s, "://") {
+		return nil, fmt.Errorf("zone: %.300q is a URL, not host:port[,host:port…], file:PATH or dns:NAME", s)
+	}
 	var list []Member
 	for field := range strings.SplitSeq(s, ",") {
 		addr, err := parseAddr(strings.TrimSpace(field))
@@ -152,7 +156,8 @@ func parseFile(data []byte) (*Members, error) {
 	var list []Member
 	var version uint64
 	first, number := true, 0
-	for lines := bufio.NewScanner(strings.NewReader(string(data))); lines.Scan(); {
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for lines.Scan() {
 		number++
 		line, _, _ := strings.Cut(lines.Text(), "#")
 		fields := strings.Fields(line)
@@ -171,6 +176,9 @@ func parseFile(data []byte) (*Members, error) {
 			return nil, fmt.Errorf("zone: list of members, line %d: %w", number, err)
 		}
 		first = false
+	}
+	if err := lines.Err(); err != nil { // what follows is not read
+		return nil, fmt.Errorf("zone: list of members, line %d: %w", number+1, err)
 	}
 	return newMembers(version, list)
 }

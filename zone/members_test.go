@@ -26,7 +26,7 @@ func TestReadMembersInPlace(t *testing.T) {
 	for bad, says := range map[string]string{
 		"": "not host:port", "a:1,": "not host:port", "a": "not host:port", "a:0": "no port", "a:65536": "no port", "a:http": "no port",
 		":1": "neither an address nor a name", "a/b:1": "neither", "a b:1": "neither", "a:1,A:1": "named twice", "10.0.0.1:1,[::ffff:10.0.0.1]:1": "named twice",
-		"file:": "needs a path", "dns:": "dns:NAME", "dns:a:b:c": "dns:NAME", "dns:a/b:1": "dns:NAME", "http://a:1": "not host:port",
+		"file:": "needs a path", "dns:": "dns:NAME", "dns:a:b:c": "dns:NAME", "dns:a/b:1": "dns:NAME", "http://a:1": "is a URL, not host:port", "http://x": "is a URL",
 	} {
 		if _, err := ReadMembers(t.Context(), bad); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v, want %q", bad, err, says)
@@ -44,7 +44,7 @@ func TestParseFile(t *testing.T) {
 	}
 	for bad, says := range map[string]string{
 		"a:1 weight=0": "weight 0", "a:1 weight=1001": "1001", "a:1 weight=x": "line 1", "a:1\nb:1 colour=red": "line 2", "a:1 rack=": "rack=",
-		"a:1\nversion 7": "line 2", "version -1": "line 1", "a:1\na:1": "named twice", "a:1 name=x\nb:1 name=x": "named twice", "a:1 name=x\na:1": "named twice", "a:1 name=b:1\nb:1": "named twice", "a:1 name=": "name=", strings.Repeat("#", maxListSize+1): "longer", "a:1 rack=" + strings.Repeat("x", 65): "rack",
+		"a:1\nversion 7": "line 2", "version -1": "line 1", "a:1\na:1": "named twice", "a:1 name=x\nb:1 name=x": "named twice", "a:1 name=x\na:1": "named twice", "a:1 name=b:1\nb:1": "named twice", "a:1 name=": "name=", strings.Repeat("#", maxListSize+1): "longer", "a:1\n#" + strings.Repeat("x", 70_000) + "\nb:1": "line 2: ", "a:1 rack=" + strings.Repeat("x", 65): "rack",
 	} {
 		if _, err := parseFile([]byte(bad)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%.40q: %v, want %q", bad, err, says)
