@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,8 @@ const (
 	// rewriteShare of a segment, as one part in so many, is written once more at
 	// most, and so of all writing.
 	rewriteShare = 2
+	// warnEvery is how often an operator is told of what goes on.
+	warnEvery = time.Minute
 )
 
 // clean keeps segments ready to be filled, and when there is nothing else to do
@@ -126,18 +129,29 @@ func (s *Store) rewrite(seg *segment, buf []byte) []byte {
 		return cmp.Or(cmp.Compare(b.uses, a.uses), cmp.Compare(b.sequence, a.sequence))
 	})
 	room := (s.length - page) / rewriteShare
-	for _, sl := range worth {
+	for i, sl := range worth {
 		if s.closed || slotSize(sl.size) > room {
 			break
 		}
 		room -= slotSize(sl.size)
 		var err error
 		if buf, err = s.move(seg, sl, buf); err != nil {
-			s.options.Warn(fmt.Errorf("flash: keep a value in another segment: %w", err))
+			s.leave(len(worth)-i, err)
 			break
 		}
 	}
 	return buf
+}
+
+// leave counts values that were worth keeping and are not kept. It is told at
+// most once in warnEvery: while much is put it may be so for each segment. mu is
+// held.
+func (s *Store) leave(values int, cause error) {
+	s.stats.Left += uint64(values)
+	if now := s.options.now(); now.Sub(s.warned) >= warnEvery {
+		s.warned = now
+		s.options.Warn(fmt.Errorf("flash: %d values so far that were worth it are not kept: %w", s.stats.Left, cause))
+	}
 }
 
 // move writes a slot once more, in another segment. A value that somebody

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,6 +70,26 @@ func TestWriteFault(t *testing.T) {
 		want(t, s, 699, 0, 15*kib)
 		s = again(t, s)
 		want(t, s, 699, 0, 15*kib)
+	}
+}
+
+// Values that there is no room to keep are counted, and told of once a minute.
+func TestLeft(t *testing.T) {
+	var clock atomic.Int64
+	clock.Store(1_700_000_000)
+	var warned []string
+	o := small()
+	o.now = func() time.Time { return time.Unix(clock.Load(), 0) }
+	o.Warn = func(err error) { warned = append(warned, err.Error()) }
+	s := open(t, t.TempDir(), o)
+	for _, later := range []int64{0, 1, 58, 1} {
+		clock.Add(later)
+		s.mu.Lock()
+		s.leave(2, ErrBusy)
+		s.mu.Unlock()
+	}
+	if s.Stats().Left != 8 || len(warned) != 2 || !strings.Contains(warned[1], "8 values so far") {
+		t.Errorf("%d left, %q", s.Stats().Left, warned)
 	}
 }
 

@@ -143,6 +143,7 @@ type Store struct {
 	sequence uint64     // of the last slot
 	active   int        // operations that use the files
 	closed   bool
+	warned   time.Time // when values that are left were told of last
 	stats    Stats
 }
 
@@ -168,6 +169,7 @@ type Stats struct {
 
 	Written     int64  `json:"written"`      // bytes of slots for values that were put or replaced others
 	Rewritten   int64  `json:"rewritten"`    // bytes of slots written once more; Written + Rewritten over Written is the write amplification
+	Left        uint64 `json:"left"`         // values that were worth writing once more, and evicted instead: there was no room just then
 	Reclaimed   uint64 `json:"reclaimed"`    // segments made ready to be filled again
 	WriteErrors uint64 `json:"write_errors"` // writes that the disk refused
 

@@ -17,6 +17,8 @@ type disk struct {
 	// gone is what memory has evicted. Uses there are none of flash's until
 	// then: they would cost every GET a lock.
 	gone chan zone.StripeID
+
+	warned time.Time // write's: when a failure was told of last
 }
 
 // drainTime is the longest that closing waits for what is queued: it is a
@@ -155,7 +157,10 @@ func (d *disk) demote(id zone.StripeID, buf []byte) {
 	}
 	if err != nil {
 		d.n.counts.flashFailed.Add(1)
-		d.n.options.Warn(fmt.Errorf("node: keeping a stripe in memory only: %w", err))
+		if now := time.Now(); now.Sub(d.warned) >= warnEvery { // a full queue of them may follow
+			d.warned = now
+			d.n.options.Warn(fmt.Errorf("node: keeping stripes in memory only (%d so far): %w", d.n.counts.flashFailed.Load(), err))
+		}
 		return
 	}
 	d.n.counts.flashWritten.Add(1)

@@ -284,3 +284,22 @@ func residentSet(t *testing.T, pid int) int {
 	t.Fatal("no VmRSS")
 	return 0
 }
+
+// A flash store that takes nothing is told of once, not for every stripe.
+func TestFlashThatTakesNothing(t *testing.T) {
+	warned := make(chan error, 100)
+	n := open(t, Options{Flash: t.TempDir(), FlashSize: 32 << 20, Warn: func(err error) { warned <- err }})
+	if err := n.disk.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(5) {
+		id, b := usualStripe(i)
+		if out, err := n.put(id, b, ""); out != stored {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "all to fail", func() bool { return n.Stats().Puts.Failed == 5 })
+	if len(warned) != 1 {
+		t.Errorf("%d warnings", len(warned))
+	}
+}
