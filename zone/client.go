@@ -63,7 +63,7 @@ type Options struct {
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Warn, if set, is told what is wrong with the list of members, once each
-	// time. It may be called by another goroutine.
+	// time, and once that no node has answered the first Get. It may be called by another goroutine.
 	Warn func(error)
 }
 
@@ -86,6 +86,8 @@ type Client struct {
 	buffers   buffers
 	counts    counts
 	view      atomic.Pointer[view] // nil: no members yet
+	answered  atomic.Bool          // a node has, with a stripe or without
+	unheard   atomic.Pointer[string]
 
 	base   context.Context // ends with Close
 	cancel context.CancelFunc

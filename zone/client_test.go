@@ -3,12 +3,19 @@ package zone
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -242,4 +249,68 @@ func TestCallerLeaves(t *testing.T) {
 		_, err := z.Get(ctx, s.Name)
 		return errors.Is(err, context.Canceled)
 	})
+}
+
+// TestUnheard: that no node ever answers is told, with the cause, and once; not
+// any more as soon as one has, or where the zone merely lacks a chunk.
+func TestUnheard(t *testing.T) {
+	var up atomic.Bool
+	warned := make(chan error, 10)
+	z := newZone(t, 1, Options{
+		Warn: func(err error) { warned <- err },
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if up.Load() {
+				return new(net.Dialer).DialContext(ctx, network, addr)
+			}
+			return nil, errors.New("nobody is there")
+		},
+	})
+	if u := z.Stats().Unheard; u != "" {
+		t.Errorf("unheard before it was asked: %q", u)
+	}
+	absent := chunktest.Sample(2, 1000).Name
+	for range 3 {
+		if _, err := z.Get(t.Context(), absent); err == nil || errors.Is(err, chunk.ErrNotFound) {
+			t.Fatal(err)
+		}
+	}
+	if u := z.Stats().Unheard; !strings.HasSuffix(u, "nobody is there") || strings.Contains(u, absent.String()) {
+		t.Errorf("%q", u)
+	}
+	if len(warned) != 1 {
+		t.Errorf("%d warnings", len(warned))
+	}
+	up.Store(true)
+	if _, err := z.Get(t.Context(), absent); !errors.Is(err, chunk.ErrNotFound) {
+		t.Fatal(err)
+	}
+	up.Store(false)
+	z.transport.CloseIdleConnections()
+	_, _ = z.Get(t.Context(), absent)
+	if u := z.Stats().Unheard; u != "" {
+		t.Errorf("one has answered: %q", u)
+	}
+}
+
+// TestUnheardTLS: plain requests to nodes with TLS and the other way round.
+func TestUnheardTLS(t *testing.T) {
+	for name, wrong := range map[string]*tls.Config{"plain": nil, "other authority": {}} {
+		t.Run(name, func(t *testing.T) {
+			s := httptest.NewUnstartedServer(http.NotFoundHandler())
+			s.Config.ErrorLog = log.New(io.Discard, "", 0)
+			s.StartTLS()
+			defer s.Close()
+			c, err := NewClient(Options{Zone: s.Listener.Addr().String(), TLS: wrong})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Get(t.Context(), chunktest.Sample(2, 1000).Name); err == nil {
+				t.Fatal("it gave something")
+			}
+			if u := c.Stats().Unheard; !strings.Contains(u, s.Listener.Addr().String()) {
+				t.Errorf("%q", u)
+			}
+		})
+	}
 }

@@ -55,6 +55,7 @@ func (c *Client) Get(ctx context.Context, name chunk.Name) ([]byte, error) {
 		c.counts.misses.Add(1)
 	default:
 		c.counts.failed.Add(1)
+		c.silence(err)
 	}
 	return data, err
 }

@@ -79,7 +79,7 @@ func (c *Client) ask(ctx context.Context, to *node, q question, won <-chan struc
 	to.counts.requests.Add(1)
 	res, err := c.transport.RoundTrip(c.request(ctx, http.MethodGet, to.addr, q.id).with(header, query))
 	if err != nil {
-		a.err = err
+		a.err = fmt.Errorf("%s: %w", to.addr, err)
 		return a
 	}
 	defer res.Body.Close()

@@ -1,10 +1,17 @@
 package zone
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
 	"sync/atomic"
 
 	"thaw/latency"
 )
+
+// maxCause is how many bytes of an error are kept for who asks for Stats.
+const maxCause = 300
 
 // Stats counts what a Client has done since it was made. It is for adding up
 // and for JSON.
@@ -39,6 +46,10 @@ type Stats struct {
 	FirstK  latency.Snapshot `json:"first_k"` // from the first request to the k-th stripe
 	Rebuild latency.Snapshot `json:"rebuild"`
 	Hash    latency.Snapshot `json:"hash"`
+
+	// Unheard says, as long as no node has ever answered, why the last chunk that
+	// was asked for did not come; "" else.
+	Unheard string `json:"unheard,omitempty"`
 
 	Nodes []NodeStats `json:"nodes"` // members of now, by address
 }
@@ -80,6 +91,9 @@ func (c *Client) Stats() Stats {
 		Repaired: n.repaired.Load(), RepairsFailed: n.repairsFailed.Load(), RepairsLeft: n.repairsLeft.Load(),
 		Network: n.network.Snapshot(), FirstK: n.firstK.Snapshot(), Rebuild: n.rebuildTime.Snapshot(), Hash: n.hashingTime.Snapshot(),
 	}
+	if cause := c.unheard.Load(); cause != nil && !c.answered.Load() {
+		s.Unheard = *cause
+	}
 	v := c.view.Load()
 	if v == nil {
 		return s
@@ -95,6 +109,22 @@ func (c *Client) Stats() Stats {
 	return s
 }
 
+// silence remembers why a chunk did not come, if no node has ever answered: the
+// origin gives it, and nobody would see that the zone is of no use. It is a
+// warning the first time.
+func (c *Client) silence(err error) {
+	if c.answered.Load() || errors.Is(err, context.Canceled) {
+		return
+	}
+	if cause := errors.Unwrap(err); cause != nil { // without the chunk's name
+		err = cause
+	}
+	text := strings.ToValidUTF8(err.Error(), "?")
+	if text = text[:min(len(text), maxCause)]; c.unheard.Swap(&text) == nil {
+		c.o.Warn(fmt.Errorf("zone: no node has answered: %s", text))
+	}
+}
+
 // note counts an answer that was waited for, or was not.
 func (c *Client) note(from *node, a answer, late bool) {
 	if late {
@@ -105,6 +135,9 @@ func (c *Client) note(from *node, a answer, late bool) {
 	}
 	if a.what == bad {
 		c.counts.bad.Add(1)
+	}
+	if a.what != failed && !c.answered.Load() {
+		c.answered.Store(true)
 	}
 	if from == nil {
 		return
