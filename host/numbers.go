@@ -126,6 +126,15 @@ func bare(raw string) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
 
+// FetcherStats gives what a fetcher says of itself. One that does not answer has
+// numbers for nobody.
+func (h *Host) FetcherStats(ctx context.Context, u *Use) cache.FetcherStats {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	s, _ := fetcherStats(ctx, h.dir("fetchers", u.key, agent.SocketName))
+	return s
+}
+
 func fetcherStats(ctx context.Context, socket string) (cache.FetcherStats, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {

@@ -121,6 +121,12 @@ func TestAsk(t *testing.T) {
 		f.Stats.Folder.Limit != 1<<30 || string(f.Stats.More) != `{"zone":1}` {
 		t.Errorf("%+v", f)
 	}
+	if s := h.FetcherStats(t.Context(), &Use{key: "f1"}); string(s.More) != `{"zone":1}` {
+		t.Errorf("%+v", s)
+	}
+	if s := h.FetcherStats(t.Context(), &Use{key: "f3silent"}); s.More != nil {
+		t.Errorf("of none: %+v", s)
+	}
 	if i := n.Images[0]; i.Err != nil || i.PID != os.Getpid() || i.Name != "app" || i.ID != "id" || !i.Mounted || i.Stats.Zone.Chunks != 7 {
 		t.Errorf("%+v", i)
 	}

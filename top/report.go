@@ -133,7 +133,11 @@ func (w *Watcher) Report(s Sample) *Report {
 			r.silent("fetcher "+f.Key, f.Err)
 			continue
 		}
-		r.Fetchers = append(r.Fetchers, Fetcher{f.Key, f.Origin, f.Stats.Folder, f.Stats.LastTier, metrics.Zone(&f.Stats)})
+		z := metrics.Zone(&f.Stats)
+		if z != nil && z.Unheard != "" {
+			r.Silent = append(r.Silent, "zone of fetcher "+f.Key+": no node has answered it: "+z.Unheard)
+		}
+		r.Fetchers = append(r.Fetchers, Fetcher{f.Key, f.Origin, f.Stats.Folder, f.Stats.LastTier, z})
 	}
 	w.before, w.last = s.At, now
 	r.tiers(&sum)

@@ -88,6 +88,7 @@ func (k *keeper) keep() int {
 	}
 	ctx := context.Background()
 	after := k.host.Stats(ctx, k.image)
+	unheard := k.unheard(ctx, after)
 	w.stop()
 	rerr := errors.Join(k.instance.End(ctx), k.host.ReleaseImage(ctx, k.image), k.host.ReleaseFetcher(ctx, k.fetcher))
 	if err != nil && !sandbox.Told(err) {
@@ -96,6 +97,9 @@ func (k *keeper) keep() int {
 	k.recording.wait()
 	if rerr != nil {
 		say("cleaning up: %v (thaw prune tries again)", rerr)
+	}
+	if unheard != "" {
+		say("no node of the zone has answered, and the origin gave what it may hold: %s", unheard)
 	}
 	if _, started := k.Stages["total"]; started {
 		if serr := k.report(after); serr != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -71,6 +72,28 @@ func latencies(before, after cache.Stats) map[string]quantiles {
 	add("hash", before.Hash, after.Hash)
 	add("decrypt", before.Decrypt, after.Decrypt)
 	return all
+}
+
+// unheard says why no node of the zone has ever answered the fetcher, if that is
+// so and the instance had chunks from the origin.
+func (k *keeper) unheard(ctx context.Context, after cache.Stats) string {
+	if after.Origin.Chunks <= k.Before.Origin.Chunks {
+		return ""
+	}
+	return unheardOf(k.host.FetcherStats(ctx, k.fetcher).More)
+}
+
+// unheardOf reads it from what the fetcher says of its zone, if it has one.
+func unheardOf(more json.RawMessage) string {
+	var s struct {
+		Zone struct {
+			Unheard string `json:"unheard"`
+		} `json:"zone"`
+	}
+	if len(more) == 0 || json.Unmarshal(more, &s) != nil {
+		return ""
+	}
+	return s.Zone.Unheard
 }
 
 // report tells what was loaded while the instance ran.

@@ -132,3 +132,15 @@ func TestSay(t *testing.T) {
 		}
 	}
 }
+
+// What the fetcher says of its zone, if it has one, in whatever form.
+func TestUnheardOf(t *testing.T) {
+	for more, want := range map[string]string{
+		"": "", "null": "", "7": "", `{"zone":null}`: "", `{"zone":{"hits":1}}`: "",
+		`{"zone":{"unheard":"10.0.0.5:7070: EOF"}}`: "10.0.0.5:7070: EOF",
+	} {
+		if got := unheardOf(json.RawMessage(more)); got != want {
+			t.Errorf("%s: %q, want %q", more, got, want)
+		}
+	}
+}
