@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/http"
 	"os"
 	"time"
 
@@ -72,13 +71,9 @@ func (g *Globals) sampler() (func(context.Context) (top.Sample, error), error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := g.zoneTLSConfig()
+	client, err := g.nodeClient()
 	if err != nil {
 		return nil, err
-	}
-	client := &nodeClient{http.Client{Timeout: nodeTimeout}, "http://"}
-	if config != nil {
-		client.Transport, client.scheme = &http.Transport{TLSClientConfig: config}, "https://"
 	}
 	return func(ctx context.Context) (s top.Sample, err error) {
 		s.At = time.Now()

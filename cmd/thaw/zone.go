@@ -21,12 +21,13 @@ flash, and any one of five may be missing. What nodes hold is sealed, and may be
   thaw zone --listen 10.0.0.5:7070 --memory 16GiB --flash /var/lib/thaw/flash --flash-size 200GiB \
       --tls-cert node.pem --tls-key node.key --tls-client-ca workers.pem
 
-A node without TLS listens on loopback only: nothing else keeps strangers from filling it.`
+A node listens on loopback only unless it asks for certificates: nothing else keeps strangers from
+filling and draining it.`
 }
 
 // zoneServeCmd runs nodes.
 type zoneServeCmd struct {
-	Listen    string   `help:"Address to listen on; port 0 picks one. The first line of output is the address." default:"127.0.0.1:7070" placeholder:"HOST:PORT"`
+	Listen    string   `help:"Address to listen on (127.0.0.1:7070); port 0 picks one. The first line of output is the address." placeholder:"HOST:PORT"`
 	Dev       int      `help:"Run so many nodes as children of this process, on ports of their own and in folders below STATE/zone. The first line of output is the value for --zone." placeholder:"N"`
 	Memory    byteSize `help:"Bytes of stripes kept in memory, a node (1GiB; with --dev 128MiB)."`
 	Flash     string   `help:"Folder of the flash store (none; with --dev below STATE/zone)." placeholder:"DIR" type:"path"`
@@ -41,16 +42,8 @@ type serverTLS struct {
 	TLSClientCA string `name:"tls-client-ca" help:"Serve only clients with a certificate of one of these authorities, PEM." placeholder:"FILE" type:"path"`
 }
 
-// zoneTLS is how nodes with TLS are spoken to.
-type zoneTLS struct {
-	CA   string `name:"tls-ca" help:"The nodes have TLS, with certificates of one of these authorities, PEM." placeholder:"FILE" type:"path"`
-	Cert string `name:"tls-cert" help:"Certificate to show to nodes, PEM." placeholder:"FILE" type:"path"`
-	Key  string `name:"tls-key" help:"Its key, PEM." placeholder:"FILE" type:"path"`
-}
-
 // zoneStatusCmd asks all nodes how they are.
 type zoneStatusCmd struct {
-	zoneTLS
 	JSON bool `name:"json" help:"One JSON object a line."`
 }
 
@@ -59,6 +52,7 @@ func (zoneStatusCmd) Help() string {
 	return `HITS is the part of GETs that found their stripe, MEMORY and FLASH what is used of what may be.
 
   thaw zone status --zone 127.0.0.1:7070
+  thaw zone status --zone file:/etc/thaw/zone --zone-ca ca.pem --zone-cert worker.pem --zone-key worker.key
   thaw zone status --json | jq 'select(.state == "down").node'
 
 Exit status 1: a node is down.`
@@ -66,7 +60,6 @@ Exit status 1: a node is down.`
 
 // zoneDrainCmd makes a node refuse fills.
 type zoneDrainCmd struct {
-	zoneTLS
 	Node string `arg:"" help:"The node's HOST:PORT."`
 }
 

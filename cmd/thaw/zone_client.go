@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -20,65 +21,70 @@ import (
 	"thaw/zone"
 )
 
-// zoneFlags are how a zone is used, for all who use it.
+// zoneFlags are how a zone is used, for all who use it. Code and deadline are as
+// they were typed: who uses no zone is not to be stopped by the environment.
 type zoneFlags struct {
-	ZoneCode     zoneCode      `help:"K/N: a chunk is cut into N stripes on N nodes, any K of which give it back; all users of a zone say the same (4/5 from five nodes on, else 1/1)." env:"THAW_ZONE_CODE" placeholder:"K/N" group:"globals"`
-	ZoneDeadline time.Duration `help:"How long the zone may take to give a chunk, before the origin is asked." default:"1s" env:"THAW_ZONE_DEADLINE" group:"globals"`
-	ZoneCA       string        `name:"zone-ca" help:"The zone's nodes have TLS, with certificates of one of these authorities, PEM." env:"THAW_ZONE_CA" placeholder:"FILE" type:"path" group:"globals"`
-	ZoneCert     string        `name:"zone-cert" help:"Certificate to show to nodes, PEM." env:"THAW_ZONE_CERT" placeholder:"FILE" type:"path" group:"globals"`
-	ZoneKey      string        `name:"zone-key" help:"Its key, PEM." env:"THAW_ZONE_KEY" placeholder:"FILE" type:"path" group:"globals"`
+	ZoneCode     string `help:"K/N: a chunk is cut into N stripes on N nodes, any K of which give it back; all users of a zone say the same (4/5 from five nodes on, else 1/1)." env:"THAW_ZONE_CODE" placeholder:"K/N" group:"globals"`
+	ZoneDeadline string `help:"How long the zone may take to give a chunk, before the origin is asked (1s)." env:"THAW_ZONE_DEADLINE" placeholder:"DURATION" group:"globals"`
+	ZoneCA       string `name:"zone-ca" help:"The zone's nodes have TLS, with certificates of one of these authorities, PEM." env:"THAW_ZONE_CA" placeholder:"FILE" type:"path" group:"globals"`
+	ZoneCert     string `name:"zone-cert" help:"Certificate to show to nodes, PEM." env:"THAW_ZONE_CERT" placeholder:"FILE" type:"path" group:"globals"`
+	ZoneKey      string `name:"zone-key" help:"Its key, PEM." env:"THAW_ZONE_KEY" placeholder:"FILE" type:"path" group:"globals"`
 }
 
-// zoneCode is k of n, or zeros for what the number of nodes makes it.
-type zoneCode struct{ k, n int }
+// maxZoneDeadline is how long nobody would wait for a cache.
+const maxZoneDeadline = time.Minute
 
-// UnmarshalText reads "4/5".
-func (c *zoneCode) UnmarshalText(text []byte) error {
-	if len(text) == 0 {
-		*c = zoneCode{}
-		return nil
+// parseCode reads "4/5"; "" is zeros, for what the number of nodes makes it.
+func parseCode(text string) (k, n int, err error) {
+	if text == "" {
+		return 0, 0, nil
 	}
-	before, after, ok := strings.Cut(string(text), "/")
-	k, err := strconv.Atoi(before)
+	before, after, ok := strings.Cut(text, "/")
+	k, err = strconv.Atoi(before)
 	n, err2 := strconv.Atoi(after)
 	if !ok || err != nil || err2 != nil || k < 1 || n < k || n > 32 {
-		return fmt.Errorf("%q is not K/N: want two numbers, 1 ≤ K ≤ N ≤ 32, such as 4/5", text)
+		return 0, 0, fmt.Errorf("--zone-code: %q is not K/N: want two numbers, 1 ≤ K ≤ N ≤ 32, such as 4/5", text)
 	}
-	*c = zoneCode{k, n}
-	return nil
+	return k, n, nil
 }
 
-// MarshalText writes it for help.
-func (c zoneCode) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
-
-// String gives it as it would be typed.
-func (c zoneCode) String() string {
-	if c == (zoneCode{}) {
-		return ""
+// parseDeadline reads a duration; "" is 0, for the usual one.
+func parseDeadline(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
 	}
-	return strconv.Itoa(c.k) + "/" + strconv.Itoa(c.n)
+	d, err := time.ParseDuration(text)
+	switch {
+	case err != nil || d < 0:
+		return 0, fmt.Errorf("--zone-deadline: %q is not a duration such as 1s", text)
+	case d > maxZoneDeadline:
+		return 0, errors.New("--zone-deadline: want 1m at most")
+	}
+	return d, nil
 }
 
-// completeZone makes paths hold in any folder.
+// zoneOptions gives what the flags say of a zone.
+func (g *Globals) zoneOptions() (zone.Options, error) {
+	k, n, err := parseCode(g.ZoneCode)
+	deadline, derr := parseDeadline(g.ZoneDeadline)
+	return zone.Options{Zone: g.Zone, K: k, N: n, Deadline: deadline}, cmp.Or(err, derr)
+}
+
+// completeZone makes paths hold in any folder, and refuses what was typed wrong.
+// What is wrong in the environment is told where the zone is used.
 func (g *Globals) completeZone() error {
-	if path, ok := strings.CutPrefix(g.Zone, "file:"); ok {
+	if path, ok := strings.CutPrefix(g.Zone, "file:"); ok && path != "" {
 		abs, err := filepath.Abs(path)
 		if err != nil {
 			return err
 		}
 		g.Zone = "file:" + abs
 	}
-	if g.ZoneDeadline < 0 || g.ZoneDeadline > time.Minute {
-		return errors.New("--zone-deadline: want 1m at most")
+	if _, _, err := parseCode(g.ZoneCode); err != nil && g.ZoneCode != os.Getenv("THAW_ZONE_CODE") {
+		return err
 	}
-	if g.Zone == "" && (g.ZoneCode != zoneCode{} || g.ZoneCA != "" || g.ZoneCert != "" || g.ZoneKey != "") {
-		return nil // as set for all, where there is a zone
-	}
-	if (g.ZoneCert == "") != (g.ZoneKey == "") {
-		return errors.New("--zone-cert and --zone-key: give both or none")
-	}
-	if g.ZoneCert != "" && g.ZoneCA == "" {
-		return errors.New("--zone-cert: without --zone-ca the nodes have no TLS to show it to")
+	if _, err := parseDeadline(g.ZoneDeadline); err != nil && g.ZoneDeadline != os.Getenv("THAW_ZONE_DEADLINE") {
+		return err
 	}
 	return nil
 }
@@ -86,7 +92,10 @@ func (g *Globals) completeZone() error {
 // zoneArgs hands the zone on to another process of this program, which may not
 // take another one from its environment.
 func (g *Globals) zoneArgs() []string {
-	args := []string{"--zone=" + g.Zone, "--zone-code=" + g.ZoneCode.String(), "--zone-deadline=" + g.ZoneDeadline.String()}
+	if g.Zone == "" {
+		return []string{"--zone=", "--zone-code=", "--zone-deadline="}
+	}
+	args := []string{"--zone=" + g.Zone, "--zone-code=" + g.ZoneCode, "--zone-deadline=" + g.ZoneDeadline}
 	for flag, file := range map[string]string{"--zone-ca=": g.ZoneCA, "--zone-cert=": g.ZoneCert, "--zone-key=": g.ZoneKey} {
 		if file != "" { // an empty path would be made one of a folder
 			args = append(args, flag+file)
@@ -102,14 +111,15 @@ func (g *Globals) zoneClient(worker string) (*zone.Client, error) {
 	if g.Zone == "" {
 		return nil, nil
 	}
-	config, err := g.zoneTLSConfig()
+	o, err := g.zoneOptions()
 	if err != nil {
 		return nil, err
 	}
-	c, err := zone.NewClient(zone.Options{
-		Zone: g.Zone, K: g.ZoneCode.k, N: g.ZoneCode.n, Worker: worker, TLS: config, Deadline: g.ZoneDeadline,
-		Warn: func(err error) { g.logger().Warn(text.Line(err.Error())) },
-	})
+	if o.TLS, err = g.zoneTLSConfig(); err != nil {
+		return nil, err
+	}
+	o.Worker, o.Warn = worker, func(err error) { g.logger().Warn(text.Line(err.Error())) }
+	c, err := zone.NewClient(o)
 	if err != nil {
 		return nil, fmt.Errorf("--zone: %w", err)
 	}
@@ -131,7 +141,12 @@ func zoneWorker() string { return rand.Text() }
 
 // zoneTLSConfig gives what the flags say, or nil for none.
 func (g *Globals) zoneTLSConfig() (*tls.Config, error) {
-	if g.ZoneCA == "" {
+	switch {
+	case (g.ZoneCert == "") != (g.ZoneKey == ""):
+		return nil, errors.New("--zone-cert and --zone-key: give both or none")
+	case g.ZoneCert != "" && g.ZoneCA == "":
+		return nil, errors.New("--zone-cert: without --zone-ca the nodes have no TLS to show it to")
+	case g.ZoneCA == "":
 		return nil, nil
 	}
 	pem, err := os.ReadFile(g.ZoneCA)

@@ -42,6 +42,9 @@ func (c *zoneServeCmd) dev(ctx context.Context, g *Globals) error {
 	if c.Dev < 1 || c.Dev > maxDev {
 		return fmt.Errorf("--dev %d: want 1 to %d nodes", c.Dev, maxDev)
 	}
+	if c.Listen != "" {
+		return errors.New("--dev: nodes pick ports of their own on loopback: it takes no --listen")
+	}
 	if c.Flash != "" || c.TLSCert != "" || c.TLSKey != "" || c.TLSClientCA != "" {
 		return errors.New("--dev runs on loopback in folders of its own: it takes neither --flash nor TLS")
 	}

@@ -11,15 +11,24 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 
 	"thaw/text"
 	"thaw/zone/node"
 )
 
+// usualAddress is where a node listens unless it is told.
+const usualAddress = "127.0.0.1:7070"
+
 // What a node takes unless it is told; small for several on one machine.
 const (
 	nodeMemory, nodeFlash = 1 << 30, 50 << 30
 	devMemory, devFlash   = 128 << 20, 1 << 30
+	// heap is a soft limit in bytes of what Go holds: windows of HTTP/2 (64 MiB),
+	// goroutines and heads of 2,048 connections, and room to collect. What is
+	// known of each stripe comes to it: half of a 256th of its 128 KiB, and as
+	// much again for shorter ones. Stripes themselves lie elsewhere.
+	heap, heapShare = 256 << 20, 256
 )
 
 // Run serves until it is told to end.
@@ -27,15 +36,23 @@ func (c *zoneServeCmd) Run(ctx context.Context, g *Globals) (err error) {
 	if c.Dev != 0 {
 		return c.dev(ctx, g)
 	}
+	if c.Listen == "" {
+		c.Listen = usualAddress
+	}
+	if c.TLSClientCA == "" && !loopback(c.Listen) {
+		return fmt.Errorf("--listen %s: a node that wants no certificates of clients listens on loopback only, such as 127.0.0.1:7070, or strangers fill and drain it; give --tls-cert, --tls-key and --tls-client-ca", c.Listen)
+	}
 	secure, err := c.tls()
 	if err != nil {
 		return err
 	}
-	if secure == nil && !loopback(c.Listen) {
-		return fmt.Errorf("--listen %s: without TLS a node listens on loopback only, such as 127.0.0.1:7070; give --tls-cert and --tls-key", c.Listen)
+	if c.Flash == "" && c.FlashSize != 0 {
+		return errors.New("--flash-size: of which --flash?")
 	}
+	memory, flash := int64(cmp.Or(c.Memory, nodeMemory)), int64(cmp.Or(c.FlashSize, nodeFlash))
+	debug.SetMemoryLimit(heapLimit(memory, flash, c.Flash != ""))
 	n, err := node.Open(node.Options{
-		Memory: int64(cmp.Or(c.Memory, nodeMemory)), Flash: c.Flash, FlashSize: int64(cmp.Or(c.FlashSize, nodeFlash)),
+		Memory: memory, Flash: c.Flash, FlashSize: flash,
 		Warn: func(err error) { g.logger().Warn(text.Line(err.Error())) },
 	})
 	if err != nil {
@@ -55,6 +72,14 @@ func (c *zoneServeCmd) Run(ctx context.Context, g *Globals) (err error) {
 		l = tls.NewListener(l, secure)
 	}
 	return n.Serve(ctx, l)
+}
+
+// heapLimit is what Go's heap is kept below, for stripes of so many bytes.
+func heapLimit(memory, flash int64, onFlash bool) int64 {
+	if !onFlash {
+		flash = 0
+	}
+	return heap + (memory+flash)/heapShare
 }
 
 // loopback tells whether an address can only be reached from this machine.

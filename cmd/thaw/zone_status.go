@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,27 +39,19 @@ type nodeClient struct {
 	scheme string
 }
 
-func (t *zoneTLS) client() (*nodeClient, error) {
-	c := &nodeClient{http.Client{Timeout: nodeTimeout}, "http://"}
-	if t.CA == "" && t.Cert == "" && t.Key == "" {
-		return c, nil
-	}
-	if t.CA == "" || (t.Cert == "") != (t.Key == "") {
-		return nil, errors.New("TLS takes --tls-ca, and for nodes that want a certificate both --tls-cert and --tls-key")
-	}
-	pool, err := authorities(t.CA)
+// nodeClient gives one that speaks to the zone's nodes as the flags say, to
+// them alone: it follows no redirects and uses no proxies.
+func (g *Globals) nodeClient() (*nodeClient, error) {
+	config, err := g.zoneTLSConfig()
 	if err != nil {
-		return nil, fmt.Errorf("--tls-ca: %w", err)
+		return nil, err
 	}
-	config := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
-	if t.Cert != "" {
-		cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
-		if err != nil {
-			return nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
-		}
-		config.Certificates = []tls.Certificate{cert}
+	c := &nodeClient{scheme: "http://"}
+	if config != nil {
+		c.scheme = "https://"
 	}
-	c.Transport, c.scheme = &http.Transport{TLSClientConfig: config}, "https://"
+	c.Timeout, c.Transport = nodeTimeout, &http.Transport{TLSClientConfig: config}
+	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return c, nil
 }
 
@@ -87,7 +78,7 @@ func (c *zoneStatusCmd) Run(ctx context.Context, g *Globals) error {
 	if g.Zone == "" {
 		return errors.New("which zone? give --zone or THAW_ZONE, such as the first line of thaw zone --dev 5")
 	}
-	client, err := c.client()
+	client, err := g.nodeClient()
 	if err != nil {
 		return err
 	}
@@ -164,7 +155,7 @@ func (c *zoneStatusCmd) print(w io.Writer, all []zoneNode) error {
 
 // Run tells the node.
 func (c *zoneDrainCmd) Run(ctx context.Context, g *Globals) error {
-	client, err := c.client()
+	client, err := g.nodeClient()
 	if err != nil {
 		return err
 	}
