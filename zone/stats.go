@@ -109,6 +109,8 @@ func (c *Client) Stats() Stats {
 	return s
 }
 
+var errUnheard = errors.New("zone: no node has answered")
+
 // silence remembers why a chunk did not come, if no node has ever answered: the
 // origin gives it, and nobody would see that the zone is of no use. It is a
 // warning the first time.
@@ -121,7 +123,7 @@ func (c *Client) silence(err error) {
 	}
 	text := strings.ToValidUTF8(err.Error(), "?")
 	if text = text[:min(len(text), maxCause)]; c.unheard.Swap(&text) == nil {
-		c.o.Warn(fmt.Errorf("zone: no node has answered: %s", text))
+		c.o.Warn(fmt.Errorf("%w: %s", errUnheard, text))
 	}
 }
 
