@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -75,6 +77,21 @@ func (h *Host) MountedAt(dir string) (*Instance, error) {
 	return last, nil
 }
 
+// detached tells whether a loop device's file may be one of ours that has no
+// path any more: the kernel gives what is left of it.
+func (h *Host) detached(device string) bool {
+	file, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
+	path := strings.TrimSpace(string(file))
+	if err != nil || path == "" {
+		return false // freed meanwhile
+	}
+	if !strings.HasPrefix(path, h.dir("images")+"/") {
+		return !strings.Contains(path[1:], "/") // one with a path is another's
+	}
+	_, err = os.Stat(path)
+	return err != nil
+}
+
 // reapMounts unmounts what shows an image that is gone, so that nothing of it
 // can be read: another mount lay over it when its instance ended. What is still
 // covered stays.
@@ -84,10 +101,10 @@ func (h *Host) reapMounts(context.Context) (removed []string, err error) {
 		return nil, err
 	}
 	mounts = slices.DeleteFunc(mounts, func(m mount.Mount) bool {
-		return m.Type != "ext4" || !strings.HasPrefix(m.Source, "/dev/loop") || strings.HasPrefix(m.Dir, h.run+"/")
+		return m.Type != "ext4" || !strings.HasPrefix(m.Source, "/dev/loop") || strings.HasPrefix(m.Dir, filepath.Dir(h.run)+"/") || !h.detached(m.Source)
 	})
 	if len(mounts) == 0 {
-		return nil, nil // as nearly always; what follows asks each loop device
+		return nil, nil // as nearly always; what follows asks each loop device, for 5 ms
 	}
 	dead, err := mount.Loops(h.dir("images"))
 	if err != nil {

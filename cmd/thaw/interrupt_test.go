@@ -19,7 +19,7 @@ func TestInterruptedWhileMounting(t *testing.T) {
 			m := newMachine(t)
 			m.flags = []string{"--origin-deadline", "10m"}
 			m.convert("app", 1)
-			m.convert("other", 100, "--free", "1GiB") // of another size: it shares no chunk that a mount reads
+			m.convert("other", 100, "--chunk-size", "64KiB") // it shares no chunk with app
 			other := m.serve("other")
 			fetcher := m.fetcher()
 			stop(t, fetcher)
