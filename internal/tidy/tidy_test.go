@@ -157,7 +157,7 @@ func load(fsys fs.FS) (*repo, error) {
 			return err
 		case d.IsDir() && skip[name]:
 			return fs.SkipDir
-		case !d.Type().IsRegular():
+		case !d.Type().IsRegular(), skip[name]: // .git is a file where the work tree is linked
 			return nil
 		}
 		data, err := fs.ReadFile(fsys, name)
