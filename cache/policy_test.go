@@ -105,17 +105,16 @@ func TestComesBack(t *testing.T) {
 	if u := usesOf(info); c.at.Sub(u.last) > time.Second || u.last.Sub(u.before) < 2*touchEvery {
 		t.Errorf("its uses are %v", u)
 	}
-	for what, spoil := range map[string]func() error{
-		"cut":    func() error { return os.Truncate(c.path(pastName), 7) },
-		"folder": func() error { _ = os.Remove(c.path(pastName)); return os.Mkdir(c.path(pastName), 0o755) },
-	} {
+	cut := func() error { return os.Truncate(c.path(pastName), 7) }
+	folder := func() error { _ = os.Remove(c.path(pastName)); return os.Mkdir(c.path(pastName), 0o755) }
+	for what, spoil := range []func() error{cut, folder} {
 		if err := spoil(); err != nil {
 			t.Fatal(err)
 		}
 		c.at = c.at.Add(2 * touchEvery)
 		c.read(t, scan[60:]...)
 		if s := c.Stats(); s.Failures != 0 {
-			t.Errorf("%s: %+v", what, s)
+			t.Errorf("spoiled in way %d: %+v", what, s)
 		}
 	}
 	if err := os.Remove(c.path(pastName)); err != nil {

@@ -44,7 +44,9 @@ func (s *Store) clean() {
 		}
 		s.cleaning = s.victim()
 		buf = s.rewrite(s.cleaning, buf)
-		s.cleanErr = s.reclaim(s.cleaning)
+		if !s.closed { // else what is worth it may not all have been moved
+			s.cleanErr = s.reclaim(s.cleaning)
+		}
 		s.cleaning = nil
 		s.changed.Broadcast()
 	}

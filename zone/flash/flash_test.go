@@ -154,6 +154,7 @@ func TestReclaim(t *testing.T) {
 	before := usage(t, s.dir)
 	hot := []int{0, 16, 32, 48, 64, 80, 96, 112, 128, 144} // in several segments
 	for n := range 700 {
+		s.settle() // a writer that is faster has what is worth it left
 		put(t, s, n, 0, 15*kib)
 		for _, h := range hot {
 			if n%4 == 0 && h <= n {
@@ -168,6 +169,7 @@ func TestReclaim(t *testing.T) {
 	if after := usage(t, s.dir); after != before || after > s.options.Size {
 		t.Errorf("%d bytes on disk, before %d", after, before)
 	}
+	s.settle()
 	closed := s
 	s = again(t, s)
 	for _, h := range hot {
@@ -175,6 +177,15 @@ func TestReclaim(t *testing.T) {
 	}
 	if items, before := s.Stats().Items, closed.Stats().Items; items < 100 || items != before {
 		t.Errorf("%d values after a restart, %d before", items, before)
+	}
+}
+
+// settle waits until the cleaner has nothing to reclaim.
+func (s *Store) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.cleaning != nil || s.needed() {
+		s.changed.Wait()
 	}
 }
 
