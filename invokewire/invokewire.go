@@ -1,0 +1,226 @@
+// Package invokewire is what frontends, managers, workers and instances say to
+// each other about invocations.
+//
+// # Between machines: HTTP/1.1
+//
+// All three roles listen on one address each. A request carries the fleet's
+// token (HeaderToken), or comes over mutual TLS; without either it is refused
+// with 403. Bodies are JSON unless said otherwise, errors {"error": "one line"}.
+//
+//	manager  POST /acquire               Acquire → 200 Lease, or 429 Throttle
+//	manager  POST /renew                 Renew → 200 Renewed
+//	manager  POST /release               Release → 204
+//	manager  GET  /state                 200 ManagerState
+//	worker   POST /instances             Start → 202; 429 if no start is admitted; 409 if the id exists
+//	worker   POST /instances/ID/invoke   headers below and the payload → 200 and the answer; 409 busy; 410 gone
+//	worker   DELETE /instances/ID        204 once it is gone; 409 while it works, unless ?force
+//	worker   GET  /state                 200 WorkerState
+//	worker   GET  /logs?account=A&function=F&stream=S&since=MS&limit=N&follow   200, a LogEvent a line
+//	worker   GET  /logs/streams?account=A&function=F    200 []LogStream
+//
+// An invoke's answer is streamed: 200 is sent as soon as the function has begun
+// to answer, or has failed. What is known only at its end comes as trailers:
+// HeaderFunctionError, HeaderFunctionErrorBody (base64 of the error's JSON, if
+// the function failed after it had begun to answer), HeaderLogTail (base64 of
+// the last 4 KiB of the log, ending with the REPORT line; only if it was asked
+// for), HeaderBilled, HeaderWasCold. A client that hangs up does not stop the function.
+//
+// # Inside a machine: frames
+//
+// See frame.go.
+package invokewire
+
+import (
+	"fmt"
+	"time"
+)
+
+// Headers of requests between the roles, and of answers to invokes.
+const (
+	HeaderToken         = "Thaw-Token"
+	HeaderRequestID     = "Thaw-Request-Id"
+	HeaderDeadline      = "Thaw-Deadline-Ms"    // when the caller gives up, ms since 1970; the worker sets the function's own by its timeout
+	HeaderARN           = "Thaw-Invoked-Arn"    // as it was invoked, alias included
+	HeaderTrace         = "Thaw-Trace-Id"       // X-Ray's, as it came
+	HeaderClientContext = "Thaw-Client-Context" // base64 of JSON, as it came
+	HeaderLogType       = "Thaw-Log-Type"       // Tail or empty
+	HeaderStreaming     = "Thaw-Streaming"      // "1": the caller wants the answer as it comes
+	HeaderFunctionError = "Thaw-Function-Error" // header or trailer: Unhandled; the body is the error's JSON
+	HeaderErrorBody     = "Thaw-Error-Body"     // trailer
+	HeaderLogTail       = "Thaw-Log-Tail"       // trailer
+	HeaderBilled        = "Thaw-Billed-Ms"      // trailer
+	HeaderStart         = "Thaw-Start"          // trailer: StartFull, StartPartial or StartWarm
+	HeaderStream        = "Thaw-Log-Stream"     // trailer: the instance's log stream
+	HeaderResponseType  = "Thaw-Response-Type"  // content type that the function gave its streamed answer
+)
+
+// How an invoke found its instance.
+const (
+	StartFull    = "full"    // nothing was prepared
+	StartPartial = "partial" // a prepared slot was taken
+	StartWarm    = "warm"    // an idle instance
+)
+
+// Reasons of throttling, as clients see them.
+const (
+	ReasonAccount  = "ConcurrentInvocationLimitExceeded"
+	ReasonReserved = "ReservedFunctionConcurrentInvocationLimitExceeded"
+	ReasonRate     = "FunctionInvocationRateLimitExceeded" // more new instances than the burst limit allows, or than workers admit
+)
+
+// Spec is all that a worker needs to know of a function version to start its
+// instances. It holds the function's variables, which are secret: it is never
+// logged.
+type Spec struct {
+	Account  string // twelve digits
+	Tenant   string // whose images these are in the origin
+	Function string // name
+	Version  string // "$LATEST" or a number
+	ARN      string // of the function, unqualified
+	Revision string // changes with code or configuration: instances of another revision of a version are old
+
+	Image  string // image id
+	Root   string // of the origin, that holds it
+	Memory int    // MB
+	Tmp    int    // MB
+	// Timeout of one invoke, and of an init that is run again within one.
+	Timeout time.Duration
+
+	Env        map[string]string `json:",omitempty"`
+	Entrypoint []string          `json:",omitempty"` // replaces the image's
+	Command    []string          `json:",omitempty"` // replaces the image's
+	Workdir    string            `json:",omitempty"` // replaces the image's
+	Handler    string            `json:",omitempty"` // _HANDLER: of zip packages
+	Runtime    string            `json:",omitempty"` // AWS_EXECUTION_ENV of zip packages: "python3.13"
+	Egress     bool              `json:",omitempty"` // has a network
+	LogGroup   string
+	LogJSON    bool `json:",omitempty"`
+
+	// Reserved is the function's own share of concurrent executions; nil: none.
+	Reserved *int `json:",omitempty"`
+	// Keys are short-lived ones of the function's tenant.
+	Keys Keys
+	// Region and Endpoint are for AWS_REGION and AWS_ENDPOINT_URL; an empty
+	// endpoint sets none.
+	Region, Endpoint string
+}
+
+// Keys sign requests.
+type Keys struct{ ID, Secret, Token string }
+
+// Key names a version in one state: instances of equal keys are alike.
+func (s *Spec) Key() string { return s.Account + "/" + s.Function + "/" + s.Version + "/" + s.Revision }
+
+// Format hides what is secret from every verb.
+func (s Spec) Format(f fmt.State, _ rune) { fmt.Fprint(f, "invokewire.Spec{"+s.Key()+"}") }
+
+// Acquire asks a manager for an instance: an idle one, or one to be started.
+type Acquire struct {
+	Frontend string // who asks, and will renew
+	Spec     Spec
+	// Avoid are instances that have just been found busy or gone.
+	Avoid []string `json:",omitempty"`
+}
+
+// Lease is the right to give an instance one invoke at a time, until TTL has
+// passed since it was granted or renewed.
+type Lease struct {
+	Instance string // id, unique in the fleet
+	Worker   string // host:port
+	Fresh    bool   // it is being started for this lease
+	TTL      time.Duration
+}
+
+// Throttle says why there is no instance.
+type Throttle struct {
+	Reason     string
+	RetryAfter time.Duration
+}
+
+// Error makes a Throttle an error.
+func (t *Throttle) Error() string { return "throttled: " + t.Reason }
+
+// Renew keeps leases.
+type Renew struct {
+	Frontend  string
+	Instances []string
+}
+
+// Renewed tells which leases have ended: those instances are not to be used.
+type Renewed struct{ Gone []string }
+
+// Release gives leases back: the instances are idle.
+type Release struct {
+	Frontend  string
+	Instances []string
+	// Gone are those that their worker no longer has.
+	Gone []string `json:",omitempty"`
+}
+
+// Start has a worker start an instance.
+type Start struct {
+	ID   string
+	Spec Spec
+	// Force is StartFull or StartPartial, for experiments; else empty.
+	Force string `json:",omitempty"`
+}
+
+// Phases of an instance.
+const (
+	PhaseQueued = "queued" // admitted, and waits for its turn to start
+	PhaseInit   = "init"
+	PhaseIdle   = "idle"
+	PhaseBusy   = "busy"
+	PhaseEnding = "ending"
+)
+
+// InstanceState is one instance as its worker has it.
+type InstanceState struct {
+	ID, Key   string
+	Account   string
+	Function  string
+	Version   string
+	Phase     string
+	Memory    int       // MB
+	Since     time.Time // of the phase
+	Invokes   uint64
+	LogStream string
+}
+
+// WorkerState is what a worker says of itself; it registers the same, without
+// instances, in the cluster's memory.
+type WorkerState struct {
+	ID      string
+	Address string // host:port
+	Started time.Time
+	Cores   int
+	Memory  int64 // bytes that instances may take
+	Used    int64 // bytes measured
+	Queued  int   // starts that wait
+	Running int   // starts that run
+	// Draining: it admits nothing more.
+	Draining  bool
+	Instances []InstanceState   `json:",omitempty"`
+	Starts    map[string]uint64 `json:",omitempty"` // by StartFull …
+}
+
+// ManagerState is what a manager knows.
+type ManagerState struct {
+	ID      string
+	Workers []WorkerState
+	Leases  int
+}
+
+// LogEvent is a line of a log.
+type LogEvent struct {
+	Time    int64  // ms since 1970
+	Stream  string // log stream name
+	Message string // without line end
+}
+
+// LogStream is one instance's log.
+type LogStream struct {
+	Name                 string
+	Created, First, Last int64 // ms since 1970; 0: no event
+	Bytes                int64
+}
