@@ -51,6 +51,9 @@ var (
 	// ErrNotFound says that the source, or a piece that it promises, is not
 	// there, or is not there for the platform asked for.
 	ErrNotFound = errors.New("image not found")
+	// ErrPlatform is the ErrNotFound of an image that is there for other
+	// platforms than the one asked for.
+	ErrPlatform = fmt.Errorf("%w for this platform", ErrNotFound)
 	// ErrUnauthorized says that the registry refuses these credentials, or
 	// wants some and the docker config has none.
 	ErrUnauthorized = errors.New("registry access refused")
@@ -64,6 +67,11 @@ type Options struct {
 	Platform string
 	// PlainHTTP talks to the registry without TLS; nothing else ever does.
 	PlainHTTP bool
+	// Login, if set, gives the credentials for a registry, host or host:port, in
+	// place of the docker config, which is then not read: its owner's are not for
+	// everybody. Without a user the registry is asked as anybody may ask. Its
+	// errors are of one line and hold no secret.
+	Login func(ctx context.Context, registry string) (user, password string, err error)
 
 	// retryDelay replaces firstDelay in tests.
 	retryDelay time.Duration
@@ -89,6 +97,7 @@ type Image struct {
 	name   string
 	config []byte
 	digest string
+	top    string // digest of what the source names
 	layers []Layer
 	pieces pieces
 }
@@ -135,6 +144,10 @@ func (m *Image) Config() []byte { return m.config }
 
 // ConfigDigest gives "sha256:" and 64 hex digits of Config.
 func (m *Image) ConfigDigest() string { return m.digest }
+
+// Digest gives "sha256:" and 64 hex digits of what the source names, manifest or
+// index: what its tag means now. A docker archive has none, and gives "".
+func (m *Image) Digest() string { return m.top }
 
 // DefaultName gives what to call the image if nobody says otherwise: the
 // reference of a registry's image as it was typed; "layout:v1" for tag v1 of a

@@ -86,5 +86,5 @@ func (p platform) checkConfig(c imageConfig) error {
 	if !p.explicit || p.accepts(have) > 0 || have.variant == "" && have.os == p.os && have.arch == p.arch {
 		return nil
 	}
-	return fmt.Errorf("no image for %s, there is one for %s: %w", p, have, ErrNotFound)
+	return fmt.Errorf("no image for %s, there is one for %s: %w", p, have, ErrPlatform)
 }

@@ -119,7 +119,7 @@ func TestPlatformChoice(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			img, err := Open(t.Context(), "oci:"+f.layoutOf(t, c.entries...), Options{Platform: c.platform})
 			if says, bad := strings.CutPrefix(c.want, "error: "); bad {
-				if !strings.Contains(fmt.Sprint(err), says) || !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrUnsupported) {
+				if !strings.Contains(fmt.Sprint(err), says) || !errors.Is(err, ErrPlatform) && !errors.Is(err, ErrUnsupported) {
 					t.Errorf("got %v", err)
 				}
 				return

@@ -48,6 +48,7 @@ type repository struct {
 	client *http.Client
 	base   *http.Transport
 	delay  time.Duration // before the first retry
+	own    bool          // credentials are the caller's, not the docker config's
 }
 
 // openRegistry opens the image of a reference.
@@ -70,19 +71,37 @@ func openRegistry(ctx context.Context, ref string, want platform, opt Options) (
 	return img, err
 }
 
-// newRepository shakes hands with a registry, with the credentials that the
-// docker config (or podman's) has for it.
+// credentials are the caller's, or those that the docker config (or podman's) has.
+func credentials(ctx context.Context, repo name.Repository, opt Options) (authn.Authenticator, error) {
+	if opt.Login == nil {
+		auth, err := authn.Resolve(ctx, authn.DefaultKeychain, repo)
+		if err != nil {
+			return nil, fmt.Errorf("credentials for %s from the docker config: %s", repo.RegistryStr(), firstLine(err))
+		}
+		return auth, nil
+	}
+	user, password, err := opt.Login(ctx, repo.RegistryStr())
+	if err != nil {
+		return nil, fmt.Errorf("credentials for %s: %w", repo.RegistryStr(), err)
+	}
+	if user == "" {
+		return authn.Anonymous, nil
+	}
+	return &authn.Basic{Username: user, Password: password}, nil
+}
+
+// newRepository shakes hands with a registry.
 func newRepository(ctx context.Context, repo name.Repository, opt Options) (*repository, error) {
-	g := &repository{repo: repo, scheme: "https", delay: opt.retryDelay}
+	g := &repository{repo: repo, scheme: "https", delay: opt.retryDelay, own: opt.Login != nil}
 	if g.delay == 0 {
 		g.delay = firstDelay
 	}
 	if opt.PlainHTTP {
 		g.scheme = "http"
 	}
-	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, repo)
+	auth, err := credentials(ctx, repo, opt)
 	if err != nil {
-		return nil, fmt.Errorf("credentials for %s from the docker config: %s", repo.RegistryStr(), firstLine(err))
+		return nil, err
 	}
 	g.base = &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
@@ -253,6 +272,9 @@ func (g *repository) explainStatus(e *transport.Error) error {
 	code := fmt.Sprintf("%d %s", e.StatusCode, http.StatusText(e.StatusCode))
 	switch e.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
+		if g.own {
+			return fmt.Errorf("%s answers %s for %s: no such image, or the credentials known for %s do not allow it: %w", host, code, repo, host, ErrUnauthorized)
+		}
 		return fmt.Errorf("%s answers %s for %s: no such image, or the docker config's credentials do not allow it (docker login %s): %w", host, code, repo, host, ErrUnauthorized)
 	case http.StatusNotFound:
 		return fmt.Errorf("%s does not have it in %s: %w", host, repo, ErrNotFound)

@@ -173,6 +173,63 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// TestLogin takes the caller's credentials in place of the docker config's.
+func TestLogin(t *testing.T) {
+	f := oneLayer(t)
+	f.intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		if user, pass, _ := r.BasicAuth(); user != "tenant" || pass != "secret" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		return false
+	}
+	host := f.serve(t)
+	auth := base64.StdEncoding.EncodeToString([]byte("tenant:secret"))
+	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, auth)
+	check(t, os.WriteFile(filepath.Join(os.Getenv("DOCKER_CONFIG"), "config.json"), []byte(config), 0o600))
+	opt := plainHTTP()
+	for _, c := range []struct {
+		user, password string
+		err, want      error
+	}{
+		{"tenant", "secret", nil, nil},
+		{"tenant", "wrong", nil, ErrUnauthorized},
+		{"", "", nil, ErrUnauthorized}, // the docker config's owner is somebody else
+		{"", "", context.Canceled, context.Canceled},
+	} {
+		opt.Login = func(_ context.Context, registry string) (string, string, error) {
+			if registry != host {
+				t.Errorf("asked for %s", registry)
+			}
+			return c.user, c.password, c.err
+		}
+		img, err := Open(t.Context(), host+"/lib/app", opt)
+		if !errors.Is(err, c.want) || strings.Contains(fmt.Sprint(err), "docker") || strings.Contains(fmt.Sprint(err), "secret") {
+			t.Errorf("%q: %v", c.user, err)
+		}
+		if err == nil {
+			img.Close()
+		}
+	}
+}
+
+// TestDigest is what a tag means, and what finds the same image again.
+func TestDigest(t *testing.T) {
+	f := oneLayer(t)
+	host := f.serve(t)
+	img := open(t, host+"/lib/app", plainHTTP())
+	if img.Digest() != f.manifestDesc.Digest.String() {
+		t.Errorf("digest %s, want %s", img.Digest(), f.manifestDesc.Digest)
+	}
+	if again := open(t, host+"/lib/app@"+img.Digest(), plainHTTP()); again.Digest() != img.Digest() {
+		t.Errorf("by digest: %s", again.Digest())
+	}
+	if img := open(t, "docker-archive:"+f.modernArchive(t), Options{}); img.Digest() != "" {
+		t.Errorf("docker archive: %s", img.Digest())
+	}
+}
+
 func TestPlainHTTPIsAskedFor(t *testing.T) {
 	f := oneLayer(t)
 	host := f.serve(t)

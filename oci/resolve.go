@@ -40,6 +40,7 @@ type resolver struct {
 // image resolves doc to an Image that takes over the store. chosen says that an
 // index has stated its platform.
 func (r *resolver) image(ctx context.Context, doc document, chosen bool) (*Image, error) {
+	top := doc.desc.Digest.String()
 	if doc.kind == kindIndex {
 		found, err := r.pickFrom(ctx, doc, 0)
 		if err != nil {
@@ -56,7 +57,12 @@ func (r *resolver) image(ctx context.Context, doc document, chosen bool) (*Image
 			return nil, fmt.Errorf("manifest %s is an index where an image was promised: %w", doc.desc.Digest, ErrCorrupt)
 		}
 	}
-	return r.fromManifest(ctx, doc, chosen)
+	img, err := r.fromManifest(ctx, doc, chosen)
+	if err != nil {
+		return nil, err
+	}
+	img.top = top
+	return img, nil
 }
 
 // load reads a manifest or index that an entry describes, checked against it.
@@ -163,7 +169,7 @@ func (r *resolver) noneFits() error {
 	if len(r.seen) > maxListed {
 		there += ", …"
 	}
-	return fmt.Errorf("no image for %s, there is %s: %w", r.want, there, ErrNotFound)
+	return fmt.Errorf("no image for %s, there is %s: %w", r.want, there, ErrPlatform)
 }
 
 // fromManifest reads the config and makes the image. chosen says that an index
