@@ -108,15 +108,13 @@ type view struct {
 	members *Members
 	code    *erasure.Code
 	k, n    int
-	table   []uint16
 	nodes   []*node // by number in the list
 }
 
 // at gives the nodes of a chunk by index, nil where there is none.
 func (v *view) at(name chunk.Name) []*node {
 	nodes := make([]*node, v.n)
-	slot := slotOf(name)
-	for i, number := range v.table[slot*v.n : (slot+1)*v.n] {
+	for i, number := range v.members.place(name, v.n) {
 		if number != nobody {
 			nodes[i] = v.nodes[number]
 		}
@@ -243,9 +241,10 @@ func (c *Client) use(m *Members) error {
 	if err != nil {
 		return err
 	}
-	v := &view{members: m, code: code, k: k, n: n, table: m.table(n)}
+	v := &view{members: m, code: code, k: k, n: n}
 	known := map[string]*node{}
 	if old != nil {
+		m.table(n) // before reads want it; the first is made when one does, if ever
 		for _, node := range old.nodes {
 			known[node.addr] = node
 		}

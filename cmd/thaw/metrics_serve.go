@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -41,15 +40,9 @@ func (c *metricsCmd) Run(ctx context.Context, g *Globals) error {
 	if secure == nil && !loopback(c.Listen) {
 		return fmt.Errorf("--listen %s: without TLS numbers are given on loopback only, such as 127.0.0.1:9101; give --tls-cert and --tls-key", c.Listen)
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
+	l, err := g.listen(ctx, c.Listen, secure)
 	if err != nil {
 		return err
-	}
-	if _, err := fmt.Fprintln(g.stdout, l.Addr()); err != nil {
-		return errors.Join(err, l.Close())
-	}
-	if secure != nil {
-		l = tls.NewListener(l, secure)
 	}
 	return serveMetrics(ctx, l, exporter)
 }

@@ -149,14 +149,11 @@ func (g *Globals) zoneTLSConfig() (*tls.Config, error) {
 	case g.ZoneCA == "":
 		return nil, nil
 	}
-	pem, err := os.ReadFile(g.ZoneCA)
+	pool, err := authorities(g.ZoneCA)
 	if err != nil {
 		return nil, fmt.Errorf("--zone-ca: %w", err)
 	}
-	config := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS13}
-	if !config.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("--zone-ca: %s holds no certificate", g.ZoneCA)
-	}
+	config := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
 	if g.ZoneCert != "" {
 		cert, err := tls.LoadX509KeyPair(g.ZoneCert, g.ZoneKey)
 		if err != nil {
@@ -165,6 +162,19 @@ func (g *Globals) zoneTLSConfig() (*tls.Config, error) {
 		config.Certificates = []tls.Certificate{cert}
 	}
 	return config, nil
+}
+
+// authorities reads certificates.
+func authorities(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
 }
 
 // zoneFirst reads chunks from the zone, and from the origin what it does not

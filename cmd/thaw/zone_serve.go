@@ -6,11 +6,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"runtime/debug"
 
 	"thaw/text"
@@ -59,19 +57,28 @@ func (c *zoneServeCmd) Run(ctx context.Context, g *Globals) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false) // within a zone one path is enough, and the plain one has less to do
-	l, err := lc.Listen(ctx, "tcp", c.Listen)
+	l, err := g.listen(ctx, c.Listen, secure)
 	if err != nil {
 		return err
 	}
+	return n.Serve(ctx, l)
+}
+
+// listen listens, over TLS unless secure is nil, and prints the address.
+func (g *Globals) listen(ctx context.Context, address string, secure *tls.Config) (net.Listener, error) {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // near by, one path is enough, and the plain one has less to do
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := fmt.Fprintln(g.stdout, l.Addr()); err != nil {
-		return errors.Join(err, l.Close())
+		return nil, errors.Join(err, l.Close())
 	}
 	if secure != nil {
 		l = tls.NewListener(l, secure)
 	}
-	return n.Serve(ctx, l)
+	return l, nil
 }
 
 // heapLimit is what Go's heap is kept below, for stripes of so many bytes.
@@ -109,17 +116,4 @@ func (c *serverTLS) tls() (*tls.Config, error) {
 		t.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	return t, nil
-}
-
-// authorities reads certificates.
-func authorities(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s has no certificate", path)
-	}
-	return pool, nil
 }

@@ -308,6 +308,7 @@ func TestConcurrent(t *testing.T) {
 	if st := s.Stats(); st.Reclaimed == 0 || st.Corrupt != 0 {
 		t.Errorf("%+v", st)
 	}
+	s.settle() // or the next one begins with reclaiming
 	closed := s
 	s = again(t, s)
 	st := closed.Stats() // the cleaner has ended
