@@ -52,10 +52,10 @@ func functions(r *repo) {
 func (r *repo) line(pos token.Pos) int { return r.fset.Position(pos).Line }
 
 // exportedNames limits what a package offers: its exported constants, variables, types and functions, without methods.
-// Commands offer nothing; the wire shapes of lambdaapi are somebody else's list.
+// Commands offer nothing; the wire shapes of lambdaapi are somebody else's list, and invokewire is but the words of one.
 func exportedNames(r *repo) {
 	for _, p := range r.packages {
-		if p.under("cmd") || p.under("lambdaapi") {
+		if p.under("cmd") || p.under("lambdaapi") || p.under("invokewire") {
 			continue
 		}
 		var names []string

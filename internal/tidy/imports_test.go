@@ -53,24 +53,25 @@ func allowed() map[string]string {
 		"top":            "cache host metrics text zone zone/node",
 		"snapshotter":    "agent origin manifest",
 		// invoke
-		"sandbox":       "",
-		"cgroups":       "",
-		"network":       "",
-		"runtimeapi":    "",
-		"invokewire":    "",
-		"cmd/thaw-init": "runtimeapi invokewire",
-		"worker":        "agent sandbox cgroups network invokewire cache cluster host latency text",
-		"cluster":       "",
-		"functions":     "cluster",
-		"events":        "cluster",
-		"manager":       "functions cluster events invokewire latency",
-		"lambdaapi":     "",
-		"lambdaapi/gen": "", // the generator
-		"sigv4":         "",
-		"frontend":      "lambdaapi sigv4 functions cluster invokewire events latency text",
-		"builder":       "convert functions cluster oci text",
-		"registry":      "",
-		"console":       "",
+		"sandbox":          "",
+		"cgroups":          "",
+		"network":          "",
+		"runtimeapi":       "runtimeapi/http1",
+		"runtimeapi/http1": "", // net/http makes a program too large that runs in each instance
+		"invokewire":       "",
+		"cmd/thaw-init":    "runtimeapi invokewire",
+		"worker":           "agent sandbox cgroups network invokewire cache cluster host latency text",
+		"cluster":          "",
+		"functions":        "cluster",
+		"events":           "cluster",
+		"manager":          "functions cluster events invokewire latency",
+		"lambdaapi":        "",
+		"lambdaapi/gen":    "", // the generator
+		"sigv4":            "",
+		"frontend":         "lambdaapi sigv4 functions cluster invokewire events latency text",
+		"builder":          "convert functions cluster oci text",
+		"registry":         "",
+		"console":          "",
 	}
 	maps.Copy(table, around())
 	return table

@@ -111,7 +111,8 @@ func TestExportedNames(t *testing.T) {
 	many.WriteString(")\ntype T struct{ Field int }\nfunc (T) Method() {}\nfunc small() {}\nfunc F() {}\n")
 	one := "package a\nvar V = 1\n"
 	breach(t, problems(t, exportedNames, "a/a.go", many.String(), "a/a_test.go", one))
-	breach(t, problems(t, exportedNames, "cmd/a/a.go", many.String(), "cmd/a/b.go", one, "lambdaapi/a.go", many.String(), "lambdaapi/b.go", one))
+	breach(t, problems(t, exportedNames, "cmd/a/a.go", many.String(), "cmd/a/b.go", one, "lambdaapi/a.go", many.String(), "lambdaapi/b.go", one,
+		"invokewire/a.go", many.String(), "invokewire/b.go", one))
 	breach(t, problems(t, exportedNames, "a/a.go", many.String(), "a/b.go", one), "a: 26 exported names, limit 25: C Cx")
 }
 
