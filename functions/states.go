@@ -1,0 +1,128 @@
+package functions
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"time"
+)
+
+// Reasons that clients see while a build is under way.
+const (
+	creatingReason = "The function is being created."
+	creatingCode   = "Creating"
+)
+
+// Result is what became of a build.
+type Result struct {
+	ResolvedURI string // of an image, with its digest
+	Image       string // image id
+	Root        string // of the origin, that holds the image
+	CodeSha256  string // empty: as it is
+	CodeSize    int64  // bytes; 0: as it is
+	// Code and Reason say why the build failed: Code is a StateReasonCode, as
+	// InvalidImage, Reason a sentence for the user. Code is empty if it went well.
+	Code, Reason string
+}
+
+// NewFunction makes a function with a first $LATEST, Pending, of v's
+// configuration and package.
+func NewFunction(id ID, v Version, now time.Time) *Function {
+	f := &Function{ID: id, Created: now, Next: 1, Latest: v}
+	f.Latest.Number = Latest
+	f.Latest.State, f.Latest.StateReason, f.Latest.StateReasonCode = Pending, creatingReason, creatingCode
+	f.Latest.touch(now)
+	f.Latest.Build = word()
+	return f
+}
+
+// Change gives $LATEST another configuration or package and begins its build. It
+// refuses while a build is under way; the message names the function by arn.
+func (f *Function) Change(arn string, now time.Time, change func(*Version) error) error {
+	if err := f.Idle(arn); err != nil {
+		return err
+	}
+	before := f.Latest
+	if err := change(&f.Latest); err != nil {
+		f.Latest = before
+		return err
+	}
+	if f.Serving == nil && before.State == Active && before.LastUpdateStatus != Failed {
+		f.Serving = &before
+	}
+	v := &f.Latest
+	if v.State == Failed {
+		v.State, v.StateReason, v.StateReasonCode = Pending, creatingReason, creatingCode
+	}
+	v.LastUpdateStatus, v.LastUpdateReason, v.LastUpdateReasonCode = inProgress, creatingReason, creatingCode
+	v.touch(now)
+	v.Build = word()
+	return nil
+}
+
+// Idle refuses while a build of $LATEST is under way.
+func (f *Function) Idle(arn string) error {
+	switch {
+	case f.Latest.State == Pending:
+		return refuse(kindConflict, "The operation cannot be performed at this time. The function is currently in the following state: Pending")
+	case f.Latest.LastUpdateStatus == inProgress:
+		return refuse(kindConflict, "The operation cannot be performed at this time. An update is in progress for resource: %s", arn)
+	}
+	return nil
+}
+
+// settle puts a build's result into the version that was built.
+func (v *Version) settle(r Result) {
+	v.Build = ""
+	v.RevisionID = uuid()
+	if r.ResolvedURI != "" {
+		v.Package.ResolvedURI = r.ResolvedURI
+	}
+	if r.CodeSha256 != "" {
+		v.CodeSha256 = r.CodeSha256
+	}
+	if r.CodeSize != 0 {
+		v.CodeSize = r.CodeSize
+	}
+	if r.Code != "" {
+		v.LastUpdateStatus, v.LastUpdateReason, v.LastUpdateReasonCode = Failed, r.Reason, r.Code
+		if v.State == Pending {
+			v.State, v.StateReason, v.StateReasonCode = Failed, r.Reason, r.Code
+		}
+		return
+	}
+	v.Package.Image, v.Package.Root = r.Image, r.Root
+	v.State, v.StateReason, v.StateReasonCode = Active, "", ""
+	v.LastUpdateStatus, v.LastUpdateReason, v.LastUpdateReasonCode = successful, "", ""
+}
+
+// report shows how far a build has come.
+func (v *Version) report(reason string) {
+	if v.State == Pending {
+		v.StateReason = reason
+	}
+	if v.LastUpdateStatus == inProgress {
+		v.LastUpdateReason = reason
+	}
+}
+
+// touch notes that clients see something new.
+func (v *Version) touch(now time.Time) {
+	v.LastModified, v.RevisionID = now, uuid()
+}
+
+// uuid gives a new random one.
+func uuid() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// word gives a random name for a build or a record.
+func word() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}

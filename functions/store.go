@@ -1,0 +1,227 @@
+package functions
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Errors of a backing, matched with errors.Is.
+var (
+	errMissing = errors.New("no such record")
+	errExists  = errors.New("record exists")
+	errChanged = errors.New("record has changed")
+)
+
+// record is one value of a backing.
+type record struct {
+	key      string
+	value    []byte
+	revision uint64
+}
+
+// reading and writing are what a Store needs of the cluster's records.
+type reading interface {
+	Get(ctx context.Context, key string) (record, error)
+	List(ctx context.Context, prefix string) ([]record, error)
+	// Watch tells of the records there are, then of each change, until ctx ends
+	// or changed fails. A record without a value has been deleted.
+	Watch(ctx context.Context, prefix string, changed func(record) error) error
+}
+
+type writing interface {
+	Create(ctx context.Context, key string, value []byte) error
+	Update(ctx context.Context, r record) error // fails unless the record still has r's revision
+	Delete(ctx context.Context, key string) error
+}
+
+// Store keeps functions. It is safe for concurrent use, and by many processes.
+// What it returns is the caller's own.
+type Store struct {
+	read  reading
+	write writing
+	now   func() time.Time
+}
+
+// attempts bounds how often an update that others got in front of is tried.
+const attempts = 32
+
+// Get reads a function, or fails with ErrNotFound.
+func (s *Store) Get(ctx context.Context, id ID) (*Function, error) {
+	f, _, err := s.get(ctx, id)
+	return f, err
+}
+
+func (s *Store) get(ctx context.Context, id ID) (*Function, record, error) {
+	r, err := s.read.Get(ctx, functionKey(id))
+	if errors.Is(err, errMissing) {
+		return nil, r, refuse(kindNotFound, "Function not found: %s", id)
+	}
+	if err != nil {
+		return nil, r, fmt.Errorf("read function %s: %w", id, err)
+	}
+	f := new(Function)
+	if err := decode(r, f); err != nil {
+		return nil, r, err
+	}
+	return f, r, nil
+}
+
+// Create adds a function, as NewFunction made it; with publish its first version
+// too. If there is one of that name, it fails with ErrConflict.
+func (s *Store) Create(ctx context.Context, f *Function, publish bool) error {
+	if publish {
+		word, err := s.copyLatest(ctx, f, nil)
+		if err != nil {
+			return err
+		}
+		f.published(word)
+	}
+	value, err := encode(f)
+	if err != nil {
+		return err
+	}
+	err = s.write.Create(ctx, functionKey(f.ID), value)
+	if errors.Is(err, errExists) {
+		s.discard(ctx, f.ID, slices.Collect(maps.Values(f.Versions)))
+		return refuse(kindConflict, "Function already exist: %s", f.Name)
+	}
+	if err != nil {
+		return fmt.Errorf("create function %s: %w", f.ID, err)
+	}
+	return nil
+}
+
+// Update changes a function's record. If others change it meanwhile, change is
+// called again with what they left; what it returns as an error ends the update.
+func (s *Store) Update(ctx context.Context, id ID, change func(*Function) error) (*Function, error) {
+	for range attempts {
+		f, r, err := s.get(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if err := change(f); err != nil {
+			return nil, err
+		}
+		err = s.put(ctx, r, f)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, errChanged) {
+			return nil, err
+		}
+	}
+	return nil, busy(id)
+}
+
+func (s *Store) put(ctx context.Context, r record, f *Function) error {
+	value, err := encode(f)
+	if err != nil {
+		return err
+	}
+	r.value = value
+	if err := s.write.Update(ctx, r); err != nil {
+		return fmt.Errorf("update function %s: %w", f.ID, err)
+	}
+	return nil
+}
+
+func busy(id ID) error {
+	return refuse(kindConflict, "Function %s is being changed by too many at once: try again.", id.Name)
+}
+
+// Delete removes a function with all of its versions, or fails with ErrNotFound.
+func (s *Store) Delete(ctx context.Context, id ID) error {
+	f, err := s.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := s.write.Delete(ctx, functionKey(id)); err != nil {
+		return fmt.Errorf("delete function %s: %w", id, err)
+	}
+	s.discard(ctx, id, slices.Collect(maps.Values(f.Versions)))
+	return s.claim(ctx, id, nil)
+}
+
+// discard removes records of versions that no function has any more. What it
+// cannot remove is left, and never found.
+func (s *Store) discard(ctx context.Context, id ID, words []string) {
+	for _, w := range words {
+		_ = s.write.Delete(ctx, versionKey(id, w))
+	}
+}
+
+// List reads an account's functions in order of their names: at most limit,
+// those after a name. More is the last name if there are more.
+func (s *Store) List(ctx context.Context, account, after string, limit int) (page []*Function, more string, err error) {
+	records, err := s.read.List(ctx, "f/"+account+"/")
+	if err != nil {
+		return nil, "", fmt.Errorf("list functions of %s: %w", account, err)
+	}
+	slices.SortFunc(records, func(a, b record) int { return strings.Compare(a.key, b.key) })
+	for _, r := range records {
+		if strings.TrimPrefix(r.key, "f/"+account+"/") <= after {
+			continue
+		}
+		if len(page) == limit {
+			return page, page[limit-1].Name, nil
+		}
+		f := new(Function)
+		if err := decode(r, f); err != nil {
+			return nil, "", err
+		}
+		page = append(page, f)
+	}
+	return page, "", nil
+}
+
+// Watch tells of all functions of all accounts, then of each that changes; nil:
+// it has been deleted. It returns when ctx has ended or changed fails.
+func (s *Store) Watch(ctx context.Context, changed func(ID, *Function) error) error {
+	return s.read.Watch(ctx, "f/", func(r record) error {
+		account, name, ok := strings.Cut(strings.TrimPrefix(r.key, "f/"), "/")
+		if !ok {
+			return nil
+		}
+		id := ID{Account: account, Name: name}
+		if r.value == nil {
+			return changed(id, nil)
+		}
+		f := new(Function)
+		if err := decode(r, f); err != nil {
+			return err
+		}
+		return changed(id, f)
+	})
+}
+
+func functionKey(id ID) string             { return "f/" + id.Account + "/" + id.Name }
+func versionKey(id ID, word string) string { return "v/" + id.Account + "/" + id.Name + "/" + word }
+func accountKey(account string) string     { return "a/" + account }
+func number(s string) (n int)              { n, _ = strconv.Atoi(s); return n }
+func byNumber(a, b string) int             { return number(a) - number(b) }
+
+func encode(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode record: %w", err)
+	}
+	if len(b) > maxRecord {
+		return nil, refuse(kindParameter, "All that belongs to this function takes %d bytes, more than %d: remove versions, aliases or permissions.", len(b), maxRecord)
+	}
+	return b, nil
+}
+
+// decode reads a record of this package. Its content is secret, and stays out of the error.
+func decode(r record, to any) error {
+	if err := json.Unmarshal(r.value, to); err != nil {
+		return fmt.Errorf("record %s is damaged: restore it from a backup", r.key)
+	}
+	return nil
+}
