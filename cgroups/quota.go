@@ -1,0 +1,96 @@
+package cgroups
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// What the kernel takes of quotas and periods.
+const (
+	minQuota  = time.Millisecond
+	maxPeriod = time.Second
+)
+
+// SetQuota lets the group's processes run for quota in each period, all
+// threads on all processors together: a quota of two periods is two
+// processors. Both are at least 1 ms, a period is at most 1 s. It is hard: what
+// the group does not use it does not save. It takes hold at once, in one
+// write(2) (two on v1 if the period changes).
+//
+// While the group is being frozen, it is only remembered until that is over.
+func (g *Group) SetQuota(quota, period time.Duration) error {
+	if quota < minQuota || period < minQuota || period > maxPeriod {
+		return fmt.Errorf("cgroup %s: quota %v in %v: want at least %v in %v to %v", g.path, quota, period, minQuota, minQuota, maxPeriod)
+	}
+	q, p := strconv.FormatInt(quota.Microseconds(), 10), strconv.FormatInt(period.Microseconds(), 10)
+	return g.setLimit(q, p)
+}
+
+// Unlimited lets the group's processes run as the machine has room. It takes
+// hold at once, in one write(2).
+func (g *Group) Unlimited() error { return g.setLimit(unlimited(g.splitCPU()), "") }
+
+// splitCPU tells whether quota and period are two files, as on v1.
+func (g *Group) splitCPU() bool { return g.v1["cpu"] != "" }
+
+func unlimited(v1 bool) string {
+	if v1 {
+		return "-1"
+	}
+	return "max"
+}
+
+// setLimit sets a quota in microseconds, or none; "" leaves the period.
+func (g *Group) setLimit(quota, period string) error {
+	if g.quota == nil {
+		return fmt.Errorf("cgroup %s: quota: %w: cpu", g.path, ErrNoController)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	limit := quota
+	if g.splitCPU() && period != "" && period != g.period {
+		if err := writeTo(g.v1["cpu"], "cpu.cfs_period_us", period); err != nil {
+			return fmt.Errorf("cgroup %s: period: %w", g.path, err)
+		}
+		g.period = period
+	} else if !g.splitCPU() && period != "" {
+		limit = quota + " " + period
+	}
+	before := g.limit
+	g.limit = limit
+	if g.raised {
+		return nil
+	}
+	if err := write(g.quota, limit); err != nil {
+		g.limit = before
+		return fmt.Errorf("cgroup %s: quota %s: %w", g.path, limit, err)
+	}
+	return nil
+}
+
+// raise lifts the limit without forgetting it. The caller holds mu.
+func (g *Group) raise() error {
+	none := unlimited(g.splitCPU())
+	if g.quota == nil || g.raised || strings.HasPrefix(g.limit, none) {
+		return nil
+	}
+	if err := write(g.quota, none); err != nil {
+		return err
+	}
+	g.raised = true
+	return nil
+}
+
+// lower ends what raise began. The caller holds mu.
+func (g *Group) lower() error {
+	if !g.raised {
+		return nil
+	}
+	if err := write(g.quota, g.limit); err != nil {
+		return err
+	}
+	g.raised = false
+	return nil
+}
