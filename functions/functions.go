@@ -70,10 +70,11 @@ type Function struct {
 	Versions  map[string]string `json:",omitempty"` // published ones: words of their records by number
 	Unsettled []string          `json:",omitempty"` // numbers of those published with the build under way
 	Published string            `json:",omitempty"` // the number published last
-	// PublishedAs is the RevisionID that $LATEST had then: if it still has, there is nothing to publish.
+	// PublishedAs is the Revision that $LATEST had then: if it still has, there is nothing to publish.
 	PublishedAs string                 `json:",omitempty"`
 	Aliases     map[string]Alias       `json:",omitempty"` // by name
 	Policies    map[string][]Statement `json:",omitempty"` // by qualifier, in the order they were added; "" is the function's own
+	Revisions   map[string]string      `json:",omitempty"` // RevisionIDs of versions whose policies have changed since they were published
 	Events      map[string]EventConfig `json:",omitempty"` // by qualifier: $LATEST, a number or an alias
 	URLs        map[string]URL         `json:",omitempty"` // by alias; "" is the function's own
 	Tags        map[string]string      `json:",omitempty"`
@@ -98,9 +99,12 @@ type Version struct {
 	LastUpdateReason     string `json:",omitempty"`
 	LastUpdateReasonCode string `json:",omitempty"`
 
-	RevisionID   string // a UUID; changes with everything that clients see
+	RevisionID string // a UUID; changes with everything that clients see, permissions too
+	// Revision changes with code and configuration alone: instances of another one are old.
+	Revision     string
 	LastModified time.Time
-	// Build is what the builder passes to Settle; empty: there is nothing to build.
+	// Build is the Revision while that is to be built: what the builder passes to
+	// Settle. Empty: there is nothing to build.
 	Build string `json:",omitempty"`
 }
 
@@ -113,7 +117,7 @@ type Config struct {
 	Timeout        int               // seconds
 	Memory         int               // MB
 	Tmp            int               // MB
-	Env            Variables         `json:",omitempty"`
+	Env            Variables         `json:",omitzero"` // nil: none were given
 	Architecture   string            // x86_64 or arm64
 	Entrypoint     []string          `json:",omitempty"` // replaces the image's
 	Command        []string          `json:",omitempty"` // replaces the image's
@@ -226,18 +230,24 @@ func (f *Function) Qualified(qualifier string, random float64) (version string, 
 	if a, ok := f.Aliases[qualifier]; ok {
 		return a.Pick(random), nil
 	}
-	return "", &Error{Kind: kindNotFound, Message: "Function not found: qualifier " + qualifier}
+	return "", &Error{Kind: kindNotFound, Text: "Function not found: qualifier " + qualifier}
 }
 
 // Error is a refusal as a client of the API sees it. Errors of kind
 // ResourceNotFoundException match ErrNotFound.
 type Error struct {
-	Kind    string // the exception's name
-	Message string
+	Kind string // the exception's name
+	Text string // for the client
 }
 
 // Error gives kind and message.
-func (e *Error) Error() string { return e.Kind + ": " + e.Message }
+func (e *Error) Error() string { return e.Kind + ": " + e.Text }
+
+// Code gives the exception's name.
+func (e *Error) Code() string { return e.Kind }
+
+// Message gives the text for the client.
+func (e *Error) Message() string { return e.Text }
 
 // Is tells whether a sentinel of this package stands for the error's kind.
 func (e *Error) Is(target error) bool {
@@ -245,7 +255,7 @@ func (e *Error) Is(target error) bool {
 }
 
 func refuse(kind, format string, args ...any) error {
-	return &Error{Kind: kind, Message: fmt.Sprintf(format, args...)}
+	return &Error{Kind: kind, Text: fmt.Sprintf(format, args...)}
 }
 
 const (

@@ -53,7 +53,7 @@ func ParseName(s string) (Name, error) {
 	case n.Function == "":
 		return Name{}, invalid(s, "functionName", "Member must satisfy regular expression pattern: "+patternGet)
 	case len(s) > maxReference:
-		return Name{}, &Error{Kind: kindValid, Message: detected([]string{tooLong(s, "functionName", maxReference)})}
+		return Name{}, &Error{Kind: kindValid, Text: detected([]string{tooLong(s, "functionName", maxReference)})}
 	}
 	return n, nil
 }
@@ -79,9 +79,9 @@ func ParseNewName(s string) (Name, error) {
 	}
 	switch {
 	case len(complaints) > 0 && bare:
-		return Name{}, &Error{Kind: kindParameter, Message: detected(complaints)}
+		return Name{}, &Error{Kind: kindParameter, Text: detected(complaints)}
 	case len(complaints) > 0:
-		return Name{}, &Error{Kind: kindValid, Message: detected(complaints)}
+		return Name{}, &Error{Kind: kindValid, Text: detected(complaints)}
 	}
 	return n, nil
 }
@@ -101,16 +101,16 @@ func split(s string) Name {
 func (n Name) In(account, region, qualifier string) (Name, error) {
 	switch {
 	case n.Account != "" && n.Account != account:
-		return n, &Error{Kind: "AccessDeniedException", Message: fmt.Sprintf(
+		return n, &Error{Kind: "AccessDeniedException", Text: fmt.Sprintf(
 			"User: arn:aws:iam::%s:root is not authorized to perform this operation on resource: %s", account, n.ARN(region))}
 	case n.Region != "" && n.Region != region:
-		return n, &Error{Kind: kindNotFound, Message: fmt.Sprintf("Functions from '%s' are not reachable in this region ('%s')", n.Region, region)}
+		return n, &Error{Kind: kindNotFound, Text: fmt.Sprintf("Functions from '%s' are not reachable in this region ('%s')", n.Region, region)}
 	case qualifier != "" && len(qualifier) > maxQualifier:
-		return n, &Error{Kind: kindValid, Message: detected([]string{tooLong(qualifier, "qualifier", maxQualifier)})}
+		return n, &Error{Kind: kindValid, Text: detected([]string{tooLong(qualifier, "qualifier", maxQualifier)})}
 	case qualifier != "" && !qualifiers.MatchString(qualifier):
 		return n, invalid(qualifier, "qualifier", "Member must satisfy regular expression pattern: "+patternQual)
 	case qualifier != "" && n.Qualifier != "" && qualifier != n.Qualifier:
-		return n, &Error{Kind: kindParameter, Message: "The derived qualifier from the function name does not match the specified qualifier."}
+		return n, &Error{Kind: kindParameter, Text: "The derived qualifier from the function name does not match the specified qualifier."}
 	}
 	n.Account, n.Region = account, region
 	if qualifier != "" {
@@ -143,7 +143,7 @@ func (id ID) ARN(region, qualifier string) string {
 // checkAlias tells whether an alias may have this name.
 func checkAlias(name string) error {
 	if len(name) > maxQualifier {
-		return &Error{Kind: kindValid, Message: detected([]string{tooLong(name, "name", maxQualifier)})}
+		return &Error{Kind: kindValid, Text: detected([]string{tooLong(name, "name", maxQualifier)})}
 	}
 	if !aliasNames.MatchString(name) || isNumber(name) {
 		return invalid(name, "name", "Member must satisfy regular expression pattern: "+patternAlias)
@@ -155,7 +155,7 @@ func isNumber(s string) bool { return numbers.MatchString(s) }
 
 // invalid refuses one value as the service's own front does.
 func invalid(value, member, constraint string) error {
-	return &Error{Kind: kindValid, Message: detected([]string{complaint(value, member, constraint)})}
+	return &Error{Kind: kindValid, Text: detected([]string{complaint(value, member, constraint)})}
 }
 
 func tooLong(value, member string, limit int) string {

@@ -31,7 +31,7 @@ func TestParseNameRefuses(t *testing.T) {
 	for _, in := range []string{"", "a b", "f:", "f:a:b", "f:$NEXT", "f/g", "arn:aws:s3:::bucket/x", "f\n", "ф", strings.Repeat("f", 171), "f?"} {
 		_, err := ParseName(in)
 		var e *Error
-		if !errors.As(err, &e) || e.Kind != "ValidationException" || !strings.HasPrefix(e.Message, "1 validation error detected: Value '") {
+		if !errors.As(err, &e) || e.Kind != "ValidationException" || !strings.HasPrefix(e.Text, "1 validation error detected: Value '") {
 			t.Errorf("ParseName(%q): %v", in, err)
 		}
 	}

@@ -31,8 +31,7 @@ func NewFunction(id ID, v Version, now time.Time) *Function {
 	f := &Function{ID: id, Created: now, Next: 1, Latest: v}
 	f.Latest.Number = Latest
 	f.Latest.State, f.Latest.StateReason, f.Latest.StateReasonCode = Pending, creatingReason, creatingCode
-	f.Latest.touch(now)
-	f.Latest.Build = word()
+	f.Latest.begin(now)
 	return f
 }
 
@@ -55,8 +54,7 @@ func (f *Function) Change(arn string, now time.Time, change func(*Version) error
 		v.State, v.StateReason, v.StateReasonCode = Pending, creatingReason, creatingCode
 	}
 	v.LastUpdateStatus, v.LastUpdateReason, v.LastUpdateReasonCode = inProgress, creatingReason, creatingCode
-	v.touch(now)
-	v.Build = word()
+	v.begin(now)
 	return nil
 }
 
@@ -106,9 +104,29 @@ func (v *Version) report(reason string) {
 	}
 }
 
-// touch notes that clients see something new.
-func (v *Version) touch(now time.Time) {
+// begin notes that there is something new, which is to be built.
+func (v *Version) begin(now time.Time) {
 	v.LastModified, v.RevisionID = now, uuid()
+	v.Revision = word()
+	v.Build = v.Revision
+}
+
+// Touch gives a qualifier another RevisionID, since its policy has changed; an
+// alias or version that is not there is left alone.
+func (f *Function) Touch(qualifier string) {
+	if a, ok := f.Aliases[qualifier]; ok {
+		a.RevisionID = uuid()
+		f.Aliases[qualifier] = a
+		return
+	}
+	if qualifier == "" || qualifier == Latest {
+		f.Latest.RevisionID = uuid()
+	} else if _, ok := f.Versions[qualifier]; ok {
+		if f.Revisions == nil {
+			f.Revisions = map[string]string{}
+		}
+		f.Revisions[qualifier] = uuid()
+	}
 }
 
 // uuid gives a new random one.

@@ -18,6 +18,9 @@ func (s *Store) Version(ctx context.Context, f *Function, number string) (*Versi
 		return nil, refuse(kindNotFound, "Function not found: %s:%s", f.ID, number)
 	}
 	v, _, err := s.version(ctx, f.ID, w)
+	if r, ok := f.Revisions[number]; ok && err == nil {
+		v.RevisionID = r
+	}
 	return v, err
 }
 
@@ -50,7 +53,7 @@ func (s *Store) Publish(ctx context.Context, id ID, description *string, check f
 		if err := check(f); err != nil {
 			return nil, err
 		}
-		if _, there := f.Versions[f.Published]; there && f.PublishedAs == f.Latest.RevisionID {
+		if _, there := f.Versions[f.Published]; there && f.PublishedAs == f.Latest.Revision {
 			return s.Version(ctx, f, f.Published)
 		}
 		word, err := s.copyLatest(ctx, f, description)
@@ -58,6 +61,7 @@ func (s *Store) Publish(ctx context.Context, id ID, description *string, check f
 			return nil, err
 		}
 		number := f.published(word)
+		f.Latest.RevisionID = uuid()
 		err = s.put(ctx, r, f)
 		if err == nil {
 			return s.Version(ctx, f, number)
@@ -104,7 +108,7 @@ func (f *Function) published(word string) (number string) {
 		f.Versions = map[string]string{}
 	}
 	f.Versions[number] = word
-	f.Published, f.PublishedAs = number, f.Latest.RevisionID
+	f.Published, f.PublishedAs = number, f.Latest.Revision
 	if f.Latest.Build != "" {
 		f.Unsettled = append(f.Unsettled, number)
 	}
@@ -134,6 +138,7 @@ func (s *Store) DeleteVersion(ctx context.Context, id ID, number string, check f
 // forget drops what is set for one qualifier.
 func (f *Function) forget(qualifier string) {
 	delete(f.Policies, qualifier)
+	delete(f.Revisions, qualifier)
 	delete(f.Events, qualifier)
 	delete(f.URLs, qualifier)
 	delete(f.RuntimeUpdates, qualifier)
@@ -180,13 +185,9 @@ func (s *Store) Settle(ctx context.Context, id ID, build string, r Result) error
 				return err
 			}
 		}
-		asPublished := f.PublishedAs == f.Latest.RevisionID
 		f.Latest.settle(r)
 		if r.Code == "" {
 			f.Serving = nil
-		}
-		if asPublished {
-			f.PublishedAs = f.Latest.RevisionID
 		}
 		f.Unsettled = nil
 		err = s.put(ctx, rec, f)
