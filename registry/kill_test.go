@@ -145,9 +145,9 @@ func TestSkopeo(t *testing.T) {
 			t.Fatalf("skopeo %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	dir := filepath.Join(t.TempDir(), "layout")
-	run("copy", "--src-tls-verify=false", "--preserve-digests", "docker://"+host+"/app:v1", "oci:"+dir+":x")
-	run("copy", "--dest-tls-verify=false", "--preserve-digests", "oci:"+dir+":x", "docker://"+host+"/copy/app:v2")
+	dir := filepath.Join(t.TempDir(), "image")
+	run("copy", "--src-tls-verify=false", "--preserve-digests", "docker://"+host+"/app:v1", "dir:"+dir)
+	run("copy", "--dest-tls-verify=false", "--preserve-digests", "dir:"+dir, "docker://"+host+"/copy/app:v2")
 	same(t, host+"/copy/app:v2", img)
 	resp, err := http.Get("http://" + host + "/v2/copy/app/tags/list")
 	if err != nil {

@@ -185,9 +185,10 @@ func (c client) do(method, path, body string, header ...string) (*http.Response,
 	return resp, string(b)
 }
 
-// want does a request that must get this status and, if it fails, this code.
-func (c client) want(status int, code, method, path, body string, header ...string) *http.Response {
+// want does a request, "METHOD PATH", that must get this status and, if it fails, this code.
+func (c client) want(status int, code, line, body string, header ...string) *http.Response {
 	c.t.Helper()
+	method, path, _ := strings.Cut(line, " ")
 	resp, got := c.do(method, path, body, header...)
 	if resp.StatusCode != status || !strings.Contains(got, code) {
 		c.t.Errorf("%s %s: %d %s, want %d %s", method, path, resp.StatusCode, got, status, code)
@@ -207,26 +208,26 @@ func TestUploadInPieces(t *testing.T) {
 	host, g := serve(t, t.TempDir(), Options{})
 	c := client{t, host}
 	digest := digestOf([]byte("hello world"))
-	at := c.want(202, "", "POST", "/v2/app/blobs/uploads/", "").Header.Get("Location")
-	if got := c.want(202, "", "PATCH", at, "hello ", "Content-Range", "0-5").Header.Get("Range"); got != "0-5" {
+	at := c.want(202, "", "POST /v2/app/blobs/uploads/", "").Header.Get("Location")
+	if got := c.want(202, "", "PATCH "+at, "hello ", "Content-Range", "0-5").Header.Get("Range"); got != "0-5" {
 		t.Errorf("range %s", got)
 	}
-	c.want(416, "BLOB_UPLOAD_INVALID", "PATCH", at, "lo", "Content-Range", "3-4")
-	c.want(204, "", "GET", at, "")
-	c.want(404, "BLOB_UPLOAD_UNKNOWN", "GET", strings.Replace(at, "/app/", "/other/", 1), "")
-	c.want(201, "", "PUT", at+"?digest="+digest, "world")
-	c.want(404, "BLOB_UPLOAD_UNKNOWN", "GET", at, "")
+	c.want(416, "BLOB_UPLOAD_INVALID", "PATCH "+at, "lo", "Content-Range", "3-4")
+	c.want(204, "", "GET "+at, "")
+	c.want(404, "BLOB_UPLOAD_UNKNOWN", "GET "+strings.Replace(at, "/app/", "/other/", 1), "")
+	c.want(201, "", "PUT "+at+"?digest="+digest, "world")
+	c.want(404, "BLOB_UPLOAD_UNKNOWN", "GET "+at, "")
 	if _, got := c.do("GET", "/v2/app/blobs/"+digest, ""); got != "hello world" {
 		t.Errorf("got %q", got)
 	}
 	if resp, got := c.do("GET", "/v2/app/blobs/"+digest, "", "Range", "bytes=6-8"); got != "wor" || resp.StatusCode != 206 {
 		t.Errorf("a part: %d %q", resp.StatusCode, got)
 	}
-	c.want(201, "", "POST", "/v2/app/blobs/uploads/?digest="+digest, "hello world") // in one request, and again
-	c.want(404, "BLOB_UNKNOWN", "GET", "/v2/other/blobs/"+digest, "")               // which never was pushed there
-	c.want(201, "", "POST", "/v2/other/blobs/uploads/?mount="+digest+"&from=app", "")
-	c.want(200, "", "HEAD", "/v2/other/blobs/"+digest, "")
-	c.want(202, "", "POST", "/v2/third/blobs/uploads/?mount="+digestOf(nil)+"&from=app", "")
+	c.want(201, "", "POST /v2/app/blobs/uploads/?digest="+digest, "hello world") // in one request, and again
+	c.want(404, "BLOB_UNKNOWN", "GET /v2/other/blobs/"+digest, "")               // which never was pushed there
+	c.want(201, "", "POST /v2/other/blobs/uploads/?mount="+digest+"&from=app", "")
+	c.want(200, "", "HEAD /v2/other/blobs/"+digest, "")
+	c.want(202, "", "POST /v2/third/blobs/uploads/?mount="+digestOf(nil)+"&from=app", "")
 	if g.used.Load() != 11 {
 		t.Errorf("%d bytes in use", g.used.Load())
 	}
@@ -238,7 +239,7 @@ func TestRefusals(t *testing.T) {
 	c := client{t, host}
 	post := "/v2/app/blobs/uploads/"
 	digest := digestOf([]byte("x"))
-	c.want(201, "", "POST", post+"?digest="+digest, "x")
+	c.want(201, "", "POST "+post+"?digest="+digest, "x")
 	manifest := `{"schemaVersion":2,"config":{"digest":"` + digest + `"},"layers":[]}`
 	const kind = "application/vnd.oci.image.manifest.v1+json"
 	for _, r := range []struct {
@@ -275,19 +276,19 @@ func TestRefusals(t *testing.T) {
 		if r.method == "PUT" {
 			header = []string{"Content-Type", kind}
 		}
-		c.want(r.status, r.code, r.method, r.path, r.body, header...)
+		c.want(r.status, r.code, r.method+" "+r.path, r.body, header...)
 	}
-	c.want(400, "MANIFEST_INVALID", "PUT", "/v2/app/manifests/v1", manifest) // of what kind?
-	c.want(413, "SIZE_INVALID", "PUT", "/v2/app/manifests/v1", strings.Repeat(" ", maxManifest+1), "Content-Type", kind)
-	first := c.want(202, "", "POST", post, "").Header.Get("Location")
-	c.want(202, "", "POST", post, "")
-	c.want(429, "TOOMANYREQUESTS", "POST", post, "")
-	c.want(204, "", "DELETE", first, "")
-	c.want(202, "", "POST", post, "")
+	c.want(400, "MANIFEST_INVALID", "PUT /v2/app/manifests/v1", manifest) // of what kind?
+	c.want(413, "SIZE_INVALID", "PUT /v2/app/manifests/v1", strings.Repeat(" ", maxManifest+1), "Content-Type", kind)
+	first := c.want(202, "", "POST "+post, "").Header.Get("Location")
+	c.want(202, "", "POST "+post, "")
+	c.want(429, "TOOMANYREQUESTS", "POST "+post, "")
+	c.want(204, "", "DELETE "+first, "")
+	c.want(202, "", "POST "+post, "")
 	for _, u := range g.uploads { // nobody goes on with them
 		u.touched = time.Now().Add(-2 * uploadIdle)
 	}
-	c.want(202, "", "POST", post, "")
+	c.want(202, "", "POST "+post, "")
 	if left, err := os.ReadDir(filepath.Join(dir, "uploads")); err != nil || len(left) != 1 {
 		t.Errorf("%d uploads, %v", len(left), err)
 	}
@@ -296,7 +297,7 @@ func TestRefusals(t *testing.T) {
 func TestBrokenUploadGoesOn(t *testing.T) {
 	host, g := serve(t, t.TempDir(), Options{})
 	c := client{t, host}
-	at := c.want(202, "", "POST", "/v2/app/blobs/uploads/", "").Header.Get("Location")
+	at := c.want(202, "", "POST /v2/app/blobs/uploads/", "").Header.Get("Location")
 	body, w := io.Pipe()
 	go func() {
 		_, _ = w.Write([]byte("hello"))
@@ -321,7 +322,7 @@ func TestBrokenUploadGoesOn(t *testing.T) {
 		}
 	}
 	digest := digestOf([]byte("hello world"))
-	c.want(201, "", "PUT", at+"?digest="+digest, " world", "Content-Range", "5-10")
+	c.want(201, "", "PUT "+at+"?digest="+digest, " world", "Content-Range", "5-10")
 	if b, err := os.ReadFile(g.blobPath(digest)); err != nil || !bytes.Equal(b, []byte("hello world")) {
 		t.Errorf("%q, %v", b, err)
 	}
@@ -348,14 +349,14 @@ func TestAllow(t *testing.T) {
 		}
 	}
 	c := client{t, host}
-	resp := c.want(401, "UNAUTHORIZED", "GET", "/v2/", "")
+	resp := c.want(401, "UNAUTHORIZED", "GET /v2/", "")
 	if resp.Header.Get("Www-Authenticate") == "" {
 		t.Error("nobody is asked for a password")
 	}
 	// What another tenant has is not had by its digest.
 	digest := digestOfImage(t, img)
 	two := "Basic dHdvOnNlY3JldA=="
-	c.want(202, "", "POST", "/v2/two/app/blobs/uploads/?from=one/app&mount="+digest.String(), "", "Authorization", two)
+	c.want(202, "", "POST /v2/two/app/blobs/uploads/?from=one/app&mount="+digest.String(), "", "Authorization", two)
 	if resp, got := c.do("GET", "/v2/_catalog", "", "Authorization", two); resp.StatusCode != 200 || strings.Contains(got, "one") {
 		t.Errorf("catalog: %s", got)
 	}
