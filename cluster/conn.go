@@ -1,0 +1,217 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// ping and pings find a server that is silent within 15 s.
+	ping  = 5 * time.Second
+	pings = 2
+	// maxBucket is the most that a bucket of records holds in bytes, and
+	// maxLeases one of leases. Many of them fit into one server.
+	maxBucket = 1 << 30
+	maxLeases = 64 << 20
+	// markers is how long a bucket remembers that a key was deleted, for those
+	// who watch: they begin anew when their connection was lost, so this need
+	// only be longer than an answer takes.
+	markers = 10 * time.Minute
+)
+
+// Conn is a connection to the cluster. Many may use it at a time. It finds
+// another server, or the same one again, for ever: meanwhile, operations wait
+// up to 15 s, and then fail with ErrUnavailable.
+type Conn struct {
+	nats *nats.Conn
+	js   jetstream.JetStream
+
+	mu   sync.Mutex    // guards lost
+	lost chan struct{} // closed when the connection is lost, and replaced
+}
+
+// Dial connects to the servers of a cluster, whose URLs are separated by
+// commas. It tries until ctx ends, but gives up at once where the token is not
+// the cluster's. Close the connection.
+func Dial(ctx context.Context, url, token string) (*Conn, error) {
+	c := &Conn{lost: make(chan struct{})}
+	options := []nats.Option{
+		nats.Name("thaw"), nats.UserInfo(user, secret(token, "client")),
+		nats.MaxReconnects(-1), nats.ReconnectWait(pause), nats.ReconnectJitter(pause, pause),
+		nats.ReconnectBufSize(-1), // what could not be sent has not been sent, and is not sent later
+		nats.IgnoreAuthErrorAbort(), nats.RetryOnFailedConnect(false), nats.Timeout(attempt),
+		nats.PingInterval(ping), nats.MaxPingsOutstanding(pings),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { c.disconnected() }),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // else it goes to standard error
+	}
+	for {
+		n, err := nats.Connect(url, options...)
+		if err == nil {
+			c.nats = n
+			break
+		}
+		if errors.Is(err, nats.ErrAuthorization) {
+			return nil, fmt.Errorf("cluster: %s does not take this token; is it of another fleet?", url)
+		}
+		if !wait(ctx, pause) {
+			return nil, fmt.Errorf("cluster: dial %s: %w: %v", url, ErrUnavailable, err)
+		}
+	}
+	js, err := jetstream.New(c.nats, jetstream.WithDefaultTimeout(attempt))
+	if err != nil {
+		c.nats.Close()
+		return nil, fmt.Errorf("cluster: %w", err)
+	}
+	c.js = js
+	return c, nil
+}
+
+// Close ends the connection, and with it all that uses it.
+func (c *Conn) Close() { c.nats.Close() }
+
+// JetStream gives the streams of the cluster.
+func (c *Conn) JetStream() jetstream.JetStream { return c.js }
+
+// Replicas is on how many servers a stream should be kept.
+func (c *Conn) Replicas() int {
+	name := c.nats.ConnectedClusterName()
+	if name == "" {
+		return 1
+	}
+	if n, err := strconv.Atoi(strings.TrimPrefix(name, clusterName)); err == nil && n > 0 && n <= 5 {
+		return n
+	}
+	return 3 // a cluster that is not run by us
+}
+
+// Lost gives a channel that is closed when the connection is lost the next
+// time. Subscriptions have missed something then.
+func (c *Conn) Lost() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lost
+}
+
+func (c *Conn) disconnected() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.lost)
+	c.lost = make(chan struct{})
+}
+
+// Records opens a bucket of durable records, and makes it if it is not there.
+// Its name has letters, digits, "-" and "_".
+func (c *Conn) Records(ctx context.Context, bucket string) (*Records, error) {
+	b, err := c.bucket(ctx, jetstream.KeyValueConfig{
+		Bucket: bucket, Storage: jetstream.FileStorage, MaxBytes: maxBucket, MaxValueSize: MaxValue + overhead, LimitMarkerTTL: markers,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Records{b}, nil
+}
+
+// Leases opens a bucket of leases that end ttl after they were taken or renewed,
+// at least 100 ms, and makes it if it is not there. All who use a bucket say the
+// same ttl.
+func (c *Conn) Leases(ctx context.Context, bucket string, ttl time.Duration) (*Leases, error) {
+	if ttl < 100*time.Millisecond { // the server's limit
+		return nil, fmt.Errorf("cluster: leases %s: %v is too short", bucket, ttl)
+	}
+	b, err := c.bucket(ctx, jetstream.KeyValueConfig{
+		Bucket: bucket, Storage: jetstream.MemoryStorage, MaxBytes: maxLeases, MaxValueSize: MaxValue + overhead, TTL: ttl, LimitMarkerTTL: time.Minute,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Leases{b, ttl}, nil
+}
+
+// bucket opens a bucket, and makes it if it is not there.
+func (c *Conn) bucket(ctx context.Context, config jetstream.KeyValueConfig) (*bucket, error) {
+	b := &bucket{conn: c, config: config}
+	err := c.do(ctx, true, func(ctx context.Context) error {
+		kv, err := b.open(ctx)
+		b.kv = kv
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cluster: bucket %s: %w", config.Bucket, err)
+	}
+	return b, nil
+}
+
+// do runs an operation until a server has answered it. What no server has seen
+// is tried again, and so is what may be done twice.
+func (c *Conn) do(ctx context.Context, again bool, op func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, nil)
+	defer cancel()
+	for {
+		try, cancel := context.WithTimeout(ctx, attempt)
+		err := op(try)
+		cancel()
+		switch {
+		case err == nil || final(err):
+			return err
+		case !unseen(err) && !again, !wait(ctx, pause):
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+}
+
+// unseen tells of errors after which nothing can have been done.
+func unseen(err error) bool {
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, jetstream.ErrStreamNotFound) ||
+		errors.Is(err, nats.ErrReconnectBufExceeded) || errors.Is(err, nats.ErrConnectionReconnecting) || busy(err)
+}
+
+// busy tells of answers by which a server sends us away for now.
+func busy(err error) bool {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return false
+	}
+	switch api.ErrorCode {
+	case 10008, // no leader of the cluster
+		10009, // not the leader
+		10039, // JetStream is not there yet
+		10005, // not enough servers yet
+		10074: // no majority that could keep the stream
+		return true
+	}
+	return api.Code == 503 && api.ErrorCode != 10077 // which is: no room
+}
+
+// final tells of errors that another try would meet too.
+func final(err error) bool {
+	for _, e := range []error{ErrNotFound, ErrExists, ErrConflict, ErrUnavailable, ErrLost, errRefused,
+		nats.ErrConnectionClosed, nats.ErrMaxPayload, jetstream.ErrInvalidBucketName, jetstream.ErrInvalidKey} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// errRefused wraps what only other arguments would change.
+var errRefused = errors.New("refused")
+
+// wait lets d pass and tells whether ctx goes on.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
