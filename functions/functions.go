@@ -110,29 +110,23 @@ type Version struct {
 
 // Config is what a client says of a version but for its code.
 type Config struct {
-	Description    string            `json:",omitempty"`
-	Role           string            // an ARN, of which nothing is taken
-	Runtime        string            `json:",omitempty"` // of zip packages
-	Handler        string            `json:",omitempty"` // of zip packages
-	Timeout        int               // seconds
-	Memory         int               // MB
-	Tmp            int               // MB
-	Env            Variables         `json:",omitzero"` // nil: none were given
-	Architecture   string            // x86_64 or arm64
-	Entrypoint     []string          `json:",omitempty"` // replaces the image's
-	Command        []string          `json:",omitempty"` // replaces the image's
-	Workdir        string            `json:",omitempty"` // replaces the image's
-	SnapStart      string            `json:",omitempty"` // ApplyOn: PublishedVersions; empty: None
-	LogFormat      string            // Text or JSON
-	LogGroup       string            // where its log goes
-	AppLogLevel    string            `json:",omitempty"` // with JSON
-	SystemLogLevel string            `json:",omitempty"` // with JSON
-	Tracing        string            // PassThrough or Active
-	DeadLetter     string            `json:",omitempty"` // ARN of a queue or topic
-	KMSKey         string            `json:",omitempty"` // ARN, of which nothing is taken
-	Subnets        []string          `json:",omitempty"` // of its VPC, of which nothing is taken
-	SecurityGroups []string          `json:",omitempty"`
-	FileSystems    map[string]string `json:",omitempty"` // ARNs by local mount path, of which nothing is taken
+	Description    string    `json:",omitempty"`
+	Role           string    // an ARN, of which nothing is taken
+	Runtime        string    `json:",omitempty"` // of zip packages
+	Handler        string    `json:",omitempty"` // of zip packages
+	Timeout        int       // seconds
+	Memory         int       // MB
+	Tmp            int       // MB
+	Env            Variables `json:",omitzero"` // nil: none were given
+	Architecture   string    // x86_64 or arm64
+	Entrypoint     []string  `json:",omitempty"` // replaces the image's
+	Command        []string  `json:",omitempty"` // replaces the image's
+	Workdir        string    `json:",omitempty"` // replaces the image's
+	LogFormat      string    // Text or JSON
+	LogGroup       string    // where its log goes
+	AppLogLevel    string    `json:",omitempty"` // with JSON
+	SystemLogLevel string    `json:",omitempty"` // with JSON
+	Tracing        string    // PassThrough, or Active, which changes nothing
 }
 
 // Variables are a function's environment. No verb prints them.
@@ -182,10 +176,8 @@ type Statement struct {
 
 // EventConfig is how asynchronous invokes of one qualifier are treated.
 type EventConfig struct {
-	MaxRetries   *int   `json:",omitempty"` // 0 to 2; nil: 2
-	MaxAge       *int   `json:",omitempty"` // seconds, 60 to 21600; nil: six hours
-	OnSuccess    string `json:",omitempty"` // ARN
-	OnFailure    string `json:",omitempty"` // ARN
+	MaxRetries   *int `json:",omitempty"` // 0 to 2; nil: 2
+	MaxAge       *int `json:",omitempty"` // seconds, 60 to 21600; nil: six hours
 	LastModified time.Time
 }
 

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"thaw/cluster"
 )
 
 // Concurrency of one account's functions.
@@ -79,7 +81,7 @@ func (s *Store) claim(ctx context.Context, id ID, n *int) error {
 			}
 		}
 		err = s.putClaims(ctx, r, c)
-		if !errors.Is(err, errChanged) && !errors.Is(err, errExists) {
+		if !errors.Is(err, cluster.ErrConflict) && !errors.Is(err, cluster.ErrExists) {
 			return err
 		}
 	}
@@ -103,12 +105,12 @@ func (s *Store) prune(ctx context.Context, id ID, c claims) (dropped bool, err e
 	return dropped, nil
 }
 
-func (s *Store) claims(ctx context.Context, account string) (claims, record, error) {
+func (s *Store) claims(ctx context.Context, account string) (claims, cluster.Record, error) {
 	r, err := s.read.Get(ctx, accountKey(account))
 	c := claims{}
 	switch {
-	case errors.Is(err, errMissing):
-		r = record{key: accountKey(account)}
+	case errors.Is(err, cluster.ErrNotFound):
+		r = cluster.Record{Key: accountKey(account)}
 	case err != nil:
 		return c, r, fmt.Errorf("read what account %s has reserved: %w", account, err)
 	default:
@@ -122,14 +124,15 @@ func (s *Store) claims(ctx context.Context, account string) (claims, record, err
 	return c, r, nil
 }
 
-func (s *Store) putClaims(ctx context.Context, r record, c claims) error {
+func (s *Store) putClaims(ctx context.Context, r cluster.Record, c claims) error {
 	value, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	if r.value == nil {
-		return s.write.Create(ctx, r.key, value)
+	if r.Revision == 0 {
+		_, err = s.write.Create(ctx, r.Key, value)
+	} else {
+		_, err = s.write.Update(ctx, r.Key, value, r.Revision)
 	}
-	r.value = value
-	return s.write.Update(ctx, r)
+	return err
 }

@@ -9,44 +9,31 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
+
+	"thaw/cluster"
 )
 
-// Errors of a backing, matched with errors.Is.
-var (
-	errMissing = errors.New("no such record")
-	errExists  = errors.New("record exists")
-	errChanged = errors.New("record has changed")
-)
-
-// record is one value of a backing.
-type record struct {
-	key      string
-	value    []byte
-	revision uint64
-}
-
-// reading and writing are what a Store needs of the cluster's records.
+// reading and writing are what a Store needs of *cluster.Records.
 type reading interface {
-	Get(ctx context.Context, key string) (record, error)
-	List(ctx context.Context, prefix string) ([]record, error)
-	// Watch tells of the records there are, then of each change, until ctx ends
-	// or changed fails. A record without a value has been deleted.
-	Watch(ctx context.Context, prefix string, changed func(record) error) error
+	Get(ctx context.Context, key string) (cluster.Record, error)
+	List(ctx context.Context, prefix string) ([]cluster.Record, error)
+	Watch(ctx context.Context, prefix string, changed func(cluster.Change) error) error
 }
 
 type writing interface {
-	Create(ctx context.Context, key string, value []byte) error
-	Update(ctx context.Context, r record) error // fails unless the record still has r's revision
-	Delete(ctx context.Context, key string) error
+	Create(ctx context.Context, key string, value []byte) (uint64, error)
+	Update(ctx context.Context, key string, value []byte, revision uint64) (uint64, error)
+	Delete(ctx context.Context, key string, revision uint64) error
 }
+
+// NewStore keeps functions in a bucket that has nothing else.
+func NewStore(r *cluster.Records) *Store { return &Store{read: r, write: r} }
 
 // Store keeps functions. It is safe for concurrent use, and by many processes.
 // What it returns is the caller's own.
 type Store struct {
 	read  reading
 	write writing
-	now   func() time.Time
 }
 
 // attempts bounds how often an update that others got in front of is tried.
@@ -58,9 +45,9 @@ func (s *Store) Get(ctx context.Context, id ID) (*Function, error) {
 	return f, err
 }
 
-func (s *Store) get(ctx context.Context, id ID) (*Function, record, error) {
+func (s *Store) get(ctx context.Context, id ID) (*Function, cluster.Record, error) {
 	r, err := s.read.Get(ctx, functionKey(id))
-	if errors.Is(err, errMissing) {
+	if errors.Is(err, cluster.ErrNotFound) {
 		return nil, r, refuse(kindNotFound, "Function not found: %s", id)
 	}
 	if err != nil {
@@ -77,7 +64,7 @@ func (s *Store) get(ctx context.Context, id ID) (*Function, record, error) {
 // too. If there is one of that name, it fails with ErrConflict.
 func (s *Store) Create(ctx context.Context, f *Function, publish bool) error {
 	if publish {
-		word, err := s.copyLatest(ctx, f, nil)
+		word, err := s.copyLatest(ctx, f, "")
 		if err != nil {
 			return err
 		}
@@ -87,8 +74,8 @@ func (s *Store) Create(ctx context.Context, f *Function, publish bool) error {
 	if err != nil {
 		return err
 	}
-	err = s.write.Create(ctx, functionKey(f.ID), value)
-	if errors.Is(err, errExists) {
+	_, err = s.write.Create(ctx, functionKey(f.ID), value)
+	if errors.Is(err, cluster.ErrExists) {
 		s.discard(ctx, f.ID, slices.Collect(maps.Values(f.Versions)))
 		return refuse(kindConflict, "Function already exist: %s", f.Name)
 	}
@@ -113,20 +100,19 @@ func (s *Store) Update(ctx context.Context, id ID, change func(*Function) error)
 		if err == nil {
 			return f, nil
 		}
-		if !errors.Is(err, errChanged) {
+		if !errors.Is(err, cluster.ErrConflict) {
 			return nil, err
 		}
 	}
 	return nil, busy(id)
 }
 
-func (s *Store) put(ctx context.Context, r record, f *Function) error {
+func (s *Store) put(ctx context.Context, r cluster.Record, f *Function) error {
 	value, err := encode(f)
 	if err != nil {
 		return err
 	}
-	r.value = value
-	if err := s.write.Update(ctx, r); err != nil {
+	if _, err := s.write.Update(ctx, r.Key, value, r.Revision); err != nil {
 		return fmt.Errorf("update function %s: %w", f.ID, err)
 	}
 	return nil
@@ -138,22 +124,29 @@ func busy(id ID) error {
 
 // Delete removes a function with all of its versions, or fails with ErrNotFound.
 func (s *Store) Delete(ctx context.Context, id ID) error {
-	f, err := s.Get(ctx, id)
-	if err != nil {
-		return err
+	for range attempts {
+		f, r, err := s.get(ctx, id)
+		if err != nil {
+			return err
+		}
+		err = s.write.Delete(ctx, r.Key, r.Revision)
+		if errors.Is(err, cluster.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("delete function %s: %w", id, err)
+		}
+		s.discard(ctx, id, slices.Collect(maps.Values(f.Versions)))
+		return s.claim(ctx, id, nil)
 	}
-	if err := s.write.Delete(ctx, functionKey(id)); err != nil {
-		return fmt.Errorf("delete function %s: %w", id, err)
-	}
-	s.discard(ctx, id, slices.Collect(maps.Values(f.Versions)))
-	return s.claim(ctx, id, nil)
+	return busy(id)
 }
 
 // discard removes records of versions that no function has any more. What it
 // cannot remove is left, and never found.
 func (s *Store) discard(ctx context.Context, id ID, words []string) {
 	for _, w := range words {
-		_ = s.write.Delete(ctx, versionKey(id, w))
+		_ = s.write.Delete(ctx, versionKey(id, w), 0)
 	}
 }
 
@@ -164,9 +157,8 @@ func (s *Store) List(ctx context.Context, account, after string, limit int) (pag
 	if err != nil {
 		return nil, "", fmt.Errorf("list functions of %s: %w", account, err)
 	}
-	slices.SortFunc(records, func(a, b record) int { return strings.Compare(a.key, b.key) })
 	for _, r := range records {
-		if strings.TrimPrefix(r.key, "f/"+account+"/") <= after {
+		if strings.TrimPrefix(r.Key, "f/"+account+"/") <= after {
 			continue
 		}
 		if len(page) == limit {
@@ -181,20 +173,24 @@ func (s *Store) List(ctx context.Context, account, after string, limit int) (pag
 	return page, "", nil
 }
 
-// Watch tells of all functions of all accounts, then of each that changes; nil:
-// it has been deleted. It returns when ctx has ended or changed fails.
+// Watch tells of all functions of all accounts, then, with no ID, that it has
+// told all, then of each that changes; nil: it has been deleted. It may begin
+// anew, see cluster.Records. It returns when ctx has ended or changed fails.
 func (s *Store) Watch(ctx context.Context, changed func(ID, *Function) error) error {
-	return s.read.Watch(ctx, "f/", func(r record) error {
-		account, name, ok := strings.Cut(strings.TrimPrefix(r.key, "f/"), "/")
+	return s.read.Watch(ctx, "f/", func(r cluster.Change) error {
+		if r.Synced {
+			return changed(ID{}, nil)
+		}
+		account, name, ok := strings.Cut(strings.TrimPrefix(r.Key, "f/"), "/")
 		if !ok {
 			return nil
 		}
 		id := ID{Account: account, Name: name}
-		if r.value == nil {
+		if r.Deleted {
 			return changed(id, nil)
 		}
 		f := new(Function)
-		if err := decode(r, f); err != nil {
+		if err := decode(r.Record, f); err != nil {
 			return err
 		}
 		return changed(id, f)
@@ -219,9 +215,9 @@ func encode(v any) ([]byte, error) {
 }
 
 // decode reads a record of this package. Its content is secret, and stays out of the error.
-func decode(r record, to any) error {
-	if err := json.Unmarshal(r.value, to); err != nil {
-		return fmt.Errorf("record %s is damaged: restore it from a backup", r.key)
+func decode(r cluster.Record, to any) error {
+	if err := json.Unmarshal(r.Value, to); err != nil {
+		return fmt.Errorf("record %s is damaged: restore it from a backup", r.Key)
 	}
 	return nil
 }

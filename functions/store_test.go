@@ -7,15 +7,18 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 var testID = ID{Account: "000000000000", Name: "f"}
+
+var testTime = time.Unix(1_700_000_000, 0).UTC()
 
 const testARN = "arn:aws:lambda:us-east-1:000000000000:function:f"
 
 func create(t *testing.T, s *Store, id ID, publish bool) *Function {
 	t.Helper()
-	f := NewFunction(id, Version{Config: Config{Memory: 128, Timeout: 3, Env: Variables{"SECRET": "hush"}}, Package: Package{ImageURI: "r/f:latest"}}, s.now())
+	f := NewFunction(id, Version{Config: Config{Memory: 128, Timeout: 3, Env: Variables{"SECRET": "hush"}}, Package: Package{ImageURI: "r/f:latest"}}, testTime)
 	if err := s.Create(t.Context(), f, publish); err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +51,7 @@ func TestCreateSettle(t *testing.T) {
 	if f.Latest.State != Pending || f.Latest.Build == "" || f.Latest.LastUpdateStatus != "" {
 		t.Fatalf("created: %+v", f.Latest)
 	}
-	if err := s.Create(t.Context(), NewFunction(testID, Version{}, s.now()), true); !errors.Is(err, ErrConflict) {
+	if err := s.Create(t.Context(), NewFunction(testID, Version{}, testTime), true); !errors.Is(err, ErrConflict) {
 		t.Fatalf("created twice: %v", err)
 	}
 	revision := f.Latest.RevisionID
@@ -76,7 +79,7 @@ func TestCreateSettle(t *testing.T) {
 		t.Errorf("a build that nobody wants: %v", err)
 	}
 	// Nothing has changed since: it is the same version.
-	if v, err := s.Publish(t.Context(), testID, nil, noCheck); err != nil || v.Number != "1" {
+	if v, err := s.Publish(t.Context(), testID, "", noCheck); err != nil || v.Number != "1" {
 		t.Errorf("published again: %v, %v", v, err)
 	}
 }
@@ -87,7 +90,7 @@ func TestServing(t *testing.T) {
 	create(t, s, testID, false)
 	update := func(memory int) error {
 		_, err := s.Update(t.Context(), testID, func(f *Function) error {
-			return f.Change(testARN, s.now(), func(v *Version) error { v.Memory = memory; return nil })
+			return f.Change(testARN, testTime, func(v *Version) error { v.Memory = memory; return nil })
 		})
 		return err
 	}
@@ -128,7 +131,7 @@ func TestFailedCreateCanBeUpdated(t *testing.T) {
 		t.Fatalf("failed: %+v", f.Latest)
 	}
 	if _, err := s.Update(t.Context(), testID, func(f *Function) error {
-		return f.Change(testARN, s.now(), func(*Version) error { return nil })
+		return f.Change(testARN, testTime, func(*Version) error { return nil })
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +180,7 @@ func TestUpdatesAtOnce(t *testing.T) {
 			}); err != nil {
 				t.Error(err)
 			}
-			if _, err := s.Publish(context.Background(), testID, nil, noCheck); err != nil {
+			if _, err := s.Publish(context.Background(), testID, "", noCheck); err != nil {
 				t.Error(err)
 			}
 		})

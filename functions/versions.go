@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"thaw/cluster"
 )
 
 // Version reads one version of a function: Latest, or a published one by its number.
@@ -24,9 +26,9 @@ func (s *Store) Version(ctx context.Context, f *Function, number string) (*Versi
 	return v, err
 }
 
-func (s *Store) version(ctx context.Context, id ID, word string) (*Version, record, error) {
+func (s *Store) version(ctx context.Context, id ID, word string) (*Version, cluster.Record, error) {
 	r, err := s.read.Get(ctx, versionKey(id, word))
-	if errors.Is(err, errMissing) { // deleted since the function was read
+	if errors.Is(err, cluster.ErrNotFound) { // deleted since the function was read
 		return nil, r, refuse(kindNotFound, "Function not found: %s", id)
 	}
 	if err != nil {
@@ -41,16 +43,17 @@ func (f *Function) Numbers() []string {
 	return slices.SortedFunc(maps.Keys(f.Versions), byNumber)
 }
 
-// Publish makes a version of $LATEST as it is, which check may refuse. If
-// $LATEST has not changed since it was published last, and that version is
-// still there, that version is returned instead. A nil description means that of $LATEST.
-func (s *Store) Publish(ctx context.Context, id ID, description *string, check func(*Function) error) (*Version, error) {
+// Publish makes a version of $LATEST, which change may change before, or refuse;
+// it is called again if others change the function meanwhile. If $LATEST has not
+// changed since it was published last, and that version is still there, that
+// version is returned instead. An empty description means that of $LATEST.
+func (s *Store) Publish(ctx context.Context, id ID, description string, change func(*Function) error) (*Version, error) {
 	for range attempts {
 		f, r, err := s.get(ctx, id)
 		if err != nil {
 			return nil, err
 		}
-		if err := check(f); err != nil {
+		if err := change(f); err != nil {
 			return nil, err
 		}
 		if _, there := f.Versions[f.Published]; there && f.PublishedAs == f.Latest.Revision {
@@ -67,7 +70,7 @@ func (s *Store) Publish(ctx context.Context, id ID, description *string, check f
 			return s.Version(ctx, f, number)
 		}
 		s.discard(ctx, id, []string{word})
-		if !errors.Is(err, errChanged) {
+		if !errors.Is(err, cluster.ErrConflict) {
 			return nil, err
 		}
 	}
@@ -76,25 +79,26 @@ func (s *Store) Publish(ctx context.Context, id ID, description *string, check f
 
 // copyLatest writes $LATEST as the record of the next version, which is there
 // once the function has its word.
-func (s *Store) copyLatest(ctx context.Context, f *Function, description *string) (string, error) {
+func (s *Store) copyLatest(ctx context.Context, f *Function, description string) (string, error) {
 	v, err := clone(&f.Latest)
 	if err != nil {
 		return "", err
 	}
 	v.Number = fmt.Sprint(f.Next)
 	v.RevisionID = uuid()
-	if description != nil && *description != "" {
-		v.Description = *description
+	if description != "" {
+		v.Description = description
 	}
 	if v.Build != "" { // it becomes what the build becomes
 		v.State, v.StateReason, v.StateReasonCode = Pending, creatingReason, creatingCode
+		v.LastUpdateStatus, v.LastUpdateReason, v.LastUpdateReasonCode = "", "", ""
 	}
 	value, err := encode(v)
 	if err != nil {
 		return "", err
 	}
 	word := word()
-	if err := s.write.Create(ctx, versionKey(f.ID, word), value); err != nil {
+	if _, err := s.write.Create(ctx, versionKey(f.ID, word), value); err != nil {
 		return "", fmt.Errorf("write version %s of %s: %w", v.Number, f.ID, err)
 	}
 	return word, nil
@@ -191,7 +195,7 @@ func (s *Store) Settle(ctx context.Context, id ID, build string, r Result) error
 		}
 		f.Unsettled = nil
 		err = s.put(ctx, rec, f)
-		if !errors.Is(err, errChanged) {
+		if !errors.Is(err, cluster.ErrConflict) {
 			return err
 		}
 	}
@@ -208,11 +212,12 @@ func (s *Store) settleVersion(ctx context.Context, id ID, word string, r Result)
 			return err
 		}
 		v.settle(r)
-		if rec.value, err = encode(v); err != nil {
+		value, err := encode(v)
+		if err != nil {
 			return err
 		}
-		err = s.write.Update(ctx, rec)
-		if !errors.Is(err, errChanged) {
+		_, err = s.write.Update(ctx, rec.Key, value, rec.Revision)
+		if !errors.Is(err, cluster.ErrConflict) {
 			return err
 		}
 	}
