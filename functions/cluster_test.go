@@ -8,15 +8,17 @@ import (
 	"thaw/cluster"
 )
 
+const token = "a token of the tests"
+
 // server gives a store over an embedded server.
 func server(t *testing.T) *Store {
 	t.Helper()
-	s, err := cluster.Serve(t.Context(), cluster.ServerOptions{Dir: t.TempDir(), Listen: "127.0.0.1:0", Token: "token"})
+	s, err := cluster.Serve(t.Context(), cluster.ServerOptions{Dir: t.TempDir(), Listen: "127.0.0.1:0", Token: token})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	conn, err := cluster.Dial(t.Context(), s.URL(), "token")
+	conn, err := cluster.Dial(t.Context(), s.URL(), token)
 	if err != nil {
 		t.Fatal(err)
 	}
