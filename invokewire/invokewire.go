@@ -7,7 +7,7 @@
 // token (HeaderToken), or comes over mutual TLS; without either it is refused
 // with 403. Bodies are JSON unless said otherwise, errors {"error": "one line"}.
 //
-//	manager  POST /acquire               Acquire → 200 Lease, or 429 Throttle
+//	manager  POST /acquire               Acquire → 200 Lease, 429 Throttle, or 421 Misdirected
 //	manager  POST /renew                 Renew → 200 Renewed
 //	manager  POST /release               Release → 204
 //	manager  GET  /state                 200 ManagerState
@@ -120,7 +120,12 @@ type Acquire struct {
 	Spec     Spec
 	// Avoid are instances that have just been found busy or gone.
 	Avoid []string `json:",omitempty"`
+	// Force is passed on, if an instance has to be started: see Start.
+	Force string `json:",omitempty"`
 }
+
+// Misdirected names the manager that owns the function.
+type Misdirected struct{ Owner string } // id, as in managers/ID
 
 // Lease is the right to give an instance one invoke at a time, until TTL has
 // passed since it was granted or renewed.
@@ -209,6 +214,9 @@ type ManagerState struct {
 	ID      string
 	Workers []WorkerState
 	Leases  int
+	// Counts of what was decided since its start: instances reused, started and
+	// evicted, starts refused by workers, requests throttled.
+	Counts map[string]uint64
 }
 
 // LogEvent is a line of a log.
