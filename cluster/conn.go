@@ -149,6 +149,13 @@ func (c *Conn) bucket(ctx context.Context, config jetstream.KeyValueConfig) (*bu
 	return b, nil
 }
 
+// Try runs an operation on JetStream until a server has answered it, for 15 s
+// at most; then it returns ErrUnavailable, as it does where the server has no
+// room. The operation may be done more than once.
+func (c *Conn) Try(ctx context.Context, op func(context.Context) error) error {
+	return c.do(ctx, true, op)
+}
+
 // do runs an operation until a server has answered it. What no server has seen
 // is tried again, and so is what may be done twice.
 func (c *Conn) do(ctx context.Context, again bool, op func(context.Context) error) error {
@@ -158,9 +165,12 @@ func (c *Conn) do(ctx context.Context, again bool, op func(context.Context) erro
 		try, cancel := context.WithTimeout(ctx, attempt)
 		err := op(try)
 		cancel()
+		var api *jetstream.APIError
 		switch {
 		case err == nil || final(err):
 			return err
+		case errors.As(err, &api) && !unseen(err): // an answer: no room, for one
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		case !unseen(err) && !again, !wait(ctx, pause):
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}

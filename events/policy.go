@@ -61,6 +61,8 @@ const (
 	reasonRetries = "RetriesExhausted"
 	reasonAge     = "EventAgeExceeded"
 	reasonRefused = "ZeroReservedConcurrency"
+	// reasonUnreadable is ours: a message that is no event of a version we know.
+	reasonUnreadable = "Unreadable"
 )
 
 // Decision is a step and what belongs to it.

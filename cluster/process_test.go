@@ -1,0 +1,282 @@
+package cluster_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"thaw/cluster"
+)
+
+// child is the variable by which a test's own program is made something else.
+const child = "THAW_CLUSTER_TEST"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(child) {
+	case "":
+		goleak.VerifyTestMain(m)
+	case "server":
+		os.Exit(serverMain(nil))
+	case "writer":
+		os.Exit(serverMain(writeOn))
+	}
+}
+
+// serverMain is a server in a process of its own: options come as JSON on the
+// first line of stdin, its URL goes to stdout, and it ends at the end of stdin.
+func serverMain(then func(*cluster.Server) error) int {
+	in := bufio.NewReader(os.Stdin)
+	line, err := in.ReadBytes('\n')
+	var o cluster.ServerOptions
+	if err == nil {
+		err = json.Unmarshal(line, &o)
+	}
+	var s *cluster.Server
+	if err == nil {
+		s, err = cluster.Serve(context.Background(), o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(s.URL())
+	if then != nil {
+		err = then(s)
+	}
+	io.Copy(io.Discard, in)
+	if err = errors.Join(err, s.Close()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// writeOn creates records for ever and prints the key of each that was acknowledged.
+func writeOn(s *cluster.Server) error {
+	ctx := context.Background()
+	c, err := cluster.Dial(ctx, s.URL(), token)
+	if err != nil {
+		return err
+	}
+	r, err := c.Records(ctx, "r")
+	if err != nil {
+		return err
+	}
+	run := strconv.Itoa(os.Getpid())
+	var wg sync.WaitGroup
+	for writer := range 3 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				key := fmt.Sprintf("%s/%d/%d", run, writer, i)
+				if _, err := r.Create(ctx, key, []byte(key)); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					return
+				}
+				os.Stdout.WriteString(key + "\n") // one write: whole lines only
+			}
+		})
+	}
+	wg.Wait()
+	return errors.New("no writer goes on")
+}
+
+// process is a server in a process of its own.
+type process struct {
+	cmd *exec.Cmd
+	in  io.Closer
+	out *bufio.Reader
+	url string
+}
+
+func startProcess(t *testing.T, kind string, o cluster.ServerOptions) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(os.Args[0])}
+	p.cmd.Env = append(os.Environ(), child+"="+kind)
+	p.cmd.Stderr = os.Stderr
+	in, err := p.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kill)
+	b, err := json.Marshal(struct { // Warn is a function
+		Dir, Listen, Token, Name, ClusterListen string
+		Peers                                   []string
+		Replicas                                int
+	}{o.Dir, o.Listen, o.Token, o.Name, o.ClusterListen, o.Peers, o.Replicas})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(in, "%s\n", b)
+	p.in, p.out = in, bufio.NewReader(out)
+	p.url, err = p.out.ReadString('\n')
+	if err != nil {
+		t.Fatalf("the server did not start: %v", err)
+	}
+	p.url = strings.TrimSpace(p.url)
+	return p
+}
+
+// kill ends the process without a word and waits for it. More than once is fine.
+func (p *process) kill() {
+	p.cmd.Process.Kill()
+	p.cmd.Wait()
+}
+
+// ports finds free ports on loopback.
+func ports(t *testing.T, n int) []string {
+	t.Helper()
+	var found []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		found = append(found, l.Addr().String())
+	}
+	return found
+}
+
+// three is a real cluster.
+type three struct {
+	servers [3]*process
+	options [3]cluster.ServerOptions
+}
+
+func startThree(t *testing.T) *three {
+	t.Helper()
+	addresses := ports(t, 6)
+	peers := addresses[3:]
+	c := &three{}
+	for i := range c.servers {
+		c.options[i] = cluster.ServerOptions{Dir: t.TempDir(), Listen: addresses[i], Token: token, Name: "s" + strconv.Itoa(i), ClusterListen: peers[i], Peers: peers}
+		c.servers[i] = startProcess(t, "server", c.options[i])
+	}
+	return c
+}
+
+func (c *three) url() string {
+	return c.servers[0].url + "," + c.servers[1].url + "," + c.servers[2].url
+}
+
+// TestThree: what one server does, three do.
+func TestThree(t *testing.T) {
+	suite(t, dial(t, startThree(t).url()))
+}
+
+// TestThreeOneKilled: while clients write, one server after the other is
+// killed and comes back. No acknowledged write is lost, and writing goes on.
+func TestThreeOneKilled(t *testing.T) {
+	c := startThree(t)
+	r := records(t, dial(t, c.url()))
+	const writers = 3
+	var mu sync.Mutex // guards acknowledged
+	var acknowledged []string
+	count := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(acknowledged)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	t.Cleanup(func() { stop(); wg.Wait() })
+	for w := range writers {
+		own := records(t, dial(t, c.url()))
+		wg.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				key := fmt.Sprintf("%d/%d", w, i)
+				_, err := own.Create(ctx, key, []byte(key))
+				switch {
+				case err == nil:
+					mu.Lock()
+					acknowledged = append(acknowledged, key)
+					mu.Unlock()
+				case ctx.Err() != nil, errors.Is(err, cluster.ErrUnavailable): // may be there, and may not
+				default:
+					t.Errorf("create: %v", err)
+					return
+				}
+			}
+		})
+	}
+	for i := range c.servers {
+		before := count()
+		eventually(t, "writes before a server is killed", func() bool { return count() > before+50 })
+		c.servers[i].kill()
+		before = count()
+		eventually(t, "writes without a server", func() bool { return count() > before+50 })
+		c.servers[i] = startProcess(t, "server", c.options[i])
+	}
+	stop()
+	wg.Wait()
+	has(t, r, acknowledged)
+}
+
+// has fails unless all keys have their values.
+func has(t *testing.T, r *cluster.Records, keys []string) {
+	t.Helper()
+	all, err := r.List(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]string{}
+	for _, e := range all {
+		values[e.Key] = string(e.Value)
+	}
+	for _, k := range keys {
+		if values[k] != k {
+			t.Fatalf("%q was acknowledged and has %q; %d of %d are there", k, values[k], len(values), len(keys))
+		}
+	}
+	t.Logf("%d were acknowledged, %d are there", len(keys), len(values))
+}
+
+// TestKill: a server that is killed while it writes has all that it has
+// acknowledged when it is started again.
+func TestKill(t *testing.T) {
+	dir := t.TempDir()
+	var acknowledged []string
+	for round := range 4 {
+		p := startProcess(t, "writer", cluster.ServerOptions{Dir: dir, Token: token})
+		for range 20 + 37*round {
+			line, err := p.out.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			acknowledged = append(acknowledged, strings.TrimSpace(line))
+		}
+		p.kill()
+		for { // what it said before it died
+			line, err := p.out.ReadString('\n')
+			if err != nil {
+				break
+			}
+			acknowledged = append(acknowledged, strings.TrimSpace(line))
+		}
+	}
+	s := serve(t, dir)
+	c := dial(t, s.URL())
+	t.Cleanup(func() { c.Close(); is(t, s.Close(), nil) })
+	r, err := c.Records(t.Context(), "r")
+	is(t, err, nil)
+	has(t, r, acknowledged)
+}
