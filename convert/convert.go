@@ -61,7 +61,10 @@ type Converter struct {
 
 // Options say what to convert and how.
 type Options struct {
-	Source    string // as oci.Open takes it
+	Source string // as oci.Open takes it
+	// Opened is the image itself, in place of Source and Image; the caller closes
+	// it. What it was opened for and what is converted cannot differ then.
+	Opened    *oci.Image
 	Name      string // of the reference; "" for the source's own
 	Image     oci.Options
 	ChunkSize int   // bytes; 0 for chunk.DefaultSize
@@ -88,6 +91,7 @@ type Progress interface {
 // Result tells what a conversion did.
 type Result struct {
 	Image       string      `json:"image"`
+	Root        string      `json:"-"` // of the origin, that holds it
 	Name        string      `json:"name"`
 	DeviceBytes int64       `json:"device_bytes"`
 	Chunks      ChunkCounts `json:"chunks"`
@@ -138,11 +142,14 @@ func (c *Converter) Convert(ctx context.Context, opt Options) (*Result, error) {
 	if !chunk.ValidSize(opt.ChunkSize) {
 		return nil, fmt.Errorf("chunk size of %d bytes: want a power of two from %d to %d", opt.ChunkSize, chunk.MinSize, chunk.MaxSize)
 	}
-	img, err := oci.Open(ctx, opt.Source, opt.Image)
-	if err != nil {
-		return nil, err
+	img := opt.Opened
+	if img == nil {
+		var err error
+		if img, err = oci.Open(ctx, opt.Source, opt.Image); err != nil {
+			return nil, err
+		}
+		defer img.Close()
 	}
-	defer img.Close()
 	res := &Result{Name: opt.Name}
 	if res.Name == "" {
 		res.Name = img.DefaultName()
@@ -162,7 +169,7 @@ func (c *Converter) Convert(ctx context.Context, opt Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	res.DeviceBytes, res.Bytes.Read = m.Size, r.read.Load()
+	res.Root, res.DeviceBytes, res.Bytes.Read = root.Name, m.Size, r.read.Load()
 	res.Zone = r.up.prime.counts()
 	res.Layers = LayerCounts{Total: len(img.Layers()), Reused: int(r.reused.Load())}
 	if err := r.publish(ctx, m, res); err != nil {
