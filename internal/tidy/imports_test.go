@@ -69,7 +69,7 @@ func allowed() map[string]string {
 		"lambdaapi/gen":    "", // the generator
 		"sigv4":            "",
 		"frontend":         "lambdaapi sigv4 functions cluster invokewire events latency text",
-		"builder":          "convert functions cluster oci text",
+		"builder":          "convert flatten functions cluster oci keys",
 		"registry":         "",
 		"console":          "",
 	}
