@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"syscall"
 )
 
 // Frames are what a worker and the thaw-init of one of its instances say to each
@@ -43,9 +44,9 @@ import (
 //	exited       Exited: a process that setup started has ended
 //	reset-done   nothing: all processes are gone, and their logs sent
 //
-// An invoke's answer is begin, data…, end; done comes after end. Without an answer (the
-// runtime ended, or called next at once) begin and end do not come. There is one
-// invoke at a time; after a reset there is none.
+// An invoke's answer is begin, data…, end; done comes after end. If a process ends that
+// should not, exited comes instead of what is missing. There is one invoke at a
+// time; after a reset there is none, and none of its frames come after reset-done.
 //
 // Nothing is remembered for a connection: after one has ended, both may go on with
 // a new one, and what was under way on the old one is lost.
@@ -238,6 +239,20 @@ type Exited struct {
 	Status int    // what it gave exit(2); -1 if Signal is set
 	Signal int    `json:",omitempty"`
 	Core   bool   `json:",omitempty"` // dumped
+	// ErrorType is Runtime.ExitError, Extension.Crash, or Extension.InitError or
+	// Extension.ExitError if it had said so; empty if it was told to end.
+	ErrorType string `json:",omitempty"`
+}
+
+// String says it as Lambda does: "exit status 1" or "signal: killed".
+func (e Exited) String() string {
+	switch {
+	case e.Signal == 0:
+		return fmt.Sprintf("exit status %d", e.Status)
+	case e.Core:
+		return "signal: " + syscall.Signal(e.Signal).String() + " (core dumped)"
+	}
+	return "signal: " + syscall.Signal(e.Signal).String()
 }
 
 // NewFrames speaks over rw, which stays the caller's to close.
