@@ -27,7 +27,6 @@ const (
 	patternGet    = `(arn:(aws[a-zA-Z-]*)?:lambda:)?((eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1}:)?(\d{12}:)?(function:)?([a-zA-Z0-9-_\.]+)(:(\$LATEST(\.PUBLISHED)?|[a-zA-Z0-9-_]+))?`
 	patternCreate = `(arn:(aws[a-zA-Z-]*)?:lambda:)?((eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1}:)?(\d{12}:)?(function:)?([a-zA-Z0-9-_]+)(:(\$LATEST|[a-zA-Z0-9-_]+))?`
 	patternQual   = `\$(LATEST(\.PUBLISHED)?)|[a-zA-Z0-9-_$]+`
-	patternAlias  = `(?!^[0-9]+$)([a-zA-Z0-9-_]+)`
 
 	maxName      = 64  // of a function's own name
 	maxReference = 170 // of a name with everything around it
@@ -41,9 +40,7 @@ var (
 		`([a-zA-Z0-9_.-]+)(?::(\$LATEST(?:\.PUBLISHED)?|[a-zA-Z0-9_-]+))?$`)
 	newNames   = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
 	qualifiers = regexp.MustCompile(`^(?:\$LATEST(?:\.PUBLISHED)?|[a-zA-Z0-9_-]+)$`)
-	aliasNames = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
 	numbers    = regexp.MustCompile(`^[0-9]+$`)
-	accounts   = regexp.MustCompile(`^[0-9]{12}$`)
 )
 
 // ParseName reads how a client named a function. Errors are of type Error.
@@ -138,17 +135,6 @@ func (id ID) ARN(region, qualifier string) string {
 		arn += ":" + qualifier
 	}
 	return arn
-}
-
-// checkAlias tells whether an alias may have this name.
-func checkAlias(name string) error {
-	if len(name) > maxQualifier {
-		return &Error{Kind: kindValid, Text: detected([]string{tooLong(name, "name", maxQualifier)})}
-	}
-	if !aliasNames.MatchString(name) || isNumber(name) {
-		return invalid(name, "name", "Member must satisfy regular expression pattern: "+patternAlias)
-	}
-	return nil
 }
 
 func isNumber(s string) bool { return numbers.MatchString(s) }

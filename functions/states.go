@@ -111,6 +111,23 @@ func (v *Version) begin(now time.Time) {
 	v.Build = v.Revision
 }
 
+// SetAlias adds or replaces an alias, and gives it a RevisionID.
+func (f *Function) SetAlias(name string, a Alias) {
+	if f.Aliases == nil {
+		f.Aliases = map[string]Alias{}
+	}
+	a.RevisionID = uuid()
+	f.Aliases[name] = a
+}
+
+// DeleteAlias removes an alias, if there is one, with all that is set for it.
+func (f *Function) DeleteAlias(name string) {
+	if _, ok := f.Aliases[name]; ok {
+		delete(f.Aliases, name)
+		f.forget(name)
+	}
+}
+
 // Touch gives a qualifier another RevisionID, since its policy has changed; an
 // alias or version that is not there is left alone.
 func (f *Function) Touch(qualifier string) {

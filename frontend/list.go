@@ -1,0 +1,190 @@
+package frontend
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+
+	"thaw/functions"
+	"thaw/lambdaapi"
+)
+
+// mostItems is how many items an answer has at most, whatever was asked for, as AWS has it.
+const mostItems = 50
+
+// limit gives how many items an answer has.
+func limit(asked *int) int {
+	if n := value(asked); n > 0 && n < mostItems {
+		return n
+	}
+	return mostItems
+}
+
+// page cuts those keys that a request asks for out of all, which are in order,
+// and gives the marker of what follows.
+func page(keys []string, marker *string, asked *int) (out []string, next *string, err error) {
+	from := 0
+	if value(marker) != "" {
+		after, err := unmark(*marker)
+		if err != nil {
+			return nil, nil, err
+		}
+		for from < len(keys) && keys[from] != after {
+			from++
+		}
+		from = min(from+1, len(keys)) // of a key that has gone: nothing more
+	}
+	to := min(from+limit(asked), len(keys))
+	if to < len(keys) {
+		next = mark(keys[to-1])
+	}
+	return keys[from:to], next, nil
+}
+
+// mark and unmark keep what a marker holds out of clients' sight.
+func mark(key string) *string { return new(base64.RawURLEncoding.EncodeToString([]byte(key))) }
+
+func unmark(marker string) (string, error) {
+	key, err := base64.RawURLEncoding.DecodeString(marker)
+	if err != nil || len(key) == 0 || len(key) > 256 {
+		return "", refuse("Invalid marker: pass NextMarker on as it is.")
+	}
+	return string(key), nil
+}
+
+// listFunctions lists the caller's functions in the order of their names; with
+// FunctionVersion ALL, each with its published versions.
+func (c *control) listFunctions(ctx context.Context, in call, q *lambdaapi.ListFunctionsRequest) (*lambdaapi.ListFunctionsResponse, error) {
+	if q.FunctionVersion != nil {
+		return c.listAll(ctx, in, q)
+	}
+	after := ""
+	if value(q.Marker) != "" {
+		var err error
+		if after, err = unmark(*q.Marker); err != nil {
+			return nil, err
+		}
+	}
+	all, more, err := c.store.List(ctx, in.account, after, limit(q.MaxItems))
+	if err != nil {
+		return nil, err
+	}
+	out := &lambdaapi.ListFunctionsResponse{Functions: []lambdaapi.FunctionConfiguration{}}
+	for _, f := range all {
+		out.Functions = append(out.Functions, listed(f.Name, &f.Latest, f.ARN(c.region, "")))
+	}
+	if more != "" {
+		out.NextMarker = mark(more)
+	}
+	return out, nil
+}
+
+// listAll lists versions; a marker is the last one's name and number.
+func (c *control) listAll(ctx context.Context, in call, q *lambdaapi.ListFunctionsRequest) (*lambdaapi.ListFunctionsResponse, error) {
+	all, err := c.all(ctx, in.account)
+	if err != nil {
+		return nil, err
+	}
+	var keys []string
+	named := map[string]*functions.Function{}
+	for _, f := range all {
+		named[f.Name] = f
+		for _, number := range versionsOf(f) {
+			keys = append(keys, f.Name+":"+number)
+		}
+	}
+	keys, next, err := page(keys, q.Marker, q.MaxItems)
+	if err != nil {
+		return nil, err
+	}
+	out := &lambdaapi.ListFunctionsResponse{Functions: []lambdaapi.FunctionConfiguration{}, NextMarker: next}
+	for _, key := range keys {
+		name, number, _ := strings.Cut(key, ":")
+		if out.Functions, err = c.appendVersion(ctx, out.Functions, named[name], number); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// mostFunctions of an account are read at a time: more would be too much for memory.
+const mostFunctions = 10000
+
+func (c *control) all(ctx context.Context, account string) ([]*functions.Function, error) {
+	all, more, err := c.store.List(ctx, account, "", mostFunctions)
+	if err == nil && more != "" {
+		err = fmt.Errorf("account %s has more than %d functions", account, mostFunctions)
+	}
+	return all, err
+}
+
+// versionsOf lists $LATEST and what was published.
+func versionsOf(f *functions.Function) []string {
+	return append([]string{functions.Latest}, f.Numbers()...)
+}
+
+// appendVersion adds a version to a list, unless it has been deleted meanwhile.
+func (c *control) appendVersion(ctx context.Context, to []lambdaapi.FunctionConfiguration, f *functions.Function, number string) ([]lambdaapi.FunctionConfiguration, error) {
+	v, err := c.store.Version(ctx, f, number)
+	if errors.Is(err, functions.ErrNotFound) {
+		return to, nil
+	}
+	if err != nil {
+		return to, err
+	}
+	return append(to, listed(f.Name, v, f.ARN(c.region, number))), nil
+}
+
+// listVersions lists $LATEST and the published versions of one function.
+func (c *control) listVersions(ctx context.Context, in call, q *lambdaapi.ListVersionsByFunctionRequest) (*lambdaapi.ListVersionsByFunctionResponse, error) {
+	n, err := c.bare(in, q.FunctionName)
+	if err != nil {
+		return nil, err
+	}
+	f, err := c.find(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	numbers, next, err := page(versionsOf(f), q.Marker, q.MaxItems)
+	if err != nil {
+		return nil, err
+	}
+	out := &lambdaapi.ListVersionsByFunctionResponse{Versions: []lambdaapi.FunctionConfiguration{}, NextMarker: next}
+	for _, number := range numbers {
+		if out.Versions, err = c.appendVersion(ctx, out.Versions, f, number); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// Sizes of an account's code in bytes, as AWS gives them.
+const mostCode = 80530636800
+
+// getAccountSettings tells limits and use. Of zips it counts $LATEST; images are
+// not counted, as on AWS.
+func (c *control) getAccountSettings(ctx context.Context, in call, _ *lambdaapi.GetAccountSettingsRequest) (*lambdaapi.GetAccountSettingsResponse, error) {
+	all, err := c.all(ctx, in.account)
+	if err != nil {
+		return nil, err
+	}
+	total, unreserved, err := c.store.Concurrency(ctx, in.account)
+	if err != nil {
+		return nil, err
+	}
+	size := 0
+	for _, f := range all {
+		if packageType(&f.Latest) == packageZip {
+			size += int(f.Latest.CodeSize)
+		}
+	}
+	return &lambdaapi.GetAccountSettingsResponse{
+		AccountLimit: &lambdaapi.AccountLimit{
+			CodeSizeUnzipped: new(mostUnzipped), CodeSizeZipped: new(mostZipped), TotalCodeSize: new(mostCode),
+			ConcurrentExecutions: new(total), UnreservedConcurrentExecutions: new(unreserved),
+		},
+		AccountUsage: &lambdaapi.AccountUsage{FunctionCount: new(len(all)), TotalCodeSize: new(size)},
+	}, nil
+}
