@@ -41,12 +41,25 @@ func Decode[In any](r *http.Request, vars Vars, body []byte) (*In, error) {
 	in := new(In)
 	v := reflect.ValueOf(in).Elem()
 	var c checker
-	if err := decodeBody(v, body, &c); err != nil {
+	if err := decode(v, r, vars, body, &c); err != nil {
 		return nil, err
+	}
+	c.structure(v, "")
+	if err := c.err(); err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+// decode reads a request into an input's members, and notes which of those that must be
+// there are not.
+func decode(v reflect.Value, r *http.Request, vars Vars, body []byte, c *checker) error {
+	if err := decodeBody(v, body, c); err != nil {
+		return err
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, SerializationException.Errorf("The query string is malformed.")
+		return SerializationException.Errorf("The query string is malformed.")
 	}
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
@@ -68,17 +81,13 @@ func Decode[In any](r *http.Request, vars Vars, body []byte) (*In, error) {
 			continue
 		}
 		if err := setTexts(v.Field(i), texts); err != nil {
-			return nil, err
+			return err
 		}
 		if _, required := shapeOf(f); required && len(texts) == 0 {
 			c.absent(join("", f.Name))
 		}
 	}
-	c.structure(v, "")
-	if err := c.err(); err != nil {
-		return nil, err
-	}
-	return in, nil
+	return nil
 }
 
 // decodeBody reads the body's JSON into the members that stand in it, and notes which

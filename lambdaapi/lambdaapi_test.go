@@ -13,8 +13,8 @@ func request(method, target, body string) *http.Request {
 	return httptest.NewRequest(method, target, strings.NewReader(body))
 }
 
-// decode routes and decodes a request.
-func decode[In any](t *testing.T, method, target, body string) (*In, error) {
+// ask routes and decodes a request.
+func ask[In any](t *testing.T, method, target, body string) (*In, error) {
 	t.Helper()
 	r := request(method, target, body)
 	_, vars, err := Route(r)
@@ -27,7 +27,7 @@ func decode[In any](t *testing.T, method, target, body string) (*In, error) {
 const functions = "/2015-03-31/functions"
 
 func TestDecode(t *testing.T) {
-	in, err := decode[CreateFunctionRequest](t, "POST", functions, `{"FunctionName":"f","Role":"arn:aws:iam::000000000000:role/r",
+	in, err := ask[CreateFunctionRequest](t, "POST", functions, `{"FunctionName":"f","Role":"arn:aws:iam::000000000000:role/r",
 		"Code":{"ZipFile":"aGk=","Unknown":[{"a":1}]},"Timeout":3,"Publish":true,"Description":null,"functionname":"other",
 		"Environment":{"Variables":{"AB":"1"}},"Layers":[],"ImageConfig":{"Command":["a","b"]},"Other":{"x":[1,2,{"y":null}]}}`)
 	if err != nil {

@@ -278,8 +278,9 @@ type DocumentDBEventSourceConfig struct {
 
 // DurableConfig is part of other shapes.
 type DurableConfig struct {
-	ExecutionTimeout      *int `json:"ExecutionTimeout,omitzero" is:"ExecutionTimeout"`
-	RetentionPeriodInDays *int `json:"RetentionPeriodInDays,omitzero" is:"RetentionPeriodInDays"`
+	ExecutionTimeout      *int    `json:"ExecutionTimeout,omitzero" is:"ExecutionTimeout"`
+	KMSKeyArn             *string `json:"KMSKeyArn,omitzero" is:"KMSKeyArn"`
+	RetentionPeriodInDays *int    `json:"RetentionPeriodInDays,omitzero" is:"RetentionPeriodInDays"`
 }
 
 // Environment is part of other shapes.
@@ -353,8 +354,9 @@ type EventSourceMappingMetricsConfig struct {
 
 // FileSystemConfig is part of other shapes.
 type FileSystemConfig struct {
-	Arn            string `json:"Arn" is:"FileSystemArn,required"`
-	LocalMountPath string `json:"LocalMountPath" is:"LocalMountPath,required"`
+	Arn            string         `json:"Arn" is:"FileSystemArn,required"`
+	LocalMountPath string         `json:"LocalMountPath" is:"LocalMountPath,required"`
+	S3FilesConfig  *S3FilesConfig `json:"S3FilesConfig,omitzero" is:"S3FilesConfig"`
 }
 
 // Filter is part of other shapes.
@@ -375,21 +377,30 @@ type FilterCriteriaError struct {
 
 // FunctionCode is part of other shapes.
 type FunctionCode struct {
-	ImageUri        *string `json:"ImageUri,omitzero" is:"String"`
-	S3Bucket        *string `json:"S3Bucket,omitzero" is:"S3Bucket"`
-	S3Key           *string `json:"S3Key,omitzero" is:"S3Key"`
-	S3ObjectVersion *string `json:"S3ObjectVersion,omitzero" is:"S3ObjectVersion"`
-	SourceKMSKeyArn *string `json:"SourceKMSKeyArn,omitzero" is:"KMSKeyArn"`
-	ZipFile         []byte  `json:"ZipFile,omitzero" is:"Blob"`
+	ImageUri            *string `json:"ImageUri,omitzero" is:"String"`
+	S3Bucket            *string `json:"S3Bucket,omitzero" is:"S3Bucket"`
+	S3Key               *string `json:"S3Key,omitzero" is:"S3Key"`
+	S3ObjectStorageMode *string `json:"S3ObjectStorageMode,omitzero" is:"S3ObjectStorageMode"`
+	S3ObjectVersion     *string `json:"S3ObjectVersion,omitzero" is:"S3ObjectVersion"`
+	SourceKMSKeyArn     *string `json:"SourceKMSKeyArn,omitzero" is:"KMSKeyArn"`
+	ZipFile             []byte  `json:"ZipFile,omitzero" is:"Blob"`
 }
 
 // FunctionCodeLocation is part of other shapes.
 type FunctionCodeLocation struct {
-	ImageUri         *string `json:"ImageUri,omitzero" is:"String"`
-	Location         *string `json:"Location,omitzero" is:"String"`
-	RepositoryType   *string `json:"RepositoryType,omitzero" is:"String"`
-	ResolvedImageUri *string `json:"ResolvedImageUri,omitzero" is:"String"`
-	SourceKMSKeyArn  *string `json:"SourceKMSKeyArn,omitzero" is:"String"`
+	Error            *FunctionCodeLocationError `json:"Error,omitzero" is:"FunctionCodeLocationError"`
+	ImageUri         *string                    `json:"ImageUri,omitzero" is:"String"`
+	Location         *string                    `json:"Location,omitzero" is:"String"`
+	RepositoryType   *string                    `json:"RepositoryType,omitzero" is:"String"`
+	ResolvedImageUri *string                    `json:"ResolvedImageUri,omitzero" is:"String"`
+	ResolvedS3Object *ResolvedS3Object          `json:"ResolvedS3Object,omitzero" is:"ResolvedS3Object"`
+	SourceKMSKeyArn  *string                    `json:"SourceKMSKeyArn,omitzero" is:"String"`
+}
+
+// FunctionCodeLocationError is part of other shapes.
+type FunctionCodeLocationError struct {
+	ErrorCode *string `json:"ErrorCode,omitzero" is:"String"`
+	Message   *string `json:"Message,omitzero" is:"String"`
 }
 
 // FunctionConfiguration is the output of CreateFunction, GetFunctionConfiguration, PublishVersion, UpdateFunctionCode, UpdateFunctionConfiguration.
@@ -971,6 +982,13 @@ type RemovePermissionRequest struct {
 	StatementId  string  `json:"-" in:"path:StatementId" is:"NamespacedStatementId,required"`
 }
 
+// ResolvedS3Object is part of other shapes.
+type ResolvedS3Object struct {
+	S3Bucket        *string `json:"S3Bucket,omitzero" is:"String"`
+	S3Key           *string `json:"S3Key,omitzero" is:"String"`
+	S3ObjectVersion *string `json:"S3ObjectVersion,omitzero" is:"String"`
+}
+
 // RuntimeVersionConfig is part of other shapes.
 type RuntimeVersionConfig struct {
 	Error             *RuntimeVersionError `json:"Error,omitzero" is:"RuntimeVersionError"`
@@ -981,6 +999,11 @@ type RuntimeVersionConfig struct {
 type RuntimeVersionError struct {
 	ErrorCode *string `json:"ErrorCode,omitzero" is:"String"`
 	Message   *string `json:"Message,omitzero" is:"SensitiveString"`
+}
+
+// S3FilesConfig is part of other shapes.
+type S3FilesConfig struct {
+	DirectS3Read *string `json:"DirectS3Read,omitzero" is:"DirectS3Read"`
 }
 
 // ScalingConfig is part of other shapes.
@@ -996,6 +1019,7 @@ type SelfManagedEventSource struct {
 // SelfManagedKafkaEventSourceConfig is part of other shapes.
 type SelfManagedKafkaEventSourceConfig struct {
 	ConsumerGroupId      *string                    `json:"ConsumerGroupId,omitzero" is:"URI"`
+	ConsumptionMode      *string                    `json:"ConsumptionMode,omitzero" is:"KafkaEventSourceMappingConsumptionMode"`
 	SchemaRegistryConfig *KafkaSchemaRegistryConfig `json:"SchemaRegistryConfig,omitzero" is:"KafkaSchemaRegistryConfig"`
 }
 
@@ -1100,18 +1124,19 @@ type UpdateEventSourceMappingRequest struct {
 
 // UpdateFunctionCodeRequest is the input of UpdateFunctionCode.
 type UpdateFunctionCodeRequest struct {
-	Architectures   []string `json:"Architectures,omitzero" is:"ArchitecturesList"`
-	DryRun          *bool    `json:"DryRun,omitzero" is:"Boolean"`
-	FunctionName    string   `json:"-" in:"path:FunctionName" is:"FunctionName,required"`
-	ImageUri        *string  `json:"ImageUri,omitzero" is:"String"`
-	Publish         *bool    `json:"Publish,omitzero" is:"Boolean"`
-	PublishTo       *string  `json:"PublishTo,omitzero" is:"FunctionVersionLatestPublished"`
-	RevisionId      *string  `json:"RevisionId,omitzero" is:"String"`
-	S3Bucket        *string  `json:"S3Bucket,omitzero" is:"S3Bucket"`
-	S3Key           *string  `json:"S3Key,omitzero" is:"S3Key"`
-	S3ObjectVersion *string  `json:"S3ObjectVersion,omitzero" is:"S3ObjectVersion"`
-	SourceKMSKeyArn *string  `json:"SourceKMSKeyArn,omitzero" is:"KMSKeyArn"`
-	ZipFile         []byte   `json:"ZipFile,omitzero" is:"Blob"`
+	Architectures       []string `json:"Architectures,omitzero" is:"ArchitecturesList"`
+	DryRun              *bool    `json:"DryRun,omitzero" is:"Boolean"`
+	FunctionName        string   `json:"-" in:"path:FunctionName" is:"FunctionName,required"`
+	ImageUri            *string  `json:"ImageUri,omitzero" is:"String"`
+	Publish             *bool    `json:"Publish,omitzero" is:"Boolean"`
+	PublishTo           *string  `json:"PublishTo,omitzero" is:"FunctionVersionLatestPublished"`
+	RevisionId          *string  `json:"RevisionId,omitzero" is:"String"`
+	S3Bucket            *string  `json:"S3Bucket,omitzero" is:"S3Bucket"`
+	S3Key               *string  `json:"S3Key,omitzero" is:"S3Key"`
+	S3ObjectStorageMode *string  `json:"S3ObjectStorageMode,omitzero" is:"S3ObjectStorageMode"`
+	S3ObjectVersion     *string  `json:"S3ObjectVersion,omitzero" is:"S3ObjectVersion"`
+	SourceKMSKeyArn     *string  `json:"SourceKMSKeyArn,omitzero" is:"KMSKeyArn"`
+	ZipFile             []byte   `json:"ZipFile,omitzero" is:"Blob"`
 }
 
 // UpdateFunctionConfigurationRequest is the input of UpdateFunctionConfiguration.
@@ -1205,6 +1230,13 @@ const (
 	CodeSigningPolicyEnforce = "Enforce"
 )
 
+// Values of DirectS3Read.
+const (
+	DirectS3ReadENABLED  = "ENABLED"
+	DirectS3ReadDISABLED = "DISABLED"
+	DirectS3ReadAUTO     = "AUTO"
+)
+
 // Values of EndPointType.
 const (
 	EndPointTypeKafkaBootstrapServers = "KAFKA_BOOTSTRAP_SERVERS"
@@ -1269,6 +1301,12 @@ const (
 const (
 	InvokeModeResponseStream = "RESPONSE_STREAM"
 	InvokeModeBUFFERED       = "BUFFERED"
+)
+
+// Values of KafkaEventSourceMappingConsumptionMode.
+const (
+	KafkaEventSourceMappingConsumptionModeStream = "Stream"
+	KafkaEventSourceMappingConsumptionModeQueue  = "Queue"
 )
 
 // Values of KafkaSchemaRegistryAuthType.
@@ -1414,6 +1452,12 @@ const (
 	RuntimeJava25         = "java25"
 	RuntimeDotnet10       = "dotnet10"
 	RuntimeRuby4_0        = "ruby4.0"
+)
+
+// Values of S3ObjectStorageMode.
+const (
+	S3ObjectStorageModeCOPY      = "COPY"
+	S3ObjectStorageModeREFERENCE = "REFERENCE"
 )
 
 // Values of SchemaRegistryEventRecordFormat.

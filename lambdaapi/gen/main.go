@@ -59,6 +59,7 @@ func generate(file, overlay string) (map[string][]byte, error) {
 	files := map[string][]byte{}
 	for name, write := range map[string]func(*model) (string, error){
 		"shapes_gen.go": shapes, "rules_gen.go": rules, "routes_gen.go": routes, "errors_gen.go": kinds,
+		"operations_gen_test.go": operations,
 	} {
 		text, err := write(m)
 		if err != nil {

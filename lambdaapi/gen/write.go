@@ -230,6 +230,25 @@ func routes(m *model) (string, error) {
 	return b.String(), nil
 }
 
+// operations writes, for tests, the shapes that each operation takes and gives.
+func operations(m *model) (string, error) {
+	var b strings.Builder
+	b.WriteString("var operations = map[Op]struct{ in, out any }{\n")
+	for _, name := range sorted(m.Operations) {
+		o := m.Operations[name]
+		fmt.Fprintf(&b, "Op%s: {", name)
+		if o.Input != nil {
+			fmt.Fprintf(&b, "in: %s{},", o.Input.Shape)
+		}
+		if o.Output != nil {
+			fmt.Fprintf(&b, "out: %s{},", o.Output.Shape)
+		}
+		b.WriteString("},\n")
+	}
+	b.WriteString("}\n")
+	return b.String(), nil
+}
+
 // kinds writes the errors: status, and how the body spells their members.
 func kinds(m *model) (string, error) {
 	var names []string
