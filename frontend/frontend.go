@@ -1,0 +1,203 @@
+// Package frontend is the door of a region: the Lambda API with its control
+// operations and invokes, function URLs, notifications of S3, and as much of the
+// CloudWatch Logs API as clients need to read functions' logs.
+//
+// # One request
+//
+//	bytes ─ read once into one bounded buffer ─ signature ─ operation
+//	           │ control: the records, at once
+//	           │ Event: the queue, 202
+//	           └ invoke: version ─ idle instance that is leased here? ─ no ─→ manager: acquire
+//	                                    │ yes                                   │
+//	                                    └──────── POST to its worker ←──────────┘
+//	                                              busy, gone: the next one
+//
+// A frontend holds leases on instances, and asks the manager only when it has
+// no idle one of the version. It renews all of them in one request, and gives
+// back what it has not used for a while. Who sends an invoke and hangs up does
+// not stop it. Payloads are never logged.
+package frontend
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"thaw/cluster"
+	"thaw/events"
+	"thaw/functions"
+)
+
+// Defaults of Options.
+const (
+	// defaultIdle is long against the pauses of a client that is at work, and
+	// short against the manager's idle time.
+	defaultIdle = 30 * time.Second
+	// defaultStart lets two hundred starts on two cores end one after another.
+	defaultStart = 5 * time.Minute
+	// defaultRegion is what clients take who are told none.
+	defaultRegion = "us-east-1"
+	// defaultSession is what functions' keys last at least; instances end before.
+	defaultSession = 12 * time.Hour
+)
+
+// Options of a frontend. Zero values mean the defaults given.
+type Options struct {
+	// ID names this frontend to managers; empty: a random one.
+	ID string
+	// Token is the fleet's. Functions' short-lived keys are derived from it.
+	Token string
+	// Region is what clients must have signed for: us-east-1.
+	Region string
+	// Endpoint is the URL of this door as clients reach it; function URLs are
+	// made of it.
+	Endpoint string
+	// Inside is the same as functions reach it, for their AWS_ENDPOINT_URL;
+	// empty: they are told none.
+	Inside string
+	// Leases are where managers and workers are found.
+	Leases *cluster.Leases
+
+	Store    *functions.Store
+	Keys     *KeyStore
+	Queue    *events.Queue
+	Packages Packages
+	// Runtimes are the names that zip packages may ask for.
+	Runtimes []string
+	// Tenant gives the tenant whose images an account's are, in the origin; nil:
+	// "default" for 000000000000, else the account.
+	Tenant func(account string) string
+	// Egress says whether an account's functions have a network; nil: all have.
+	Egress func(account string) bool
+
+	// Client sends requests to managers and workers; nil: one that keeps connections.
+	Client *http.Client
+	// Idle is after what a lease that is not used is given back: 30 s.
+	Idle time.Duration
+	// Start is how long an invoke may wait until its instance starts: 5 min.
+	Start time.Duration
+
+	Log *slog.Logger // nil: silent
+}
+
+// fill sets defaults.
+func (o *Options) fill() {
+	o.ID = cmp.Or(o.ID, "frontend-"+newRequestID())
+	o.Region = cmp.Or(o.Region, defaultRegion)
+	o.Idle = cmp.Or(o.Idle, defaultIdle)
+	o.Start = cmp.Or(o.Start, defaultStart)
+	if o.Tenant == nil {
+		o.Tenant = tenantOf
+	}
+	if o.Egress == nil {
+		o.Egress = func(string) bool { return true }
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Client == nil {
+		o.Client = newClient()
+	}
+}
+
+// tenantOf maps accounts unless something else is said.
+func tenantOf(account string) string {
+	if account == defaultAccount {
+		return defaultTenant
+	}
+	return account
+}
+
+// newClient keeps a connection per instance that is busy, and notices within
+// some ten seconds that a worker's machine is gone.
+func newClient() *http.Client {
+	dialer := net.Dialer{
+		Timeout:         5 * time.Second,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 3},
+	}
+	return &http.Client{Transport: &http.Transport{
+		DialContext: dialer.DialContext, MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute,
+		DisableCompression: true, WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,
+	}}
+}
+
+// Frontend serves a region. It is safe for concurrent use.
+type Frontend struct {
+	options  Options
+	control  *control
+	sessions sessions
+	view     *view
+	pool     *pool
+	managers *managers
+	workers  *workers
+	buffers  *buffers
+	chunks   chunks
+}
+
+// New makes a frontend. It finds managers and workers once it runs.
+func New(o Options) *Frontend {
+	o.fill()
+	f := &Frontend{options: o, sessions: newSessions(o.Token), buffers: newBuffers()}
+	f.view = newView(o.Store)
+	f.managers = newManagers(o.Client, o.Token)
+	f.workers = newWorkers(o.Client, o.Token)
+	f.pool = newPool(o.ID, o.Idle, f.managers)
+	f.control = newControl(control{
+		store: o.Store, region: o.Region, urls: f.urlOf, packages: o.Packages, runtimes: o.Runtimes, now: time.Now,
+	})
+	return f
+}
+
+// urlOf makes a function URL's address: a host name of its own under the
+// endpoint's, or under localhost, which resolves whatever is in front.
+func (f *Frontend) urlOf(id string) string {
+	u, err := url.Parse(f.options.Endpoint)
+	if err != nil || u.Host == "" {
+		return "http://" + id + urlLabel + f.options.Region + ".localhost/"
+	}
+	host := u.Hostname()
+	if net.ParseIP(host) != nil {
+		host = "localhost"
+	}
+	host = id + urlLabel + f.options.Region + "." + host
+	if port := u.Port(); port != "" {
+		host = net.JoinHostPort(host, port)
+	}
+	return u.Scheme + "://" + host + "/"
+}
+
+// Run follows managers and workers, keeps leases and hands queued events to
+// functions, until ctx ends. It gives its leases back and waits for what it has
+// started. Requests that Handler serves are their server's to wait for.
+func (f *Frontend) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return f.view.run(ctx) })
+	g.Go(func() error { return f.options.Keys.run(ctx) })
+	g.Go(func() error { return f.options.Leases.Watch(ctx, "managers/", f.managers.tell) })
+	g.Go(func() error { return f.options.Leases.Watch(ctx, "workers/", f.workers.tell) })
+	g.Go(func() error { f.pool.run(ctx); return nil })
+	g.Go(func() error { f.buffers.run(ctx); return nil })
+	g.Go(func() error { return f.options.Queue.Run(ctx, invoker{f}) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// isURLHost tells whether a host name is a function URL's, and its id.
+func isURLHost(host string) (id string, ok bool) {
+	id, rest, ok := strings.Cut(host, urlLabel)
+	return id, ok && id != "" && rest != ""
+}
+
+// urlLabel is between a function URL's id and its region.
+const urlLabel = ".lambda-url."
