@@ -3,7 +3,6 @@ package frontend
 import (
 	"context"
 	"maps"
-	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -17,9 +16,6 @@ const (
 	mostTagKey   = 128 // characters
 	mostTagValue = 256
 )
-
-// taggable are the ARNs of functions, the only resources here that have tags.
-var taggable = regexp.MustCompile(`^arn:aws[a-zA-Z-]*:lambda:[a-z0-9-]+:[0-9]{12}:function:[a-zA-Z0-9_-]+(:(\$LATEST|[a-zA-Z0-9_-]+))?$`)
 
 func checkTags(tags map[string]string) error {
 	if len(tags) > mostTags {
@@ -36,11 +32,8 @@ func checkTags(tags map[string]string) error {
 	return nil
 }
 
-// tagged reads which function's tags a request is about.
+// tagged reads which function's tags a request is about; only functions have tags here.
 func (c *control) tagged(in call, arn string) (functions.Name, error) {
-	if !taggable.MatchString(arn) {
-		return functions.Name{}, notFound("Only functions have tags here, not: %.200s", arn)
-	}
 	n, err := c.name(in, arn, nil)
 	if err == nil && n.Qualifier != "" {
 		err = refuse("Tags on function aliases and versions are not supported. Please specify a function ARN.")
