@@ -73,12 +73,11 @@ func WriteBundle(c Config) error {
 	if err := os.MkdirAll(c.Bundle, 0o711); err != nil { // the instance's root, who is nobody here, reaches the files by their paths
 		return fmt.Errorf("bundle: %w", err)
 	}
-	files := map[string]string{
-		"config.json": string(data),
-		"hostname":    c.hostname() + "\n",
-		"hosts": "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
-			"127.0.1.1\t" + c.hostname() + "\n",
-		"resolv.conf": "# no network\n",
+	files := map[string]string{"config.json": string(data)}
+	if c.Function == nil { // whose root has them
+		files["hostname"] = c.hostname() + "\n"
+		files["hosts"] = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t" + c.hostname() + "\n"
+		files["resolv.conf"] = "# no network\n"
 	}
 	for name, text := range files {
 		mode := fs.FileMode(0o644)

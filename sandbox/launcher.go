@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -24,7 +23,9 @@ import (
 type launcher struct {
 	jobs        chan func()
 	hideUnified bool
+	shared      bool          // each waits for its own
 	reaping     chan struct{} // holds something while one who waits reaps for all
+	dead        map[int]bool  // of Sweep: who had ended when it was called last
 
 	mu      sync.Mutex // guards running; held while a command starts, so that none is taken for an orphan
 	running map[int]chan struct{}
@@ -190,7 +191,7 @@ func (l *launcher) reap() error {
 
 // peek waits until some child has ended, and leaves it to be reaped.
 func peek() (int, error) {
-	var info [128]byte // siginfo_t; on 64-bit Linux si_pid is at offset 16
+	var info [128]byte // siginfo_t
 	for {
 		err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, nil)
 		if errors.Is(err, unix.EINTR) {
@@ -199,6 +200,6 @@ func peek() (int, error) {
 		if err != nil {
 			return 0, fmt.Errorf("wait for an instance: %w", err)
 		}
-		return int(int32(binary.NativeEndian.Uint32(info[16:]))), nil
+		return siginfoPID(&info), nil
 	}
 }

@@ -57,11 +57,26 @@ type Config struct {
 	CPUs   float64       // cores; 0 = no limit
 	Period time.Duration // over which CPUs are counted: 20 to 100 ms, 0 = 100 ms
 	Pids   int64         // processes and threads; 0 = 4096
+
+	// Function is set for an instance of a function.
+	Function *Function
+}
+
+// Function is how an instance of a function differs: its first process is an init of ours, told over a socket what to run, so that nothing
+// of the image is looked at. Image, Args, Env, Dir, User, Volumes, Terminal, HostNetwork and CPUs of Config are left alone; the init sees to
+// users and variables, and CPU time is limited later.
+type Function struct {
+	Init  []string // the command, with a path in the root; it is root inside, and may do little more than become somebody else
+	Tmp   string   // absolute path of the folder that is /tmp inside
+	NetNS string   // path of the network namespace that it joins; "" = one of its own, with nothing but the loopback
 }
 
 // NewSpec makes the specification that an OCI runtime reads. It looks into the root file system for users and program, takes variables
 // that c.Env only names from this process, and the size of a terminal from its standard input. ExitCode tells what to exit with on errors.
 func NewSpec(c Config) (*specs.Spec, error) {
+	if c.Function != nil {
+		return newFunctionSpec(c)
+	}
 	image, err := parseImage(c.Image)
 	if err != nil {
 		return nil, err
@@ -78,34 +93,43 @@ func NewSpec(c Config) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &specs.Spec{
+	s := c.spec()
+	s.Process, s.Mounts, s.Annotations[stopSignalKey] = process, mounts, image.StopSignal
+	s.Root.Readonly = c.ReadOnly
+	s.Linux.Namespaces, s.Linux.Resources = namespaces(c.HostNetwork), resources
+	if !c.HostNetwork {
+		s.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
+	}
+	return s, c.addFilter(s)
+}
+
+// spec is what all instances' specifications have alike.
+func (c Config) spec() *specs.Spec {
+	return &specs.Spec{
 		Version:     "1.0.2", // of the oldest runtimes that we run
-		Process:     process,
-		Root:        &specs.Root{Path: c.Root, Readonly: c.ReadOnly},
+		Root:        &specs.Root{Path: c.Root},
 		Hostname:    c.hostname(),
-		Mounts:      mounts,
-		Annotations: map[string]string{stopSignalKey: image.StopSignal},
+		Annotations: map[string]string{},
 		Linux: &specs.Linux{
 			UIDMappings:   []specs.LinuxIDMapping{{ContainerID: 0, HostID: IDBase, Size: IDCount}},
 			GIDMappings:   []specs.LinuxIDMapping{{ContainerID: 0, HostID: IDBase, Size: IDCount}},
-			Namespaces:    namespaces(c.HostNetwork),
 			CgroupsPath:   c.Cgroup,
-			Resources:     resources,
 			MaskedPaths:   maskedPaths(),
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
 	}
-	if !c.HostNetwork {
-		s.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
-	}
+}
+
+// addFilter adds the system call filter.
+func (c Config) addFilter(s *specs.Spec) (err error) {
 	s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
 	if err != nil {
-		return nil, fmt.Errorf("system call filter: %w", err)
+		return fmt.Errorf("system call filter: %w", err)
 	}
 	if c.Filters != "" {
 		err = useFilter(s, c.Filters)
 	}
-	return s, err
+	return err
 }
 
 func (c Config) hostname() string {

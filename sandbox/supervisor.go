@@ -26,11 +26,18 @@ type Supervisor struct {
 }
 
 // NewSupervisor makes this process the supervisor of instances.
-func NewSupervisor(r Runtime) (*Supervisor, error) {
+func NewSupervisor(r Runtime) (*Supervisor, error) { return newSupervisor(r, false) }
+
+// NewSharedSupervisor is NewSupervisor for a process that starts children of its own as well, and waits for them: those who wait for an
+// instance reap nobody else. Orphans stay until Sweep.
+func NewSharedSupervisor(r Runtime) (*Supervisor, error) { return newSupervisor(r, true) }
+
+func newSupervisor(r Runtime, shared bool) (*Supervisor, error) {
 	l, err := newLauncher(r.hideUnified)
 	if err != nil {
 		return nil, err
 	}
+	l.shared = shared
 	runc.Monitor = l
 	return &Supervisor{runtime: r, launcher: l}, nil
 }
@@ -44,6 +51,8 @@ type Instance struct {
 	// The instance gets these very files, or with a terminal copies of their bytes. A nil Stdin is /dev/null.
 	// Files that the instance may not open by name (/dev/stdout) are put behind a pipe.
 	Stdin, Stdout, Stderr *os.File
+	// Files are its descriptors 3 and on. The caller closes its copies.
+	Files []*os.File `json:"-"`
 
 	// Await is a text without line ends: when the output first holds it, on either stream, and it has been passed on, Arrived is called,
 	// once. "" awaits nothing. Arrived holds up the output until it returns.
@@ -104,6 +113,12 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 		return nil, errors.Join(fmt.Errorf("instance: %w", err), st.abandon())
 	}
 	p := &Process{PID: pid, process: process, stop: stopSignal(spec.Annotations[stopSignalKey]), streams: st}
+	if s.launcher.shared {
+		if err := p.watch(s.launcher); err != nil {
+			return nil, errors.Join(err, st.abandon())
+		}
+		return p, st.begin()
+	}
 	p.wait = sync.OnceValues(func() (int, error) {
 		how, err := s.launcher.wait(end)
 		if err == nil && how.unborn && how.ExitStatus() > 0 {
@@ -129,6 +144,9 @@ func (s *Supervisor) run(ctx context.Context, in Instance, st *streams, hostNetw
 	client := s.client(in.State)
 	client.Log = log
 	client.ExtraArgs = s.runtime.options(hostNetwork)
+	if opts.ExtraFiles = in.Files; s.runtime.Name == "runsc" {
+		opts.ExtraArgs = passFiles(len(in.Files))
+	}
 	if _, err := client.Run(ctx, in.ID, in.Bundle, opts); err != nil {
 		if ctx.Err() != nil {
 			return 0, fmt.Errorf("start: %w", ctx.Err())

@@ -1,0 +1,141 @@
+package sandbox
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+func functionConfig(dir string) Config {
+	return Config{
+		Root: filepath.Join(dir, "root"), Bundle: filepath.Join(dir, "bundle"), Cgroup: "/thaw-test-" + strings.TrimPrefix(filepath.Base(dir), "thaw-sandbox-"),
+		Hostname: "localhost", Memory: 64 << 20,
+		Function: &Function{Init: []string{"/bin/probe"}, Tmp: filepath.Join(dir, "tmp")},
+	}
+}
+
+// An instance of a function has a root that cannot be written, an init with few
+// capabilities, and no limit of CPU time yet.
+func TestFunctionSpec(t *testing.T) {
+	c := functionConfig("/dir")
+	c.CPUs = 1
+	s, err := NewSpec(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.Root.Readonly || s.Linux.Resources.CPU != nil || !s.Process.NoNewPrivileges || s.Linux.Seccomp == nil {
+		t.Errorf("%+v", s)
+	}
+	if want := []string{"CAP_KILL", "CAP_SETGID", "CAP_SETUID"}; !slices.Equal(s.Process.Capabilities.Bounding, want) || len(s.Process.Capabilities.Inheritable)+len(s.Process.Capabilities.Ambient) > 0 {
+		t.Errorf("%+v", s.Process.Capabilities)
+	}
+	c.Function.NetNS = "/run/netns/one"
+	if s, err = NewSpec(c); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/run/netns/one"}) || s.Linux.Sysctl != nil {
+		t.Errorf("%+v, %v", s.Linux.Namespaces, s.Linux.Sysctl)
+	}
+	for _, bad := range []func(*Config){
+		func(c *Config) { c.Function.Init = nil }, func(c *Config) { c.Function.Init = []string{"probe"} },
+		func(c *Config) { c.Function.Tmp = "tmp" }, func(c *Config) { c.Cgroup = "/" },
+	} {
+		c := functionConfig("/dir")
+		bad(&c)
+		if _, err := NewSpec(c); err == nil {
+			t.Errorf("no error for %+v", c.Function)
+		}
+	}
+}
+
+// A shared supervisor passes descriptors, waits for its instance alone, leaves the
+// process's own children to who started them, and sweeps orphans.
+func TestSharedSupervisor(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, r *rig) {
+		shared, err := NewSharedSupervisor(r.supervisor.runtime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.supervisor = shared
+		own := exec.Command("true")
+		if err := own.Start(); err != nil {
+			t.Fatal(err)
+		}
+		orphan, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours := startFunction(t, r)
+		if line, err := bufio.NewReader(ours).ReadString('\n'); err != nil || line != "hello\n" {
+			t.Errorf("the instance said %q, %v", line, err)
+		}
+		if err := own.Wait(); err != nil {
+			t.Errorf("a child of the process's own: %v", err)
+		}
+		gone := func() bool { return errors.Is(unix.Kill(orphan.Pid, 0), unix.ESRCH) }
+		for end := time.Now().Add(10 * time.Second); !gone() && time.Now().Before(end); {
+			shared.Sweep()
+		}
+		if !gone() {
+			t.Error("an orphan is left")
+		}
+	})
+}
+
+// startFunction runs the probe as an instance's first process, and gives the other
+// end of its descriptor 3.
+func startFunction(t *testing.T, r *rig) net.Conn {
+	t.Helper()
+	c := functionConfig(r.dir)
+	c.Root = r.root
+	for _, dir := range []string{"proc", "dev", "sys", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(r.root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(c.Function.Tmp, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	c.Function.Init = []string{"/bin/probe", "say3", "hello"}
+	if err := WriteBundle(c); err != nil {
+		t.Fatal(err)
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours.Close()
+	t.Cleanup(func() { conn.Close() })
+	state := filepath.Join(r.dir, "state")
+	p, err := r.supervisor.Start(t.Context(), Instance{ID: "i", Bundle: c.Bundle, State: state, Files: []*os.File{theirs}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if code, err := p.Wait(); code != 0 || err != nil {
+			t.Errorf("exit code %d, %v", code, err)
+		}
+		p.Close()
+		if err := Delete(context.Background(), state, "i", c.Cgroup); err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
+}
