@@ -25,8 +25,10 @@ const cgroupPrefix = "/thaw-"
 
 // Kinds of instances.
 const (
-	KindRun   = "run"   // a container
-	KindMount = "mount" // an image at a folder
+	KindRun      = "run"      // a container
+	KindMount    = "mount"    // an image at a folder
+	KindFunction = "function" // an instance of a function, kept by a worker; also before it is one's
+	KindRoot     = "root"     // the root file system of a function version's instances
 )
 
 // Instance is a container, or a mounted folder, and the process that keeps it:
@@ -56,7 +58,7 @@ type Instance struct {
 func (h *Host) readInstance(id string) (*Instance, error) {
 	i := &Instance{}
 	err := readRecord(h.dir("instances", id, "instance.json"), i)
-	if err == nil && i.Kind != KindRun && i.Kind != KindMount {
+	if err == nil && !slices.Contains([]string{KindRun, KindMount, KindFunction, KindRoot}, i.Kind) {
 		err = fmt.Errorf("a record of kind %q", i.Kind)
 	}
 	if err != nil {
@@ -70,11 +72,15 @@ func (h *Host) readInstance(id string) (*Instance, error) {
 func (i *Instance) Damaged() bool { return i.damaged }
 
 // NewInstance makes an instance that this process keeps: its folder, and the
-// lock that says so. The caller sets what it knows and calls Save.
+// lock that says so. The caller sets what it knows and calls Save. One that has
+// no image yet, nil, is given one by Assign.
 func (h *Host) NewInstance(kind string, image, fetcher *Use) (*Instance, error) {
 	var id [6]byte
 	_, _ = rand.Read(id[:]) // never fails
-	i := &Instance{ID: hex.EncodeToString(id[:]), Kind: kind, Started: time.Now().UTC(), Keeper: os.Getpid(), ImageOf: image.key, Fetcher: fetcher.key, host: h}
+	i := &Instance{ID: hex.EncodeToString(id[:]), Kind: kind, Started: time.Now().UTC(), Keeper: os.Getpid(), host: h}
+	if image != nil {
+		i.Assign(image, fetcher)
+	}
 	// Nobody may find it without its lock: it gets its name when it is held.
 	hidden, err := h.hidden(i.ID)
 	if err == nil {
@@ -88,6 +94,9 @@ func (h *Host) NewInstance(kind string, image, fetcher *Use) (*Instance, error) 
 	}
 	return i, nil
 }
+
+// Assign says which image and fetcher the instance uses.
+func (i *Instance) Assign(image, fetcher *Use) { i.ImageOf, i.Fetcher = image.key, fetcher.key }
 
 // hidden is where this process makes or removes the folder of an instance. The
 // name says whose it is: what nobody who lives made or removes is left over.
