@@ -12,14 +12,26 @@
 package worker
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
-	"net/http"
+	"maps"
+	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"thaw/cgroups"
 	"thaw/host"
+	"thaw/sandbox"
 )
 
 // Registration keeps the worker known to managers: a cluster's lease.
@@ -75,39 +87,250 @@ var ErrNoImage = errors.New("no such image")
 
 // Worker runs instances. Its methods are safe for concurrent use.
 type Worker struct {
-	o   Options
-	log *slog.Logger
+	o          Options
+	log        *slog.Logger
+	runtime    sandbox.Runtime
+	supervisor *sandbox.Supervisor
+	groups     *cgroups.Host
+	fetcher    *host.Use
+	program    string // thaw-init, where skeletons link it from
+	logs       *logStore
+	slots      *slots
+	roots      *roots
+	admission  *admission
+	history    *history
+	payloads   payloads
+	followers  atomic.Int64
+	started    time.Time
+	life       context.Context // ends when nothing is to be left
+	work       sync.WaitGroup  // all goroutines
+
+	mu        sync.Mutex // guards what follows
+	open      bool       // starts are admitted
+	instances map[string]*instance
+	users     map[string]uint32 // by tenant
 }
 
-// New checks the options and makes the folders.
+// New checks the options and finds the runtime.
 func New(o Options) (*Worker, error) {
 	if o.ID == "" || o.Address == "" || o.State == "" || o.Host == nil || o.Fetcher == nil || o.Image == nil || o.Init == "" {
 		return nil, errors.New("worker: an option is missing: ID, Address, State, Host, Fetcher, Image and Init are needed")
 	}
 	o = o.withDefaults()
-	return &Worker{o: o, log: o.Logger}, nil
+	w := &Worker{
+		o: o, log: o.Logger, started: time.Now(), life: context.Background(), instances: map[string]*instance{}, users: map[string]uint32{},
+		logs: newLogStore(filepath.Join(o.State, "logs"), o.Logs, o.Logger), history: &history{counts: map[string]uint64{}},
+		slots: newSlots(o.Host, o.Slots),
+	}
+	w.roots = &roots{w: w, all: map[string]*root{}}
+	w.admission = &admission{most: o.MaxStarts, limit: o.Queue, run: w.begin}
+	var err error
+	if w.runtime, err = sandbox.Find(o.Runtime); err != nil {
+		return nil, err
+	}
+	if w.supervisor, err = sandbox.NewSharedSupervisor(w.runtime); err != nil {
+		return nil, err
+	}
+	w.groups, err = cgroups.Find()
+	return w, err
 }
 
 func (o Options) withDefaults() Options {
-	if o.MaxStarts == 0 {
-		o.MaxStarts = 2 * runtime.NumCPU() // more at once make each slower and none sooner
-	}
-	if o.Queue == 0 {
-		o.Queue = 1000
-	}
+	o.MaxStarts = cmp.Or(o.MaxStarts, 2*runtime.NumCPU()) // more at once make each slower and none sooner
+	o.Queue = cmp.Or(o.Queue, 1000)
+	o.Slots = cmp.Or(o.Slots, o.MaxStarts)
+	o.TTL = cmp.Or(o.TTL, 10*time.Second)
+	o.Keep = cmp.Or(o.Keep, 10*time.Minute)
+	o.Memory = cmp.Or(o.Memory, machineMemory()/4*3)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return o
 }
 
-// Handler answers the worker's part of invokewire, and GET /healthz.
-func (w *Worker) Handler() http.Handler { return http.NewServeMux() }
+func machineMemory() int64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 4 << 30 // it does not fail
+	}
+	return int64(info.Totalram) * int64(info.Unit)
+}
 
 // Run ends what a former worker left, registers, and serves until ctx ends; then
 // it ends all instances and leaves nothing. Handler refuses starts before and
 // after. It is called once.
 func (w *Worker) Run(ctx context.Context) error {
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	w.life = life
+	keeper, err := w.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	background, stop := context.WithCancel(life)
+	defer stop()
+	var helpers sync.WaitGroup
+	var failed error
+	helpers.Go(func() {
+		failed = w.slots.fill(background, func(err error) { w.log.Error("no slot can be prepared: starts take longer", "cause", err) })
+	})
+	helpers.Go(func() { w.tend(background) })
+	helpers.Go(func() { w.register(background) })
+	w.mu.Lock()
+	w.open = true
+	w.mu.Unlock()
+	w.log.Info("worker runs", "id", w.o.ID, "address", w.o.Address, "runtime", w.runtime.Name)
 	<-ctx.Done()
-	return nil
+	w.mu.Lock()
+	w.open = false
+	w.mu.Unlock()
+	stop()
+	helpers.Wait()
+	err = errors.Join(failed, w.endAll(life))
+	end()
+	w.work.Wait()
+	quiet := context.WithoutCancel(ctx)
+	return errors.Join(err, w.roots.drop(quiet, func(*root) bool { return true }), keeper.End(quiet), w.o.Host.ReleaseFetcher(quiet, w.fetcher))
+}
+
+// prepare clears what was left, and makes what all instances need. The keeper
+// holds the program.
+func (w *Worker) prepare(ctx context.Context) (keeper *host.Instance, err error) {
+	removed, err := w.o.Host.Reap(ctx)
+	if err != nil {
+		w.log.Warn("left over from before, and not cleaned", "cause", err)
+	}
+	if len(removed) > 0 {
+		w.log.Info("removed what a former worker left", "count", len(removed))
+	}
+	if w.fetcher, err = w.o.Fetcher(ctx); err != nil {
+		return nil, err
+	}
+	keeper, err = w.o.Host.NewInstance(host.KindRoot, nil, nil)
+	if err == nil {
+		if w.program, err = keeper.KeepProgram(w.o.Init); err != nil {
+			err = errors.Join(err, keeper.End(ctx))
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.o.Host.ReleaseFetcher(ctx, w.fetcher))
+	}
+	return keeper, nil
+}
+
+// endAll ends all instances, a few at a time.
+func (w *Worker) endAll(ctx context.Context) error {
+	w.mu.Lock()
+	all := slices.Collect(maps.Values(w.instances))
+	w.mu.Unlock()
+	var ends errgroup.Group
+	ends.SetLimit(endsAtOnce)
+	for _, i := range all {
+		ends.Go(func() error { return w.end(ctx, i, true) })
+	}
+	return ends.Wait()
+}
+
+// endsAtOnce is how many instances are ended at a time: most of an end is waiting.
+const endsAtOnce = 16
+
+// How often what runs beside invokes looks.
+const (
+	sweepEvery = time.Second
+	pruneEvery = time.Minute
+)
+
+// tend reaps orphans, revives the fetcher, takes idle images down and prunes logs.
+func (w *Worker) tend(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	watch := &fetcherWatch{w: w}
+	defer watch.close()
+	for pruned := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			w.supervisor.Sweep()
+			watch.look(ctx)
+			if err := w.roots.drop(ctx, func(v *root) bool { return now.Sub(v.idle) > w.o.Keep }); err != nil {
+				w.log.Warn("an image that nobody uses stays mounted: thaw prune removes it", "cause", err)
+			}
+			if now.Sub(pruned) > pruneEvery || w.logs.bytes.Load() > w.logs.limits.Total {
+				pruned = now
+				w.logs.prune(now, w.logsInUse())
+			}
+		}
+	}
+}
+
+func (w *Worker) logsInUse() map[string]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	used := map[string]bool{}
+	for _, i := range w.instances {
+		used[i.log.file.path] = true
+	}
+	return used
+}
+
+// fetcherWatch starts the fetcher again when it has ended.
+type fetcherWatch struct {
+	w   *Worker
+	end *os.File // readable once it has ended
+}
+
+func (f *fetcherWatch) look(ctx context.Context) {
+	if f.end != nil {
+		fds := []unix.PollFd{{Fd: int32(f.end.Fd()), Events: unix.POLLIN}}
+		if n, _ := unix.Poll(fds, 0); n == 0 {
+			return
+		}
+		f.close()
+		f.w.log.Warn("the fetcher has ended, and is started again")
+	}
+	var err error
+	if f.end, err = f.w.o.Host.ReviveFetcher(ctx, f.w.fetcher); err != nil && ctx.Err() == nil {
+		f.w.log.Error("the fetcher cannot be started", "cause", err)
+	}
+}
+
+func (f *fetcherWatch) close() {
+	if f.end != nil {
+		_ = f.end.Close()
+		f.end = nil
+	}
+}
+
+// register keeps the worker known until ctx ends.
+func (w *Worker) register(ctx context.Context) {
+	if w.o.Register == nil {
+		return
+	}
+	tick := time.NewTicker(w.o.TTL / 3)
+	defer tick.Stop()
+	var lease Registration
+	for {
+		value, err := json.Marshal(w.state(false))
+		if err == nil && lease == nil {
+			lease, err = w.o.Register(ctx, "workers/"+w.o.ID, value)
+		} else if err == nil {
+			if err = lease.Renew(ctx, value); err != nil {
+				lease = nil // it may be lost: taken anew
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			w.log.Warn("managers may not know this worker: is the cluster up?", "cause", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if lease != nil {
+				quiet, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.o.TTL/3)
+				defer cancel()
+				_ = lease.Release(quiet) // else it ends by itself
+			}
+			return
+		}
+	}
 }

@@ -12,7 +12,7 @@ func TestMissingOptions(t *testing.T) {
 // Zero values mean defaults.
 func TestDefaults(t *testing.T) {
 	o := Options{}.withDefaults()
-	if o.MaxStarts < 2 || o.Queue != 1000 || o.Logger == nil {
+	if o.MaxStarts < 2 || o.Queue != 1000 || o.Slots != o.MaxStarts || o.Memory < 1<<28 || o.Logger == nil {
 		t.Errorf("%d starts, queue of %d", o.MaxStarts, o.Queue)
 	}
 }

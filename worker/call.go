@@ -1,0 +1,402 @@
+package worker
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"thaw/invokewire"
+)
+
+// call is one invoke of an instance.
+type call struct {
+	invoke  invokewire.Invoke
+	payload []byte
+	tail    bool
+	out     *answer
+
+	answered chan struct{} // closed when the caller has all that it waits for
+	done     chan struct{} // closed when the instance can take the next
+	release  sync.Once     // of answered
+
+	// instance.mu guards what follows.
+	kind    string // StartFull …
+	began   time.Time
+	init    time.Duration
+	timer   *time.Timer
+	whole   bool   // the function has answered, or was answered for
+	kindOf  string // of the failure that the function told itself
+	failing bool   // what the function says is not heard any more
+	text    []byte
+	billed  int64
+}
+
+// answer is what goes to the caller. One goroutine writes at a time; what a
+// caller that has hung up does not take is dropped.
+type answer struct {
+	mu     sync.Mutex // guards what follows
+	w      http.ResponseWriter
+	begun  bool
+	broken bool
+	closed bool
+}
+
+// begin sends the head. kind is of a failure, or empty.
+func (a *answer) begin(contentType, kind string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.head(contentType, kind)
+}
+
+func (a *answer) head(contentType, kind string) {
+	if a.begun || a.closed {
+		return
+	}
+	a.begun = true
+	h := a.w.Header()
+	if contentType != "" {
+		h.Set(invokewire.HeaderResponseType, contentType)
+	}
+	if kind != "" {
+		h.Set(invokewire.HeaderFunctionError, "Unhandled")
+	}
+	a.w.WriteHeader(http.StatusOK)
+}
+
+// data sends a part.
+func (a *answer) data(p []byte, flush bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.write(p, flush)
+}
+
+func (a *answer) write(p []byte, flush bool) {
+	if a.broken || a.closed {
+		return
+	}
+	_, err := a.w.Write(p)
+	if err == nil && flush {
+		err = http.NewResponseController(a.w).Flush()
+	}
+	a.broken = err != nil
+}
+
+// fail sends an error's JSON in the place of an answer, or as a trailer if that
+// has begun.
+func (a *answer) fail(body []byte) {
+	if !a.mu.TryLock() { // whoever writes waits for the caller: enough of that
+		_ = http.NewResponseController(a.w).SetWriteDeadline(time.Now())
+		a.mu.Lock()
+	}
+	defer a.mu.Unlock()
+	if a.closed {
+		return
+	}
+	if a.begun {
+		h := a.w.Header()
+		h.Set(http.TrailerPrefix+invokewire.HeaderFunctionError, "Unhandled")
+		h.Set(http.TrailerPrefix+invokewire.HeaderErrorBody, base64.StdEncoding.EncodeToString(body))
+		return
+	}
+	a.head("", "Unhandled")
+	a.write(body, true)
+}
+
+// close ends the use of the writer.
+func (a *answer) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed = true
+}
+
+// failure is what ends an invoke that the function does not end.
+type failure struct {
+	error   *functionError // nil: body
+	body    []byte         // an error's JSON of the function's own
+	kind    string         // of body
+	timeout bool
+}
+
+func (f *failure) outcome() outcome {
+	switch {
+	case f.timeout:
+		return outcome{Status: statusTimeout}
+	case f.error != nil:
+		return outcome{Status: statusError, ErrorType: f.error.kind}
+	}
+	return outcome{Status: statusError, ErrorType: f.kind}
+}
+
+// claim makes a call the instance's, or says errBusy or errGone. A call that has
+// been answered, and whose function has not asked for the next yet, is waited for.
+func (i *instance) claim(ctx context.Context, c *call) error {
+	for {
+		i.mu.Lock()
+		if i.phase == invokewire.PhaseEnding || i.dead {
+			i.mu.Unlock()
+			return errGone
+		}
+		before := i.call
+		if before == nil {
+			i.call = c
+			i.mu.Unlock()
+			return nil
+		}
+		ending := before.whole || before.failing
+		i.mu.Unlock()
+		if !ending {
+			return errBusy
+		}
+		select {
+		case <-before.done:
+		case <-i.gone:
+			return errGone
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// abandon gives back a claim that came to nothing.
+func (i *instance) abandon(c *call) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.invoked(c)
+}
+
+// run gives a claimed call to the function, when it is ready, and waits until the
+// caller has all that it waits for. An error says that the function has not seen
+// the call.
+func (i *instance) run(ctx context.Context, c *call) error {
+	select {
+	case <-i.ready:
+	case <-ctx.Done():
+		i.abandon(c)
+		return context.Cause(ctx)
+	}
+	if i.failed != nil {
+		i.abandon(c)
+		return i.failed
+	}
+	again, err := i.begin(c)
+	if err != nil {
+		i.abandon(c)
+		return err
+	}
+	if !again || i.initAgain(c) {
+		if err := i.box.frames.WriteInvoke(c.invoke, c.payload); err != nil {
+			i.box.kill() // read fails the call
+		}
+	}
+	c.payload = nil
+	<-c.answered
+	return nil
+}
+
+// begin makes the instance busy. again: it has to be initialised before.
+func (i *instance) begin(c *call) (again bool, err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.phase == invokewire.PhaseEnding || i.dead {
+		return false, errGone
+	}
+	i.setPhase(invokewire.PhaseBusy)
+	i.freezer.Stop()
+	i.thaw()
+	i.invokes++
+	c.kind = invokewire.StartWarm
+	if i.invokes == 1 {
+		c.kind = i.kind
+	}
+	c.init, i.init = i.init, 0
+	c.began = i.since
+	c.invoke.DeadlineMs = c.began.Add(i.spec.Timeout).UnixMilli()
+	i.log.begin(c.tail, i.lines.start(c.began, c.invoke.RequestID))
+	c.timer = time.AfterFunc(i.spec.Timeout, func() {
+		i.fail(c, failure{error: timeoutError(c.invoke.RequestID, i.spec.Timeout), timeout: true})
+	})
+	return i.stale, nil
+}
+
+// initAgain runs the init that has failed, or that a failure undid, within an
+// invoke, whose time it takes. It reports whether the function is ready.
+func (i *instance) initAgain(c *call) bool {
+	drain(i.inits)
+	setup := setup(i.spec, &i.box.root.config, i.log.name, i.w.userOf(i.spec.Tenant))
+	if err := i.box.frames.WriteJSON(invokewire.FrameSetup, setup); err != nil {
+		i.box.kill()
+		return false
+	}
+	select {
+	case result := <-i.inits:
+		if result.failed != nil {
+			took := time.Since(c.began)
+			i.log.platform(i.lines.initReport(time.Now(), took, phaseInvoke, outcome{Status: statusError, ErrorType: errorOf(result.failed)}))
+			i.fail(c, i.initFailure(c, result.failed))
+			return false
+		}
+	case <-c.answered: // by a timeout
+		return false
+	case <-i.over:
+		return false
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.stale = false
+	return !c.failing
+}
+
+// initFailure is what a caller gets whose function's init failed.
+func (i *instance) initFailure(c *call, f *invokewire.InitFailed) failure {
+	switch {
+	case len(f.Body) > 0:
+		return failure{body: f.Body, kind: errorOf(f)}
+	case f.Exit != nil && f.ErrorType == "Runtime.ExitError":
+		return failure{error: i.exitError(c, f.Exit)}
+	}
+	return failure{error: &functionError{errorOf(f), "RequestId: " + c.invoke.RequestID + " Error: " + f.Cause}}
+}
+
+// takeAnswer takes what the function says of a call.
+func (i *instance) takeAnswer(f invokewire.Frame) error {
+	i.mu.Lock()
+	c := i.call
+	heard := c != nil && !c.began.IsZero() && !c.failing
+	i.mu.Unlock()
+	if !heard {
+		return nil // the end of what was given up
+	}
+	switch f.Kind {
+	case invokewire.FrameBegin:
+		var begin invokewire.Begin
+		if err := f.Decode(&begin); err != nil {
+			return err
+		}
+		i.mu.Lock()
+		c.kindOf = begin.ErrorType
+		i.mu.Unlock()
+		c.out.begin(begin.ContentType, begin.ErrorType)
+	case invokewire.FrameData:
+		c.out.data(f.Data, c.invoke.Streaming)
+	case invokewire.FrameEnd:
+		var end invokewire.End
+		if err := f.Decode(&end); err != nil {
+			return err
+		}
+		i.answered(c, &end)
+	case invokewire.FrameDone:
+		i.doneWith(c)
+	default:
+		return errors.New("thaw-init says what a worker says")
+	}
+	return nil
+}
+
+// answered is told that the function has given its whole answer.
+func (i *instance) answered(c *call, end *invokewire.End) {
+	if end.ErrorType != "" {
+		c.out.fail(end.ErrorBody)
+	}
+	i.mu.Lock()
+	c.whole = true
+	if end.ErrorType != "" {
+		c.kindOf = end.ErrorType
+	}
+	i.mu.Unlock()
+	if c.tail { // what comes still is the log
+		c.out.data(nil, true)
+	} else {
+		c.let()
+	}
+}
+
+// let gives the caller what there is.
+func (c *call) let() { c.release.Do(func() { close(c.answered) }) }
+
+// doneWith is told that the function waits for its next invoke.
+func (i *instance) doneWith(c *call) {
+	i.mu.Lock()
+	whole, kind := c.whole, c.kindOf
+	i.mu.Unlock()
+	if !whole {
+		i.fail(c, failure{error: &functionError{"Runtime.NoResponse", "RequestId: " + c.invoke.RequestID + " Error: the runtime asked for the next invoke before it had answered"}})
+		return
+	}
+	o := outcome{Status: statusSuccess}
+	if kind != "" {
+		o = outcome{Status: statusError, ErrorType: kind, told: true}
+	}
+	i.finish(c, o, time.Since(c.began))
+}
+
+// fail ends a call that the function does not end: the caller is told, and all
+// processes of the instance are ended, to be started again within the next call.
+// It does not wait.
+func (i *instance) fail(c *call, f failure) {
+	i.mu.Lock()
+	if i.call != c || c.failing {
+		i.mu.Unlock()
+		return
+	}
+	took := time.Since(c.began)
+	if f.timeout {
+		took = i.spec.Timeout
+	}
+	whole, grace := c.whole, i.grace()
+	c.failing, c.whole, i.stale = true, true, true
+	i.mu.Unlock()
+	c.timer.Stop()
+	i.w.work.Go(func() {
+		if !whole {
+			c.out.fail(f.json())
+		}
+		if !c.tail {
+			c.let()
+		}
+		i.settle(c, f, took, grace)
+	})
+}
+
+// json is the error's.
+func (f *failure) json() []byte {
+	if f.error != nil {
+		return f.error.body()
+	}
+	return f.body
+}
+
+// settle ends what is left of a failed call.
+func (i *instance) settle(c *call, f failure, took, grace time.Duration) {
+	reason := "failure"
+	if f.timeout {
+		reason = "timeout"
+	}
+	i.reset(reason, grace)
+	switch {
+	case f.timeout:
+		i.log.platform(i.lines.timedOut(time.Now(), c.invoke.RequestID, i.spec.Timeout))
+	case f.error != nil:
+		i.log.platform(i.lines.failed(f.error))
+	}
+	i.finish(c, f.outcome(), took)
+}
+
+// finish writes a call's last lines and makes the instance idle.
+func (i *instance) finish(c *call, o outcome, took time.Duration) {
+	c.timer.Stop()
+	now := time.Now()
+	r := report{outcome: o, requestID: c.invoke.RequestID, duration: took, init: c.init, memory: i.spec.Memory, peak: i.box.memory()}
+	i.used.Store(r.peak)
+	tail := i.log.end(i.lines.end(now, &r), i.lines.report(now, &r))
+	c.text, c.billed = tail, r.billed() // read once answered is closed
+	if c.tail {
+		c.let()
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rest()
+	i.invoked(c)
+}

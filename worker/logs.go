@@ -1,0 +1,329 @@
+package worker
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"thaw/invokewire"
+)
+
+// olderSuffix ends the name of the older half of a log.
+const olderSuffix = ".older"
+
+// logStore is STATE/logs: a folder for each account, in it one for each function,
+// in it a file for each instance, whose name is the log stream's, path-escaped.
+type logStore struct {
+	dir    string
+	limits LogLimits
+	log    *slog.Logger
+	bytes  atomic.Int64 // of all files, as far as known
+}
+
+func newLogStore(dir string, limits LogLimits, log *slog.Logger) *logStore {
+	limits.Stream = cmp.Or(limits.Stream, 8<<20)
+	limits.Function = cmp.Or(limits.Function, 64<<20)
+	limits.Total = cmp.Or(limits.Total, 1<<30)
+	limits.Streams = cmp.Or(limits.Streams, 1000)
+	limits.Age = cmp.Or(limits.Age, 14*24*time.Hour)
+	limits.Invoke = cmp.Or(limits.Invoke, 1<<20)
+	return &logStore{dir: dir, limits: limits, log: log}
+}
+
+func (l *logStore) grown(n int64) { l.bytes.Add(n) }
+
+// streamName is YYYY/MM/DD/[version]32hex.
+func streamName(now time.Time, version, hex string) string {
+	return now.UTC().Format("2006/01/02/") + "[" + version + "]" + hex
+}
+
+// folder is a function's, if the names are such that can be.
+func (l *logStore) folder(account, function string) (string, error) {
+	for _, name := range []string{account, function} {
+		if name == "" || len(name) > 200 || name[0] == '.' || strings.ContainsAny(name, "/\x00") {
+			return "", fmt.Errorf("log of %q, %q: bad name", account, function)
+		}
+	}
+	return filepath.Join(l.dir, account, function), nil
+}
+
+// open makes the log of a new instance.
+func (l *logStore) open(account, function, name string) (*stream, error) {
+	dir, err := l.folder(account, function)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f := &logFile{path: filepath.Join(dir, url.PathEscape(name)), limit: l.limits.Stream, store: l}
+	if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		return nil, err
+	}
+	return newStream(name, f, l.limits.Invoke), nil
+}
+
+// logEntry is a file of a log.
+type logEntry struct {
+	path string
+	size int64
+	last time.Time
+}
+
+// streams lists a function's, the newest last.
+func (l *logStore) streams(account, function string) ([]invokewire.LogStream, error) {
+	dir, err := l.folder(account, function)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := filesOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	all := []invokewire.LogStream{}
+	for _, e := range entries {
+		base := filepath.Base(e.path)
+		if strings.HasSuffix(base, olderSuffix) {
+			continue
+		}
+		name, err := url.PathUnescape(base)
+		if err != nil {
+			continue // not ours
+		}
+		first := firstTime(e.path)
+		s := invokewire.LogStream{Name: name, Created: first, First: first, Last: e.last.UnixMilli(), Bytes: e.size}
+		if first == 0 {
+			s.Created, s.Last = e.last.UnixMilli(), 0
+		}
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b invokewire.LogStream) int { return cmp.Compare(a.Created, b.Created) })
+	return all, nil
+}
+
+// filesOf lists a folder's files, by the time of the last write. A folder that is
+// not there has none.
+func filesOf(dir string) ([]logEntry, error) {
+	items, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var all []logEntry
+	for _, item := range items {
+		if info, ierr := item.Info(); ierr == nil && info.Mode().IsRegular() {
+			all = append(all, logEntry{filepath.Join(dir, item.Name()), info.Size(), info.ModTime()})
+		}
+	}
+	slices.SortFunc(all, func(a, b logEntry) int { return a.last.Compare(b.last) })
+	return all, err
+}
+
+// firstTime is when a log's first line was written, in ms; 0: it has none.
+func firstTime(path string) int64 {
+	for _, name := range []string{path + olderSuffix, path} {
+		f, err := os.Open(name)
+		if err != nil {
+			continue
+		}
+		var head [24]byte
+		n, _ := io.ReadFull(f, head[:])
+		f.Close()
+		field, _, ok := bytes.Cut(head[:n], []byte{' '})
+		if at, err := strconv.ParseInt(string(field), 10, 64); ok && err == nil {
+			return at
+		}
+	}
+	return 0
+}
+
+// prune removes what is too old, too many or too much. Logs in use stay: their
+// own limit holds them.
+func (l *logStore) prune(now time.Time, inUse map[string]bool) {
+	var all []logEntry
+	accounts, _ := os.ReadDir(l.dir)
+	for _, account := range accounts {
+		functions, _ := os.ReadDir(filepath.Join(l.dir, account.Name()))
+		for _, function := range functions {
+			dir := filepath.Join(l.dir, account.Name(), function.Name())
+			entries, _ := filesOf(dir)
+			kept := l.pruneFunction(now, entries, inUse)
+			if len(kept) == 0 {
+				_ = os.Remove(dir) // if it is empty
+			}
+			all = append(all, kept...)
+		}
+	}
+	slices.SortFunc(all, func(a, b logEntry) int { return a.last.Compare(b.last) })
+	l.bytes.Store(sum(l.drop(all, 0, sum(all)-l.limits.Total, inUse)))
+}
+
+func (l *logStore) pruneFunction(now time.Time, all []logEntry, inUse map[string]bool) []logEntry {
+	old := 0
+	for old < len(all) && now.Sub(all[old].last) > l.limits.Age {
+		old++
+	}
+	old = max(old, len(all)-l.limits.Streams)
+	tooMuch := sum(all[old:]) - l.limits.Function
+	return l.drop(all, old, sum(all[:old])+max(0, tooMuch), inUse)
+}
+
+// drop removes the first n files at least, and more until so many bytes are gone.
+func (l *logStore) drop(all []logEntry, n int, bytes int64, inUse map[string]bool) (kept []logEntry) {
+	for i, e := range all {
+		if bytes <= 0 && i >= n {
+			return append(kept, all[i:]...)
+		}
+		if inUse[strings.TrimSuffix(e.path, olderSuffix)] {
+			kept = append(kept, e)
+			continue
+		}
+		if err := os.Remove(e.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			l.log.Error("an old log cannot be removed", "cause", err)
+		}
+		bytes -= e.size
+	}
+	return kept
+}
+
+func sum(all []logEntry) (n int64) {
+	for _, e := range all {
+		n += e.size
+	}
+	return n
+}
+
+// query says which lines of a function's log are wanted.
+type query struct {
+	account, function string
+	stream            string // "" = all
+	since             int64  // ms
+	limit             int    // of lines; the last ones; 0 = no limit
+	follow            bool
+}
+
+const (
+	// followEvery is how often a log that is followed is looked at.
+	followEvery = 200 * time.Millisecond
+	// mostEvents bounds an answer that is not followed.
+	mostEvents = 10000
+)
+
+// read gives the lines, those of one stream in their order and streams merged by
+// time. It returns when there are no more, or ctx ends if it is to follow.
+func (l *logStore) read(ctx context.Context, q query, yield func([]invokewire.LogEvent) error) error {
+	dir, err := l.folder(q.account, q.function)
+	if err != nil {
+		return err
+	}
+	offsets := map[string]int64{}
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for first := true; ; first = false {
+		events, err := l.collect(dir, q, offsets, first)
+		if err != nil {
+			return err
+		}
+		if err := yield(events); err != nil || !q.follow {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// collect gives what has come since offsets, which it moves.
+func (l *logStore) collect(dir string, q query, offsets map[string]int64, first bool) ([]invokewire.LogEvent, error) {
+	entries, err := filesOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	limit := mostEvents
+	if q.limit > 0 {
+		limit = min(limit, q.limit)
+	}
+	var events []invokewire.LogEvent
+	for _, e := range entries {
+		base := filepath.Base(e.path)
+		older := strings.HasSuffix(base, olderSuffix)
+		name, err := url.PathUnescape(strings.TrimSuffix(base, olderSuffix))
+		if err != nil || q.stream != "" && name != q.stream || older && !first {
+			continue
+		}
+		if e.last.UnixMilli() < q.since || e.size == offsets[e.path] {
+			offsets[e.path] = e.size
+			continue
+		}
+		from := offsets[e.path]
+		if from > e.size {
+			from = 0 // it was rotated
+		}
+		read, end, err := readLines(e.path, name, from, q.since)
+		if err != nil {
+			return nil, err
+		}
+		if offsets[e.path] = end; older {
+			delete(offsets, e.path)
+		}
+		events = append(events, read...)
+		if len(events) > 4*mostEvents {
+			events = slices.Clone(events[len(events)-mostEvents:])
+		}
+	}
+	slices.SortStableFunc(events, func(a, b invokewire.LogEvent) int { return cmp.Compare(a.Time, b.Time) })
+	if first && len(events) > limit {
+		events = events[len(events)-limit:]
+	}
+	return events, nil
+}
+
+// readLines reads whole lines of a file from an offset on, and gives where they
+// end.
+func readLines(path, name string, from, since int64) ([]invokewire.LogEvent, int64, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, from, nil // it was pruned meanwhile
+	}
+	if err != nil {
+		return nil, from, err
+	}
+	defer f.Close()
+	var events []invokewire.LogEvent
+	in := bufio.NewReaderSize(io.NewSectionReader(f, from, 1<<62), 2*maxLine)
+	for {
+		line, err := in.ReadSlice('\n')
+		if err != nil {
+			return events, from, nil // an unfinished line comes with the next read
+		}
+		from += int64(len(line))
+		if e, ok := parseLine(line, name); ok && e.Time >= since {
+			events = append(events, e)
+		}
+	}
+}
+
+// parseLine reads what stream.line wrote.
+func parseLine(line []byte, name string) (invokewire.LogEvent, bool) {
+	at, text, ok := bytes.Cut(bytes.TrimSuffix(line, []byte{'\n'}), []byte{' '})
+	ms, err := strconv.ParseInt(string(at), 10, 64)
+	if !ok || err != nil || ms < 0 {
+		return invokewire.LogEvent{}, false
+	}
+	return invokewire.LogEvent{Time: ms, Stream: name, Message: string(bytes.ReplaceAll(text, []byte{'\r'}, []byte{'\n'}))}, true
+}

@@ -1,0 +1,250 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"thaw/invokewire"
+)
+
+func testLogs(t testing.TB, limits LogLimits) *logStore {
+	return newLogStore(filepath.Join(t.TempDir(), "logs"), limits, slog.New(slog.DiscardHandler))
+}
+
+func openStream(t testing.TB, l *logStore, name string) *stream {
+	t.Helper()
+	s, err := l.open("000000000000", "f", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.close)
+	return s
+}
+
+// lines reads what a function has logged.
+func lines(t *testing.T, l *logStore, q query) (all []string) {
+	t.Helper()
+	q.account, q.function = "000000000000", "f"
+	err := l.read(t.Context(), q, func(events []invokewire.LogEvent) error {
+		for _, e := range events {
+			all = append(all, e.Message)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// What an invoke logs stands between START and REPORT, and the tail ends with
+// REPORT.
+func TestStreamOrder(t *testing.T) {
+	l := testLogs(t, LogLimits{})
+	s := openStream(t, l, "2026/11/22/[$LATEST]0123")
+	s.begin(true, "START")
+	s.write([]byte("one\ntwo\r\nthree"))
+	tail := s.end("END", "REPORT")
+	if want := "START\none\ntwo\nthree\nEND\nREPORT\n"; string(tail) != want {
+		t.Errorf("tail %q, want %q", tail, want)
+	}
+	if got, want := strings.Join(lines(t, l, query{}), "|"), "START|one|two|three|END|REPORT"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	streams, err := l.streams("000000000000", "f")
+	if err != nil || len(streams) != 1 || streams[0].Name != s.name || streams[0].First == 0 || streams[0].Bytes == 0 {
+		t.Errorf("%+v, %v", streams, err)
+	}
+	if s.begin(false, "START"); s.end("END") != nil {
+		t.Error("a tail that nobody asked for")
+	}
+}
+
+// A tail has the last 4 KiB.
+func TestTailIsBounded(t *testing.T) {
+	s := openStream(t, testLogs(t, LogLimits{}), "s")
+	s.begin(true, "START")
+	for n := range 5000 {
+		s.write(fmt.Appendf(nil, "line %d\n", n))
+	}
+	tail := s.end("END", "REPORT")
+	if len(tail) != tailSize || !bytes.HasSuffix(tail, []byte("line 4999\nEND\nREPORT\n")) {
+		t.Errorf("%d bytes, ends with %q", len(tail), tail[max(0, len(tail)-60):])
+	}
+}
+
+// A flood is cut and counted, does not reach the next invoke, and the disk stays
+// within its limit.
+func TestFlood(t *testing.T) {
+	l := testLogs(t, LogLimits{Invoke: 10000, Stream: 30000})
+	s := openStream(t, l, "s")
+	line := []byte(strings.Repeat("x", 99) + "\n")
+	for range 20 {
+		s.begin(false, "START")
+		for range 1000 {
+			s.write(line)
+		}
+		s.end("END")
+	}
+	all := lines(t, l, query{})
+	if got, want := all[len(all)-2], "[thaw] 900 more lines, 90000 bytes, were not kept: an invoke may log 10000 bytes"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	var size int64
+	entries, err := filesOf(filepath.Join(l.dir, "000000000000", "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size = sum(entries); size > 30000+flushSize || size == 0 {
+		t.Errorf("%d bytes on disk", size)
+	}
+	if l.bytes.Load() != size {
+		t.Errorf("%d bytes counted, %d there", l.bytes.Load(), size)
+	}
+}
+
+// Lines of one instance never interleave, whoever writes them.
+func TestLinesAreWhole(t *testing.T) {
+	l := testLogs(t, LogLimits{Invoke: 1 << 30})
+	s := openStream(t, l, "s")
+	var writers sync.WaitGroup
+	for n := range 8 {
+		writers.Go(func() {
+			text := bytes.Repeat([]byte{'a' + byte(n)}, 300)
+			for range 50 {
+				s.write(append(bytes.Clone(text), '\n'))
+				s.platform(string(text))
+			}
+		})
+	}
+	writers.Wait()
+	s.end()
+	all := lines(t, l, query{})
+	if len(all) != 800 {
+		t.Errorf("%d lines", len(all))
+	}
+	for _, line := range all {
+		if len(line) != 300 || strings.Trim(line, line[:1]) != "" {
+			t.Fatalf("not one writer's: %q", line)
+		}
+	}
+}
+
+// Queries bound what they get by stream, time and number.
+func TestLogQuery(t *testing.T) {
+	l := testLogs(t, LogLimits{})
+	for _, name := range []string{"a", "b"} {
+		s := openStream(t, l, name)
+		for n := range 5 {
+			s.write(fmt.Appendf(nil, "%s%d\n", name, n))
+		}
+		s.end()
+	}
+	if got := lines(t, l, query{stream: "b"}); len(got) != 5 || got[0] != "b0" {
+		t.Error(got)
+	}
+	if got := lines(t, l, query{limit: 3}); len(got) != 3 {
+		t.Error(got)
+	}
+	if got := lines(t, l, query{since: time.Now().Add(time.Hour).UnixMilli()}); len(got) != 0 {
+		t.Error(got)
+	}
+	for _, bad := range []string{"", "..", "a/b", "a\x00"} {
+		if err := l.read(t.Context(), query{account: "1", function: bad}, nil); err == nil {
+			t.Errorf("function %q has a log", bad)
+		}
+	}
+}
+
+// Who follows a log gets the lines that come, once each.
+func TestFollow(t *testing.T) {
+	l := testLogs(t, LogLimits{})
+	s := openStream(t, l, "s")
+	s.write([]byte("early\n"))
+	s.end()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got []string
+	err := l.read(ctx, query{account: "000000000000", function: "f", follow: true}, func(events []invokewire.LogEvent) error {
+		for _, e := range events {
+			got = append(got, e.Message)
+		}
+		switch len(got) {
+		case 1:
+			s.write([]byte("late\n")) // written by its timer
+		case 2:
+			cancel()
+		}
+		return nil
+	})
+	if err != nil || strings.Join(got, "|") != "early|late" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// Old, many and large logs go, the oldest first; those in use stay.
+func TestPrune(t *testing.T) {
+	l := testLogs(t, LogLimits{Streams: 3, Age: time.Hour, Function: 3000})
+	now := time.Now()
+	write := func(name string, size int, age time.Duration) string {
+		s := openStream(t, l, name)
+		s.close()
+		at := filepath.Join(l.dir, "000000000000", "f", name)
+		if err := errors.Join(os.WriteFile(at, make([]byte, size), 0o600), os.Chtimes(at, now, now.Add(-age))); err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	write("old", 10, 2*time.Hour)
+	used := write("used", 10, 3*time.Hour)
+	write("large", 2500, 30*time.Minute)
+	write("new", 1000, time.Minute)
+	write("newer", 1000, time.Second)
+	l.prune(now, map[string]bool{used: true})
+	var left []string
+	entries, err := filesOf(filepath.Dir(used))
+	for _, e := range entries {
+		left = append(left, filepath.Base(e.path))
+	}
+	if got := strings.Join(left, " "); err != nil || got != "used new newer" {
+		t.Errorf("%q are left, %v", got, err)
+	}
+	if l.bytes.Load() != 2010 {
+		t.Errorf("%d bytes counted", l.bytes.Load())
+	}
+}
+
+// What is logged is on disk soon, also if the function then only waits.
+func TestFlushedByTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStream(t, testLogs(t, LogLimits{}), "s")
+		s.write([]byte("line\n"))
+		time.Sleep(2 * flushAfter)
+		synctest.Wait()
+		if data, err := os.ReadFile(s.file.path); err != nil || !bytes.HasSuffix(data, []byte(" line\n")) {
+			t.Errorf("%q, %v", data, err)
+		}
+	})
+}
+
+// Lines of a log's file are read back as they were, and garbage is no line.
+func FuzzParseLine(f *testing.F) {
+	for _, seed := range []string{"1700000000000 text\n", "1 \n", " x\n", "-1 x\n", "99999999999999999999 x\n", "x"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, line []byte) {
+		if e, ok := parseLine(line, "s"); ok && e.Time < 0 {
+			t.Errorf("%q: %+v", line, e)
+		}
+	})
+}

@@ -1,0 +1,194 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"thaw/host"
+	"thaw/invokewire"
+)
+
+// initPath is thaw-init's in every root.
+const initPath = "/.thaw/init"
+
+// root is the root file system that the instances of a function version share:
+// its image, mounted, under the skeleton. It is made once, and taken down when it
+// has had no instance for a while.
+type root struct {
+	key    string
+	made   chan struct{} // closed once what follows is set
+	err    error
+	image  *host.Use
+	keeper *host.Instance
+	path   string
+	config imageConfig
+	stages stages // of making it
+
+	// roots.mu guards what follows.
+	users int
+	idle  time.Time // since when it has had none
+}
+
+// roots are those of a worker. It is safe for concurrent use.
+type roots struct {
+	w *Worker
+
+	mu  sync.Mutex // guards all, and users and idle of each
+	all map[string]*root
+}
+
+// rootKey tells which function versions can share a root.
+func rootKey(s *invokewire.Spec) string {
+	return fmt.Sprintf("%s/%s/%s/%t", s.Tenant, s.Root, s.Image, s.Egress)
+}
+
+// use gives the version's root, and makes it if there is none. Those who come
+// meanwhile wait for it. The caller releases it. fresh: this use has made it.
+func (r *roots) use(ctx context.Context, s *invokewire.Spec) (v *root, fresh bool, err error) {
+	key := rootKey(s)
+	r.mu.Lock()
+	v = r.all[key]
+	if v != nil && v.dead(r.w.o.Host) {
+		delete(r.all, key) // those who use it see errors, and end
+		v = nil
+	}
+	if fresh = v == nil; fresh {
+		v = &root{key: key, made: make(chan struct{})}
+		r.all[key] = v
+		r.w.work.Go(func() { r.make(v, s) }) // not for this caller alone
+	}
+	v.users++
+	r.mu.Unlock()
+	select {
+	case <-v.made:
+		err = v.err
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		r.release(v)
+		return nil, false, err
+	}
+	return v, fresh, nil
+}
+
+// dead tells whether the root's agent has ended. It does not wait.
+func (v *root) dead(h *host.Host) bool {
+	select {
+	case <-v.made:
+	default:
+		return false
+	}
+	if v.err != nil {
+		return true
+	}
+	end, err := h.AgentEnd(v.image)
+	if end == nil || err != nil {
+		return true
+	}
+	defer end.Close()
+	fds := []unix.PollFd{{Fd: int32(end.Fd()), Events: unix.POLLIN}}
+	n, _ := unix.Poll(fds, 0)
+	return n > 0
+}
+
+func (r *roots) make(v *root, s *invokewire.Spec) {
+	defer close(v.made)
+	ctx, cancel := context.WithTimeout(r.w.life, startLimit)
+	defer cancel()
+	if v.err = v.build(ctx, r.w, s); v.err == nil {
+		return
+	}
+	v.err = errors.Join(v.err, v.takeDown(context.WithoutCancel(ctx), r.w.o.Host))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all[v.key] == v {
+		delete(r.all, v.key) // the next start tries again
+	}
+}
+
+func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
+	watch := newStopwatch()
+	image, config, err := w.o.Image(ctx, s.Tenant, s.Image, s.Root)
+	if err != nil {
+		return fmt.Errorf("image %s: %w", s.Image, err)
+	}
+	if v.config, err = parseImage(config); err != nil {
+		return err
+	}
+	watch.lap("manifest")
+	image.Start = watch.began
+	if v.image, err = w.o.Host.UseImage(ctx, w.fetcher, image); err != nil {
+		return err
+	}
+	watch.lap("image")
+	if v.keeper, err = w.o.Host.NewInstance(host.KindRoot, v.image, w.fetcher); err != nil {
+		return err
+	}
+	v.keeper.Image, v.keeper.ImageID = image.Name, image.ID
+	skeleton, err := v.keeper.MakeSkeleton(skeletonEntries(), map[string]string{initPath[1:]: w.program})
+	if err == nil {
+		err = v.keeper.Save()
+	}
+	if err == nil {
+		v.path, err = v.keeper.MountRoot(v.image, skeleton)
+	}
+	watch.lap("root")
+	v.stages = watch.stages
+	return err
+}
+
+// skeletonEntries is what the platform puts above each image: where the runtime
+// mounts, what programs read of the network, and thaw-init's folder.
+func skeletonEntries() map[string]string {
+	return map[string]string{
+		"proc/": "", "dev/": "", "sys/": "", "tmp/": "", "etc/": "", ".thaw/": "",
+		"etc/hosts":       "127.0.0.1\tlocalhost sandbox sandbox.localdomain\n",
+		"etc/resolv.conf": "# no network\n",
+	}
+}
+
+// release gives a root back.
+func (r *roots) release(v *root) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v.users--; v.users == 0 {
+		v.idle = time.Now()
+	}
+}
+
+// drop takes down the roots that match and that nobody uses.
+func (r *roots) drop(ctx context.Context, match func(*root) bool) error {
+	var gone []*root
+	r.mu.Lock()
+	for key, v := range r.all {
+		if v.users == 0 && match(v) {
+			delete(r.all, key)
+			gone = append(gone, v)
+		}
+	}
+	r.mu.Unlock()
+	var err error
+	for _, v := range gone {
+		<-v.made
+		if v.err == nil {
+			err = errors.Join(err, v.takeDown(ctx, r.w.o.Host))
+		}
+	}
+	return err
+}
+
+func (v *root) takeDown(ctx context.Context, h *host.Host) (err error) {
+	if v.keeper != nil {
+		err = v.keeper.End(ctx)
+	}
+	if v.image != nil {
+		err = errors.Join(err, h.ReleaseImage(ctx, v.image))
+	}
+	return err
+}
