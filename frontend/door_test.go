@@ -1,0 +1,352 @@
+package frontend
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/lambda"
+
+	"thaw/cluster"
+	"thaw/events"
+	"thaw/functions"
+	"thaw/invokewire"
+	"thaw/manager"
+)
+
+const testToken = "the token of this fleet"
+
+// fakeWorker runs functions that are written in Go, by what their payloads say.
+type fakeWorker struct {
+	t      *testing.T
+	id     string
+	server *httptest.Server
+	hold   chan struct{} // invokes of "hold" end when it is closed
+
+	mu        sync.Mutex
+	instances map[string]*invokewire.InstanceState
+	specs     map[string]invokewire.Spec
+	starts    int
+	invokes   []http.Header
+	done      int // invokes that have ended
+	limit     int
+	logs      []invokewire.LogEvent
+}
+
+func newFakeWorker(t *testing.T, leases *cluster.Leases, id string) *fakeWorker {
+	w := &fakeWorker{
+		t: t, id: id, instances: map[string]*invokewire.InstanceState{}, specs: map[string]invokewire.Spec{}, limit: 1000, hold: make(chan struct{}),
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /instances", w.start)
+	mux.HandleFunc("POST /instances/{id}/invoke", w.invoke)
+	mux.HandleFunc("DELETE /instances/{id}", w.end)
+	mux.HandleFunc("GET /state", func(rw http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(rw).Encode(w.state()) })
+	mux.HandleFunc("GET /logs", w.serveLogs)
+	mux.HandleFunc("GET /logs/streams", w.serveStreams)
+	w.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(invokewire.HeaderToken) != testToken {
+			rw.WriteHeader(http.StatusForbidden)
+			return
+		}
+		mux.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(w.server.Close)
+	t.Cleanup(w.letGo) // else its requests never end
+	s := w.state()
+	s.Instances = nil
+	value, _ := json.Marshal(s)
+	if _, err := leases.Take(t.Context(), "workers/"+id, value); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *fakeWorker) letGo() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	select {
+	case <-w.hold:
+	default:
+		close(w.hold)
+	}
+}
+
+func (w *fakeWorker) state() invokewire.WorkerState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := invokewire.WorkerState{ID: w.id, Address: w.server.Listener.Addr().String(), Cores: 2, Memory: 16 << 30}
+	for _, i := range w.instances {
+		s.Instances = append(s.Instances, *i)
+	}
+	return s
+}
+
+func (w *fakeWorker) start(rw http.ResponseWriter, r *http.Request) {
+	var s invokewire.Start
+	if err := json.NewDecoder(r.Body).Decode(&s); err != nil {
+		w.t.Error(err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.instances) >= w.limit {
+		rw.WriteHeader(http.StatusTooManyRequests)
+		return
+	}
+	w.starts++
+	w.specs[s.ID] = s.Spec
+	w.instances[s.ID] = &invokewire.InstanceState{
+		ID: s.ID, Key: s.Spec.Key(), Account: s.Spec.Account, Function: s.Spec.Function, Version: s.Spec.Version,
+		Phase: invokewire.PhaseIdle, Memory: s.Spec.Memory, Since: time.Now(),
+	}
+	rw.WriteHeader(http.StatusAccepted)
+}
+
+func (w *fakeWorker) end(rw http.ResponseWriter, r *http.Request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.instances, r.PathValue("id"))
+	rw.WriteHeader(http.StatusNoContent)
+}
+
+// take makes an instance busy.
+func (w *fakeWorker) take(id string, h http.Header) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch i := w.instances[id]; {
+	case i == nil:
+		return http.StatusGone
+	case i.Phase == invokewire.PhaseBusy:
+		return http.StatusConflict
+	default:
+		i.Phase = invokewire.PhaseBusy
+		w.invokes = append(w.invokes, h)
+		return http.StatusOK
+	}
+}
+
+func (w *fakeWorker) invoke(rw http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if status := w.take(id, r.Header); status != http.StatusOK {
+		rw.WriteHeader(status)
+		return
+	}
+	payload, err := io.ReadAll(r.Body)
+	if err != nil {
+		w.t.Error(err)
+	}
+	h := rw.Header()
+	for _, name := range []string{invokewire.HeaderFunctionError, invokewire.HeaderErrorBody, invokewire.HeaderLogTail} {
+		h.Add("Trailer", name)
+	}
+	w.behave(rw, payload)
+	if r.Header.Get(invokewire.HeaderLogType) == "Tail" {
+		h.Set(invokewire.HeaderLogTail, base64.StdEncoding.EncodeToString([]byte("START\nREPORT\n")))
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.done++
+	if i := w.instances[id]; i != nil {
+		i.Phase = invokewire.PhaseIdle
+	}
+}
+
+// behave does what the payload's first word asks for.
+func (w *fakeWorker) behave(rw http.ResponseWriter, payload []byte) {
+	var what string
+	if json.Unmarshal(payload, &what) != nil {
+		_, _ = rw.Write(payload) // an echo
+		return
+	}
+	word, _, _ := strings.Cut(what, " ")
+	switch word {
+	case "fail":
+		rw.Header().Set(invokewire.HeaderFunctionError, "Unhandled")
+		fmt.Fprint(rw, `{"errorType":"Boom","errorMessage":"no"}`)
+	case "late": // it fails after it has begun to answer
+		fmt.Fprint(rw, "partial")
+		_ = http.NewResponseController(rw).Flush()
+		rw.Header().Set(invokewire.HeaderFunctionError, "Unhandled")
+		rw.Header().Set(invokewire.HeaderErrorBody, base64.StdEncoding.EncodeToString([]byte(`{"errorType":"Late"}`)))
+	case "big":
+		chunk := make([]byte, 1<<20)
+		for range 7 {
+			_, _ = rw.Write(chunk)
+		}
+	case "die":
+		fmt.Fprint(rw, "partial")
+		_ = http.NewResponseController(rw).Flush()
+		panic(http.ErrAbortHandler)
+	case "hold":
+		<-w.hold
+		fmt.Fprint(rw, `"held"`)
+	case "prelude":
+		rw.Header().Set(invokewire.HeaderResponseType, preludeType)
+		fmt.Fprint(rw, `{"statusCode":418,"headers":{"x-a":"b"},"cookies":["c=d"]}`+"\x00\x00\x00\x00\x00\x00\x00\x00"+"body")
+	case "http":
+		fmt.Fprint(rw, what[len("http "):])
+	case "chunks":
+		for n := range 3 {
+			fmt.Fprintf(rw, "chunk %d;", n)
+			_ = http.NewResponseController(rw).Flush()
+			<-time.After(5 * time.Millisecond)
+		}
+	default:
+		_, _ = rw.Write(payload)
+	}
+}
+
+func (w *fakeWorker) counts() (starts, invokes, done int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.starts, len(w.invokes), w.done
+}
+
+// door is a whole region but for real workers: cluster, manager, frontend.
+type door struct {
+	*Frontend
+	t       *testing.T
+	url     string
+	key     Key
+	worker  *fakeWorker
+	leases  *cluster.Leases
+	conn    *cluster.Conn
+	client  *lambda.Client
+	options Options
+}
+
+func newDoor(t *testing.T) *door {
+	t.Helper()
+	ctx := t.Context()
+	s, err := cluster.Serve(ctx, cluster.ServerOptions{Dir: t.TempDir(), Listen: "127.0.0.1:0", Token: testToken})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	conn, err := cluster.Dial(ctx, s.URL(), testToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	d := &door{t: t, conn: conn}
+	d.leases = must(conn.Leases(ctx, "fleet", 30*time.Second))
+	store := functions.NewStore(must(conn.Records(ctx, "functions")))
+	keys := NewKeyStore(must(conn.Records(ctx, "keys")))
+	d.key = must(keys.Create(ctx, testAccount, "test"))
+	queue := must(events.Open(ctx, conn, events.Options{Policy: EventPolicy(store)}))
+	d.worker = newFakeWorker(t, d.leases, "w0")
+	d.manage("m0")
+	d.options = Options{Token: testToken, Leases: d.leases, Store: store, Keys: keys, Queue: queue, Endpoint: "http://127.0.0.1:9000", Start: 20 * time.Second}
+	d.Frontend = New(d.options)
+	server := httptest.NewServer(d.Handler())
+	t.Cleanup(server.Close)
+	d.url = server.URL
+	d.running(d.Frontend.Run)
+	d.client = d.as(d.key)
+	return d
+}
+
+
+// running runs something until the test ends, or what it returns is called.
+func (d *door) running(run func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			d.t.Errorf("Run: %v", err)
+		}
+	})
+	d.t.Cleanup(stop)
+	return stop
+}
+
+// manage runs a manager.
+func (d *door) manage(id string) (stop func()) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	m := manager.New(manager.Options{ID: id, Address: l.Addr().String(), Token: testToken, Leases: d.leases, Poll: 50 * time.Millisecond})
+	server := httptest.NewUnstartedServer(m.Handler())
+	_ = server.Listener.Close()
+	server.Listener = l
+	server.Start()
+	d.t.Cleanup(server.Close)
+	end := d.running(m.Run)
+	return func() { end(); server.CloseClientConnections(); server.Close() }
+}
+
+func (d *door) as(k Key) *lambda.Client {
+	return lambda.New(lambda.Options{
+		Region: testRegion, BaseEndpoint: aws.String(d.url), RetryMaxAttempts: 1,
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: k.ID, SecretAccessKey: k.Secret}, nil
+		}),
+	})
+}
+
+// function makes one that can be invoked, with a first version.
+func (d *door) function(name string, change ...func(*functions.Function)) functions.ID {
+	d.t.Helper()
+	id := functions.ID{Account: testAccount, Name: name}
+	v := functions.Version{Config: functions.Config{Memory: 128, Tmp: 512, Timeout: 3, LogGroup: "/aws/lambda/" + name, LogFormat: "Text"}}
+	f := functions.NewFunction(id, v, time.Now())
+	for _, c := range change {
+		c(f)
+	}
+	if err := d.options.Store.Create(d.t.Context(), f, true); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := d.options.Store.Settle(d.t.Context(), id, f.Latest.Build, ready); err != nil {
+		d.t.Fatal(err)
+	}
+	return id
+}
+
+func (d *door) update(id functions.ID, change func(*functions.Function)) {
+	d.t.Helper()
+	d.view.changed(id)
+	if _, err := d.options.Store.Update(d.t.Context(), id, func(f *functions.Function) error { change(f); return nil }); err != nil {
+		d.t.Fatal(err)
+	}
+	d.view.changed(id)
+}
+
+func (d *door) invoke(in *lambda.InvokeInput) (*lambda.InvokeOutput, error) {
+	return d.client.Invoke(d.t.Context(), in)
+}
+
+// ok invokes, and wants an answer.
+func (d *door) ok(name, payload string) *lambda.InvokeOutput {
+	d.t.Helper()
+	out, err := d.invoke(&lambda.InvokeInput{FunctionName: aws.String(name), Payload: []byte(payload)})
+	if err != nil {
+		d.t.Fatalf("invoke %s: %v", name, err)
+	}
+	return out
+}
+
+// until waits for a condition.
+func (d *door) until(what string, ok func() bool) {
+	d.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); <-time.After(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			d.t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+func (w *fakeWorker) serveLogs(rw http.ResponseWriter, r *http.Request)    {}
+func (w *fakeWorker) serveStreams(rw http.ResponseWriter, r *http.Request) {}
