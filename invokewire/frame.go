@@ -127,10 +127,10 @@ type Setup struct {
 	// Argv is the runtime's; a first word without a slash is looked up in Env's PATH.
 	Argv    []string
 	Env     []string // of the runtime, whole
-	Workdir string   // of all processes; empty: /
+	Workdir string   // of the runtime; empty: /, as extensions have it
 	// UID and GID are those of all processes, neither of them thaw-init's own.
 	UID, GID uint32
-	// Files is each process's limit of open files; 0: 1024.
+	// Files is each process's limit of open files, at least 256; 0: 1024.
 	Files int `json:",omitempty"`
 
 	// Extensions is the folder whose executables are started first, as
@@ -185,8 +185,6 @@ const FrameProtocol = 1
 // InitDone says that runtime and extensions wait for an invoke.
 type InitDone struct {
 	Extensions []Extension `json:",omitempty"`
-	// Restore: the runtime waits in restore/next, for its snapshot.
-	Restore bool `json:",omitempty"`
 }
 
 // Extension is one that has registered, or was started and has not.

@@ -70,7 +70,7 @@ func TestMessages(t *testing.T) {
 		FrameInvoke:   &Invoke{RequestID: "r", DeadlineMs: 1 << 52, ARN: "arn", ClientContext: `{"a":"\n"}`, Streaming: true, Length: MaxPayload},
 		FrameShutdown: &Stop{"timeout", 2000},
 		FrameHello:    &Hello{FrameProtocol, "idle"},
-		FrameInitDone: &InitDone{Extensions: []Extension{{"x", true, "Ready", []string{"INVOKE"}}}, Restore: true},
+		FrameInitDone: &InitDone{Extensions: []Extension{{"x", true, "Ready", []string{"INVOKE"}}}},
 		FrameInitFailed: &InitFailed{ErrorType: "Runtime.ExitError", Body: []byte("{}\x00\xff"), Cause: "c",
 			Exit: &Exited{Name: "n", Status: -1, Signal: 9, Core: true}},
 		FrameBegin:  &Begin{"r", "text/plain", true, "Function.X"},
@@ -227,6 +227,21 @@ func TestDecodeRefused(t *testing.T) {
 	for _, data := range []string{"", "\x02a", "\xff" + strings.Repeat("n", 254), "\x00" + strings.Repeat("x", MaxLog+1)} {
 		if _, _, err := (Frame{FrameLog, []byte(data)}).Log(); !errors.Is(err, ErrFrame) {
 			t.Errorf("a log of %d bytes: %v", len(data), err)
+		}
+	}
+}
+
+// The runtime has no name, and an extension's comes whole.
+func TestLogNames(t *testing.T) {
+	for _, name := range []string{"", "a", strings.Repeat("n", 255)} {
+		var wire bytes.Buffer
+		f := NewFrames(&wire)
+		if err := f.WriteLog(name, make([]byte, MaxLog)); err != nil {
+			t.Fatal(err)
+		}
+		frame, err := f.Read()
+		if got, text, logErr := frame.Log(); errors.Join(err, logErr) != nil || got != name || len(text) != MaxLog {
+			t.Errorf("%q with %d bytes, %v, %v", got, len(text), err, logErr)
 		}
 	}
 }

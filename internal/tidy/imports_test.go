@@ -59,7 +59,7 @@ func allowed() map[string]string {
 		"runtimeapi":       "runtimeapi/http1",
 		"runtimeapi/http1": "", // net/http makes a program too large that runs in each instance
 		"invokewire":       "",
-		"cmd/thaw-init":    "runtimeapi invokewire",
+		"cmd/thaw-init":    "runtimeapi runtimeapi/http1 invokewire",
 		"worker":           "agent sandbox cgroups network invokewire cache cluster host latency text",
 		"cluster":          "",
 		"functions":        "cluster",
