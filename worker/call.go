@@ -3,8 +3,10 @@ package worker
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -98,11 +100,29 @@ func (a *answer) fail(body []byte) {
 	if a.begun {
 		h := a.w.Header()
 		h.Set(http.TrailerPrefix+invokewire.HeaderFunctionError, "Unhandled")
-		h.Set(http.TrailerPrefix+invokewire.HeaderErrorBody, base64.StdEncoding.EncodeToString(body))
+		h.Set(http.TrailerPrefix+invokewire.HeaderErrorBody, base64.StdEncoding.EncodeToString(shorten(body)))
 		return
 	}
 	a.head("", "Unhandled")
 	a.write(body, true)
+}
+
+// maxTrailer is how long an error's JSON may be in a trailer, beside the tail of
+// the log: net/http reads trailers from one buffer.
+const maxTrailer = 6 << 10
+
+// shorten gives an error's JSON that fits: without what is not type or message.
+func shorten(body []byte) []byte {
+	if len(body) <= maxTrailer {
+		return body
+	}
+	var e struct {
+		Type    string `json:"errorType"`
+		Message string `json:"errorMessage"`
+	}
+	_ = json.Unmarshal(body, &e)                                                                    // what it has, it has
+	cut := func(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxTrailer/12)], "") } // JSON may write a byte as six
+	return (&functionError{cut(e.Type), cut(e.Message)}).body()
 }
 
 // close ends the use of the writer.

@@ -196,11 +196,12 @@ func options(dir, state, runtime string) (Options, error) {
 
 // rig is a worker that runs, and what asks it.
 type rig struct {
-	t     *testing.T
-	state string
-	w     *Worker
-	url   string
-	stop  func() error // ends the worker; once
+	t      *testing.T
+	state  string
+	w      *Worker
+	url    string
+	client *http.Client
+	stop   func() error // ends the worker; once
 }
 
 func needRoot(t *testing.T) {
@@ -243,7 +244,9 @@ func runRig(t *testing.T, state string, o Options) *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
-	r := &rig{t: t, state: state, w: w, url: server.URL}
+	// As frontends have it: net/http reads trailers from one buffer, and the log's tail alone takes 5.5 KiB.
+	client := &http.Client{Transport: &http.Transport{ReadBufferSize: 16 << 10}}
+	r := &rig{t: t, state: state, w: w, url: server.URL, client: client}
 	r.stop = sync.OnceValue(func() error {
 		cancel()
 		err := <-ended
@@ -307,7 +310,7 @@ func (r *rig) do(method, path string, body any) *http.Response {
 
 func (r *rig) send(req *http.Request) *http.Response {
 	r.t.Helper()
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := r.client.Do(req)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -1,0 +1,3 @@
+package worker
+
+func work(dir, runtime string) error { return nil }
