@@ -5,24 +5,28 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"thaw/cluster"
 )
 
 // memory is a backing that keeps records in a map.
 type memory struct {
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards all below but the hooks
 	records  map[string]cluster.Record
 	revision uint64
-	// before, if set, is called ahead of each write, without the lock.
-	before func(op, key string) error
-	wake   chan struct{} // closed at each change
-	log    []cluster.Change
+	// before and after, if set, are called around each write, without the lock.
+	// What they return the write returns: it has not been done, or it has.
+	before, after func(op, key string) error
+	wake          chan struct{} // closed at each change
+	ticks         atomic.Int64
+	log           []cluster.Change
 }
 
 func newMemory() (*Store, *memory) {
 	m := &memory{records: map[string]cluster.Record{}, wake: make(chan struct{})}
-	return &Store{read: m, write: m}, m
+	return &Store{read: m, write: m, now: m.clock}, m
 }
 
 func (m *memory) Get(_ context.Context, key string) (cluster.Record, error) {
@@ -71,14 +75,25 @@ func (m *memory) Watch(ctx context.Context, prefix string, changed func(cluster.
 	}
 }
 
-func (m *memory) hook(op, key string) error {
-	m.mu.Lock()
-	before := m.before
-	m.mu.Unlock()
-	if before == nil {
-		return nil
+// clock is one on which much time passes between any two looks at it.
+func (m *memory) clock() time.Time {
+	return testTime.Add(time.Duration(m.ticks.Add(1)) * 2 * settling)
+}
+
+// around does a write between its hooks.
+func (m *memory) around(op, key string, write func() error) error {
+	if m.before != nil {
+		if err := m.before(op, key); err != nil {
+			return err
+		}
 	}
-	return before(op, key)
+	m.mu.Lock()
+	err := write()
+	m.mu.Unlock()
+	if err == nil && m.after != nil {
+		err = m.after(op, key)
+	}
+	return err
 }
 
 // set writes; it is called with the lock held.
@@ -95,49 +110,44 @@ func (m *memory) note(r cluster.Change) {
 	m.wake = make(chan struct{})
 }
 
-func (m *memory) Create(_ context.Context, key string, value []byte) (uint64, error) {
-	if err := m.hook("create", key); err != nil {
-		return 0, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if _, ok := m.records[key]; ok {
-		return 0, cluster.ErrExists
-	}
-	m.set(key, value)
-	return m.revision, nil
+func (m *memory) Create(_ context.Context, key string, value []byte) (revision uint64, err error) {
+	err = m.around("create", key, func() error {
+		if _, ok := m.records[key]; ok {
+			return cluster.ErrExists
+		}
+		m.set(key, value)
+		revision = m.revision
+		return nil
+	})
+	return revision, err
 }
 
-func (m *memory) Update(_ context.Context, key string, value []byte, revision uint64) (uint64, error) {
-	if err := m.hook("update", key); err != nil {
-		return 0, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.records[key].Revision != revision {
-		return 0, cluster.ErrConflict
-	}
-	m.set(key, value)
-	return m.revision, nil
+func (m *memory) Update(_ context.Context, key string, value []byte, at uint64) (revision uint64, err error) {
+	err = m.around("update", key, func() error {
+		if m.records[key].Revision != at {
+			return cluster.ErrConflict
+		}
+		m.set(key, value)
+		revision = m.revision
+		return nil
+	})
+	return revision, err
 }
 
 func (m *memory) Delete(_ context.Context, key string, revision uint64) error {
-	if err := m.hook("delete", key); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r, ok := m.records[key]
-	switch {
-	case !ok && revision == 0:
-		return cluster.ErrNotFound
-	case revision != 0 && r.Revision != revision:
-		return cluster.ErrConflict
-	}
-	delete(m.records, key)
-	m.revision++
-	m.note(cluster.Change{Record: cluster.Record{Key: key, Revision: m.revision}, Deleted: true})
-	return nil
+	return m.around("delete", key, func() error {
+		r, ok := m.records[key]
+		switch {
+		case !ok && revision == 0:
+			return cluster.ErrNotFound
+		case revision != 0 && r.Revision != revision:
+			return cluster.ErrConflict
+		}
+		delete(m.records, key)
+		m.revision++
+		m.note(cluster.Change{Record: cluster.Record{Key: key, Revision: m.revision}, Deleted: true})
+		return nil
+	})
 }
 
 // count tells how many records have a prefix.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"thaw/cluster"
 )
@@ -16,12 +17,22 @@ const (
 )
 
 // claims is an account's record: what each function has reserved. It may hold
-// too much after a crash, never too little.
-type claims struct{ Reserved map[string]int }
+// too much after a crash, until another function needs it, never too little.
+type claims struct{ Reserved map[string]claim }
+
+// claim is made before a function has what it reserves, and given back after.
+type claim struct {
+	N     int
+	Since time.Time
+}
+
+// settling is how old a claim is that a change of its function under way cannot
+// have made: longer than any request takes.
+const settling = 5 * time.Minute
 
 func (c claims) sum() (n int) {
 	for _, r := range c.Reserved {
-		n += r
+		n += r.N
 	}
 	return n
 }
@@ -70,9 +81,9 @@ func (s *Store) claim(ctx context.Context, id ID, n *int) error {
 		}
 		delete(c.Reserved, id.Name)
 		if n != nil {
-			c.Reserved[id.Name] = *n
+			c.Reserved[id.Name] = claim{N: *n, Since: s.now()}
 		}
-		if n != nil && *n > had && accountConcurrency-c.sum() < leastUnreserved {
+		if n != nil && *n > had.N && accountConcurrency-c.sum() < leastUnreserved {
 			if dropped, err := s.prune(ctx, id, c); err != nil {
 				return err
 			} else if !dropped || accountConcurrency-c.sum() < leastUnreserved {
@@ -88,19 +99,26 @@ func (s *Store) claim(ctx context.Context, id ID, n *int) error {
 	return busy(id)
 }
 
-// prune drops claims that crashes left: of functions that are not there.
+// prune takes back claims that crashes left: what is older than any request,
+// and more than the function has.
 func (s *Store) prune(ctx context.Context, id ID, c claims) (dropped bool, err error) {
-	for name := range c.Reserved {
-		if name == id.Name {
+	for name, had := range c.Reserved {
+		if name == id.Name || s.now().Sub(had.Since) < settling {
 			continue
 		}
-		_, err := s.Get(ctx, ID{Account: id.Account, Name: name})
-		if errors.Is(err, ErrNotFound) {
-			delete(c.Reserved, name)
-			dropped = true
-		} else if err != nil {
+		f, err := s.Get(ctx, ID{Account: id.Account, Name: name})
+		if err != nil && !errors.Is(err, ErrNotFound) {
 			return dropped, err
 		}
+		switch {
+		case err != nil || f.Reserved == nil:
+			delete(c.Reserved, name)
+		case *f.Reserved < had.N:
+			c.Reserved[name] = claim{N: *f.Reserved, Since: had.Since}
+		default:
+			continue
+		}
+		dropped = true
 	}
 	return dropped, nil
 }
@@ -119,7 +137,7 @@ func (s *Store) claims(ctx context.Context, account string) (claims, cluster.Rec
 		}
 	}
 	if c.Reserved == nil {
-		c.Reserved = map[string]int{}
+		c.Reserved = map[string]claim{}
 	}
 	return c, r, nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"thaw/cluster"
 )
@@ -27,13 +28,14 @@ type writing interface {
 }
 
 // NewStore keeps functions in a bucket that has nothing else.
-func NewStore(r *cluster.Records) *Store { return &Store{read: r, write: r} }
+func NewStore(r *cluster.Records) *Store { return &Store{read: r, write: r, now: time.Now} }
 
 // Store keeps functions. It is safe for concurrent use, and by many processes.
 // What it returns is the caller's own.
 type Store struct {
 	read  reading
 	write writing
+	now   func() time.Time
 }
 
 // attempts bounds how often an update that others got in front of is tried.

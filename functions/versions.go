@@ -69,10 +69,10 @@ func (s *Store) Publish(ctx context.Context, id ID, description string, change f
 		if err == nil {
 			return s.Version(ctx, f, number)
 		}
-		s.discard(ctx, id, []string{word})
 		if !errors.Is(err, cluster.ErrConflict) {
-			return nil, err
+			return nil, err // the function may have the version: its record stays
 		}
+		s.discard(ctx, id, []string{word})
 	}
 	return nil, busy(id)
 }
