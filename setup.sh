@@ -26,6 +26,8 @@ programs() {
 	zstd        zstd            # tests: archives
 	casync      casync          # benchmarks: content-defined chunking
 	fio         fio             # benchmarks: reads and writes of devices
+	nft         nftables        # tests: the network's table, as others read it
+	curl        curl            # tests: a client of what instances reach
 	nginx       nginx           # benchmarks: a server of files, to compare nodes of the zone with
 	END
 }
