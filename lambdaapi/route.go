@@ -23,21 +23,21 @@ func Route(r *http.Request) (Op, Vars, error) {
 	path := strings.TrimSuffix(r.URL.EscapedPath(), "/")
 	known := false
 	var found *route
-	var vars Vars
 	for i := range routes {
-		v, ok := match(routes[i].path, path)
-		if !ok {
+		c := &routes[i]
+		if !matches(c.path, path) {
 			continue
 		}
 		known = true
-		if routes[i].method != r.Method || !asked(r, routes[i].query) || found != nil && routes[i].query == "" {
-			continue
+		if c.method == r.Method && asked(r, c.query) && (found == nil || c.query != "") {
+			found = c
 		}
-		found, vars = &routes[i], v
 	}
 	switch {
 	case found != nil:
-		return found.op, vars, nil
+		if vars, ok := read(found.path, path); ok {
+			return found.op, vars, nil
+		}
 	case known:
 		return "", nil, MethodNotAllowedException.Errorf("Method %s is not allowed here.", cut(r.Method))
 	}
@@ -50,29 +50,34 @@ func asked(r *http.Request, want string) bool {
 	return want == "" || r.URL.Query().Get(name) == value
 }
 
-// match compares a path, encoded, with a pattern of as many parts.
-func match(pattern, path string) (Vars, bool) {
-	vars := Vars{}
+// matches compares a path, encoded, with a pattern of as many parts.
+func matches(pattern, path string) bool {
 	for pattern != "" || path != "" {
 		var want, got string
 		var ok1, ok2 bool
 		want, pattern, ok1 = part(pattern)
 		got, path, ok2 = part(path)
-		if !ok1 || !ok2 {
-			return nil, false
+		if !ok1 || !ok2 || got == "" || want != got && want[0] != '{' {
+			return false
 		}
-		name, isVar := strings.CutPrefix(want, "{")
-		if !isVar {
-			if want != got {
+	}
+	return true
+}
+
+// read decodes the parts of a path that a pattern names; it must match.
+func read(pattern, path string) (Vars, bool) {
+	vars := Vars{}
+	for pattern != "" {
+		var want, got string
+		want, pattern, _ = part(pattern)
+		got, path, _ = part(path)
+		if name, ok := strings.CutPrefix(want, "{"); ok {
+			value, err := url.PathUnescape(got)
+			if err != nil {
 				return nil, false
 			}
-			continue
+			vars[strings.TrimSuffix(name, "}")] = value
 		}
-		value, err := url.PathUnescape(got)
-		if err != nil || value == "" {
-			return nil, false
-		}
-		vars[strings.TrimSuffix(name, "}")] = value
 	}
 	return vars, true
 }
