@@ -34,13 +34,13 @@ func smallBase() (oci.Tar, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, name := range slices.Sorted(maps.Keys(folders)) {
-		h := &tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: folders[name], ModTime: earliest}
+		h := &tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: folders[name], ModTime: earliest()}
 		if err := w.WriteHeader(h); err != nil {
 			return oci.Tar{}, err
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(files[name])), ModTime: earliest}
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(files[name])), ModTime: earliest()}
 		if err := w.WriteHeader(h); err != nil {
 			return oci.Tar{}, err
 		}
@@ -85,7 +85,7 @@ func provided(runtime string) bool {
 func taskConfig(runtime, handler, architecture string) func(map[string]any) {
 	return func(config map[string]any) {
 		config["os"], config["architecture"] = "linux", architecture
-		config["created"] = earliest.UTC().Format(time.RFC3339)
+		config["created"] = earliest().UTC().Format(time.RFC3339)
 		c, _ := config["config"].(map[string]any)
 		if c == nil {
 			c = map[string]any{}

@@ -235,15 +235,15 @@ func withFolders(entries []entry) ([]entry, error) {
 	return all, nil
 }
 
-// earliest is the time of folders that a package does not have itself: the first
-// that zip files can express.
-var earliest = time.Unix(315532800, 0)
+// earliest is the time of what has none of its own: the first that zip files can
+// express.
+func earliest() time.Time { return time.Unix(315532800, 0) }
 
 // write adds an entry to the layer, with at most left bytes of content, and
 // gives how many it had.
 func (e entry) write(w *tar.Writer, left int64) (int64, error) {
-	h := &tar.Header{Name: taskRoot + e.name, Mode: 0o644, ModTime: earliest, Format: tar.FormatPAX}
-	if e.file != nil && e.file.Modified.After(earliest) {
+	h := &tar.Header{Name: taskRoot + e.name, Mode: 0o644, ModTime: earliest(), Format: tar.FormatPAX}
+	if e.file != nil && e.file.Modified.After(earliest()) {
 		h.ModTime = e.file.Modified.Truncate(time.Second)
 	}
 	switch e.kind {
