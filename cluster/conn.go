@@ -36,6 +36,8 @@ type Conn struct {
 
 	mu   sync.Mutex    // guards lost
 	lost chan struct{} // closed when the connection is lost, and replaced
+
+	stops sync.WaitGroup // subscriptions that are being ended
 }
 
 // Dial connects to the servers of a cluster, whose URLs are separated by
@@ -74,8 +76,11 @@ func Dial(ctx context.Context, url, token string) (*Conn, error) {
 	return c, nil
 }
 
-// Close ends the connection, and with it all that uses it.
-func (c *Conn) Close() { c.nats.Close() }
+// Close ends the connection, and with it all that uses it. End watches first.
+func (c *Conn) Close() {
+	c.nats.Close()
+	c.stops.Wait()
+}
 
 // JetStream gives the streams of the cluster.
 func (c *Conn) JetStream() jetstream.JetStream { return c.js }
@@ -159,10 +164,10 @@ func (c *Conn) Try(ctx context.Context, op func(context.Context) error) error {
 // do runs an operation until a server has answered it. What no server has seen
 // is tried again, and so is what may be done twice.
 func (c *Conn) do(ctx context.Context, again bool, op func(context.Context) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, nil)
+	all, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		try, cancel := context.WithTimeout(ctx, attempt)
+		try, cancel := context.WithTimeout(all, attempt)
 		err := op(try)
 		cancel()
 		var api *jetstream.APIError
@@ -171,7 +176,10 @@ func (c *Conn) do(ctx context.Context, again bool, op func(context.Context) erro
 			return err
 		case errors.As(err, &api) && !unseen(err): // an answer: no room, for one
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		case !unseen(err) && !again, !wait(ctx, pause):
+		case !unseen(err) && !again, !wait(all, pause):
+			if ctx.Err() != nil {
+				err = errors.Join(context.Cause(ctx), err)
+			}
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}

@@ -70,7 +70,8 @@ func (l *Leases) List(ctx context.Context, prefix string) ([]Record, error) {
 }
 
 // Watch is as that of Records. Renewals are changes; a lease that was released
-// or has ended is deleted.
+// or has ended is deleted. Leases that a restarted server has forgotten are told
+// to be deleted only if nobody has renewed them for another TTL.
 func (l *Leases) Watch(ctx context.Context, prefix string, f func(Change) error) error {
 	return l.b.watch(ctx, prefix, func(c Change) error {
 		c.Value = shown(c.Value)

@@ -90,6 +90,9 @@ func (b *bucket) open(ctx context.Context) (jetstream.KeyValue, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s, ok := status.(*jetstream.KeyValueBucketStatus); ok && s.StreamInfo().Config.Storage != b.config.Storage {
+		return nil, fmt.Errorf("%w: it is there, and is of the other kind; records and leases need names of their own", errRefused)
+	}
 	if have := status.TTL(); have != b.config.TTL {
 		return nil, fmt.Errorf("%w: it keeps values for %v, and %v was asked for; end all that use it, and the server, and start again", errRefused, have, b.config.TTL)
 	}

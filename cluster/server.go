@@ -57,6 +57,7 @@ type ServerOptions struct {
 type Server struct {
 	nats *server.Server
 	lock *os.File
+	url  string
 	dial func(context.Context) (*Conn, error)
 }
 
@@ -76,13 +77,13 @@ func Serve(ctx context.Context, o ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	s := &Server{nats: n, lock: lock}
-	s.dial = func(ctx context.Context) (*Conn, error) { return Dial(ctx, s.URL(), o.Token) }
+	s := &Server{nats: n, lock: lock, url: "nats://" + n.Addr().String()}
+	s.dial = func(ctx context.Context) (*Conn, error) { return Dial(ctx, s.url, o.Token) }
 	return s, nil
 }
 
 // URL is where clients find the server.
-func (s *Server) URL() string { return "nats://" + s.nats.Addr().String() }
+func (s *Server) URL() string { return s.url }
 
 // ClusterAddr is where other servers of the cluster find it: host:port, or empty.
 func (s *Server) ClusterAddr() string {

@@ -27,6 +27,7 @@ func dial(t *testing.T, url string) *cluster.Conn {
 }
 
 func TestEmbedded(t *testing.T) {
+	t.Parallel()
 	s := serve(t, t.TempDir())
 	t.Cleanup(func() { is(t, s.Close(), nil) })
 	suite(t, dial(t, s.URL()))

@@ -37,7 +37,7 @@ func records(t *testing.T, c *cluster.Conn) *cluster.Records {
 
 func leases(t *testing.T, c *cluster.Conn, ttl time.Duration) *cluster.Leases {
 	t.Helper()
-	l, err := c.Leases(t.Context(), strings.NewReplacer("/", "-", " ", "_").Replace(t.Name()), ttl)
+	l, err := c.Leases(t.Context(), strings.NewReplacer("/", "-", " ", "_").Replace(t.Name())+"-leases", ttl)
 	if err != nil {
 		t.Fatal(err)
 	}

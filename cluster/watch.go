@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -20,7 +21,7 @@ func (b *bucket) list(ctx context.Context, prefix string) ([]Record, error) {
 	var found []Record
 	err := b.do(ctx, true, func(ctx context.Context) error {
 		found = nil
-		err := b.follow(ctx, prefix, func(c Change) error {
+		err := b.follow(ctx, prefix, nil, func(c Change) error {
 			switch {
 			case c.Synced:
 				return stopped{}
@@ -41,10 +42,26 @@ func (b *bucket) list(ctx context.Context, prefix string) ([]Record, error) {
 	return found, nil
 }
 
+// watcher is one watch, over all connections.
+type watcher struct {
+	f     func(Change) error
+	known map[string]bool // keys that f believes to have values
+	// doubt has those of them that the server has forgotten, and until when
+	// their holders may renew them.
+	doubt map[string]time.Time
+	ttl   time.Duration // of leases
+}
+
 func (b *bucket) watch(ctx context.Context, prefix string, f func(Change) error) error {
-	known := map[string]bool{} // keys that f believes to have values
+	w := &watcher{f: f, known: map[string]bool{}, doubt: map[string]time.Time{}, ttl: b.config.TTL}
+	var tick <-chan time.Time
+	if w.ttl > 0 {
+		t := time.NewTicker(w.ttl / 4)
+		defer t.Stop()
+		tick = t.C
+	}
 	for {
-		err := b.watchOnce(ctx, prefix, known, f)
+		err := b.follow(ctx, prefix, tick, w.begin())
 		var end stopped
 		switch {
 		case errors.As(err, &end):
@@ -61,43 +78,71 @@ func (b *bucket) watch(ctx context.Context, prefix string, f func(Change) error)
 	}
 }
 
-// watchOnce tells f of everything until the connection is lost.
-func (b *bucket) watchOnce(ctx context.Context, prefix string, known map[string]bool, f func(Change) error) error {
-	tell := func(c Change) error {
+// tell passes a change on.
+func (w *watcher) tell(c Change) error {
+	if !c.Synced {
+		delete(w.doubt, c.Key)
+		if c.Deleted && !w.known[c.Key] {
+			return nil // f has never heard of it
+		}
+		w.known[c.Key] = true
 		if c.Deleted {
-			delete(known, c.Key)
-		} else if !c.Synced {
-			known[c.Key] = true
+			delete(w.known, c.Key)
 		}
-		if err := f(c); err != nil {
-			return stopped{err}
-		}
-		return nil
 	}
+	if err := w.f(c); err != nil {
+		return stopped{err}
+	}
+	return nil
+}
+
+// begin starts over: it returns what is to be told of all changes over a
+// connection, those present first.
+func (w *watcher) begin() func(Change) error {
 	synced, seen := false, map[string]bool{}
-	return b.follow(ctx, prefix, func(c Change) error {
+	return func(c Change) error {
 		switch {
+		case c.Key == "" && !c.Synced:
+			return w.expire()
 		case c.Synced:
-			for key := range known {
-				if !seen[key] {
-					if err := tell(Change{Record: Record{Key: key}, Deleted: true}); err != nil {
-						return err
-					}
-				}
+			if err := w.miss(seen); err != nil {
+				return err
 			}
 			synced, seen = true, nil
 		case !synced && !c.Deleted:
 			seen[c.Key] = true
-		case c.Deleted && !known[c.Key]:
-			return nil // f has never heard of it
 		}
-		return tell(c)
-	})
+		return w.tell(c)
+	}
 }
 
-// follow subscribes once and tells f what comes, until f returns an error, ctx
-// ends or the connection is lost.
-func (b *bucket) follow(ctx context.Context, prefix string, f func(Change) error) (err error) {
+// miss tells of known keys that are not there any more. A lease may only be
+// forgotten by a server in whose memory it was: its holder has time to renew it.
+func (w *watcher) miss(seen map[string]bool) error {
+	for key := range w.known {
+		if !seen[key] && w.doubt[key].IsZero() {
+			w.doubt[key] = time.Now().Add(w.ttl)
+		}
+	}
+	return w.expire()
+}
+
+// expire tells of keys that have been in doubt for too long.
+func (w *watcher) expire() error {
+	for key, until := range w.doubt {
+		if time.Now().Before(until) {
+			continue
+		}
+		if err := w.tell(Change{Record: Record{Key: key}, Deleted: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// follow subscribes once and tells f what comes, and nothing at each tick, until
+// f returns an error, ctx ends or the connection is lost.
+func (b *bucket) follow(ctx context.Context, prefix string, tick <-chan time.Time, f func(Change) error) error {
 	selected, err := filter(prefix)
 	if err != nil {
 		return errors.Join(errRefused, err)
@@ -107,30 +152,52 @@ func (b *bucket) follow(ctx context.Context, prefix string, f func(Change) error
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if w.Stop() == nil { // else the connection is closed
-			for range w.Updates() { // its sender must not hang
-			}
-		}
-	}()
+	defer b.conn.unsubscribe(w)
 	for {
+		var c Change
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-lost:
 			return errBroken
+		case <-tick:
 		case e, open := <-w.Updates():
 			if !open {
 				return errBroken
 			}
-			c, told := change(e, prefix)
-			if !told {
+			told := false
+			if c, told = change(e, prefix); !told {
 				continue
 			}
-			if err := f(c); err != nil {
-				return err
+		}
+		if err := f(c); err != nil {
+			return err
+		}
+	}
+}
+
+// unsubscribe ends a subscription, and has the server forget it. If there is
+// none, that is done when there is one again.
+func (c *Conn) unsubscribe(w jetstream.KeyWatcher) {
+	stop := func() {
+		for !c.nats.IsConnected() && !c.nats.IsClosed() {
+			wait(context.Background(), pause)
+		}
+		w.Stop() // fails if the server has forgotten it already
+		for !c.nats.IsClosed() {
+			select {
+			case _, open := <-w.Updates(): // its sender must not hang
+				if !open {
+					return
+				}
+			case <-time.After(pause):
 			}
 		}
+	}
+	if c.nats.IsConnected() {
+		stop()
+	} else {
+		c.stops.Go(stop)
 	}
 }
 
