@@ -92,7 +92,11 @@ func serveTest(c *control, w http.ResponseWriter, q *http.Request) {
 		lambdaapi.WriteError(w, id, err)
 		return
 	}
-	if !c.serve(w, q, call{op: op, vars: vars, body: body, account: q.Header.Get(accountHeader), requestID: id}) {
+	account := q.Header.Get(accountHeader)
+	if account == "" {
+		account = testAccount
+	}
+	if !c.serve(w, q, call{op: op, vars: vars, body: body, account: account, requestID: id}) {
 		lambdaapi.WriteError(w, id, errors.New("not an operation of control"))
 	}
 }

@@ -7,19 +7,15 @@ import (
 	"thaw/invokewire"
 )
 
-// specOf says how instances of a version that has been built are started. Keys,
-// Endpoint and Egress are the frontend's to add.
+// specOf says how instances of a version that has been built are started. Tenant,
+// Keys, Endpoint and Egress are the frontend's to add.
 func specOf(f *functions.Function, v *functions.Version, region string) invokewire.Spec {
-	s := invokewire.Spec{
-		Account: f.Account, Tenant: f.Account, Function: f.Name, Version: v.Number, ARN: f.ARN(region, ""), Revision: v.Revision,
+	return invokewire.Spec{
+		Account: f.Account, Function: f.Name, Version: v.Number, ARN: f.ARN(region, ""), Revision: v.Revision,
 		Image: v.Package.Image, Root: v.Package.Root, Memory: v.Memory, Tmp: v.Tmp, Timeout: time.Duration(v.Timeout) * time.Second,
 		Env: v.Env, Entrypoint: v.Entrypoint, Command: v.Command, Workdir: v.Workdir, Handler: v.Handler, Runtime: v.Runtime,
 		LogGroup: v.LogGroup, LogJSON: v.LogFormat == "JSON", Reserved: f.Reserved, Region: region,
 	}
-	if f.Account == defaultAccount {
-		s.Tenant = defaultTenant
-	}
-	return s
 }
 
 // The account that there is without any being made, and its tenant in the origin.
@@ -27,12 +23,3 @@ const (
 	defaultAccount = "000000000000"
 	defaultTenant  = "default"
 )
-
-// runs gives the version that an invoke of a number runs now, as the store has it:
-// of $LATEST that which was built last.
-func runs(f *functions.Function, v *functions.Version) *functions.Version {
-	if v.Number == functions.Latest {
-		return f.Invoked()
-	}
-	return v
-}

@@ -39,6 +39,9 @@ func (c *control) updateFunctionCode(ctx context.Context, in call, q *lambdaapi.
 			return err
 		}
 		return f.Change(n.ARN(c.region), c.now(), func(v *functions.Version) error {
+			if packageType(v) != packageType(&packed) { // another function of that name by now
+				return lambdaapi.ResourceConflictException.Errorf("The function has changed meanwhile. Please try again.")
+			}
 			v.Package, v.CodeSha256, v.CodeSize, v.Architecture = packed.Package, packed.CodeSha256, packed.CodeSize, packed.Architecture
 			return nil
 		})

@@ -131,6 +131,24 @@ func TestRevisions(t *testing.T) {
 	}
 }
 
+// What has not been built is not published, and invokes go on with what was there.
+func TestFailedUpdate(t *testing.T) {
+	r, c := deployed(t, "f")
+	must(c.UpdateFunctionCode(t.Context(), &lambda.UpdateFunctionCodeInput{FunctionName: aws.String("f"), ImageUri: aws.String("r/gone")}))
+	r.build("f", functions.Result{Code: "ImageDeleted", Reason: "There is no such image."})
+	got := must(c.GetFunction(t.Context(), &lambda.GetFunctionInput{FunctionName: aws.String("f")})).Configuration
+	if got.State != types.StateActive || got.LastUpdateStatus != types.LastUpdateStatusFailed || *got.LastUpdateStatusReason != "There is no such image." ||
+		got.LastUpdateStatusReasonCode != types.LastUpdateStatusReasonCodeImageDeleted {
+		t.Errorf("failed: %+v", got)
+	}
+	_, err := c.PublishVersion(t.Context(), &lambda.PublishVersionInput{FunctionName: aws.String("f")})
+	wantError(t, err, "ResourceConflictException", "The last update of the function has failed: There is no such image.")
+	stored := must(r.store.Get(t.Context(), functions.ID{Account: testAccount, Name: "f"}))
+	if s := specOf(stored, stored.Invoked(), testRegion); s.Image != "i1" || s.Memory != 128 || s.Version != "$LATEST" || s.Revision == stored.Latest.Revision {
+		t.Errorf("serves %v of %s", s, s.Image)
+	}
+}
+
 func TestUpdateRefusals(t *testing.T) {
 	_, c := deployed(t, "f")
 	for want, in := range map[string]*lambda.UpdateFunctionCodeInput{

@@ -172,7 +172,7 @@ func (m *machine) published(s *seen, state string) {
 
 func (m *machine) publish(name string) {
 	after := m.model[name].copy()
-	refused := after == nil || m.building(after)
+	refused := after == nil || m.building(after) || !after.clean && after.update == Failed
 	if !refused && !after.clean {
 		m.published(after, after.state)
 	}

@@ -46,7 +46,8 @@ func (f *Function) Numbers() []string {
 // Publish makes a version of $LATEST, which change may change before, or refuse;
 // it is called again if others change the function meanwhile. If $LATEST has not
 // changed since it was published last, and that version is still there, that
-// version is returned instead. An empty description means that of $LATEST.
+// version is returned instead. A $LATEST of which the last build has failed is
+// refused. An empty description means that of $LATEST.
 func (s *Store) Publish(ctx context.Context, id ID, description string, change func(*Function) error) (*Version, error) {
 	for range attempts {
 		f, r, err := s.get(ctx, id)
@@ -58,6 +59,9 @@ func (s *Store) Publish(ctx context.Context, id ID, description string, change f
 		}
 		if _, there := f.Versions[f.Published]; there && f.PublishedAs == f.Latest.Revision {
 			return s.Version(ctx, f, f.Published)
+		}
+		if v := &f.Latest; v.Build == "" && (v.State == Failed || v.LastUpdateStatus == Failed) {
+			return nil, refuse(kindConflict, "The operation cannot be performed at this time. The last update of the function has failed: %s", v.LastUpdateReason)
 		}
 		word, err := s.copyLatest(ctx, f, description)
 		if err != nil {
