@@ -322,7 +322,15 @@ func (f *Frames) Write(kind Kind, data []byte) error {
 		}
 		data = data[len(part):]
 	}
-	return nil
+	return f.out.Flush()
+}
+
+// Hold writes like Write, but the frame may wait for the next Write: for one that
+// comes at once, so that both are sent together.
+func (f *Frames) Hold(kind Kind, data []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.write(kind, data, nil)
 }
 
 // WriteJSON sends a frame that holds v.
@@ -341,10 +349,13 @@ func (f *Frames) WriteLog(name string, text []byte) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.write(FrameLog, append([]byte{byte(len(name))}, name...), text)
+	if err := f.write(FrameLog, append([]byte{byte(len(name))}, name...), text); err != nil {
+		return err
+	}
+	return f.out.Flush()
 }
 
-// write sends a frame in two parts, and whatever was not sent yet.
+// write puts a frame, in two parts, behind what was not sent yet.
 func (f *Frames) write(kind Kind, a, b []byte) error {
 	if err := checkFrame(kind, int64(len(a)+len(b))); err != nil {
 		return err
@@ -352,10 +363,10 @@ func (f *Frames) write(kind Kind, a, b []byte) error {
 	var head [frameHeader]byte
 	head[0] = byte(kind)
 	binary.BigEndian.PutUint32(head[1:], uint32(len(a)+len(b)))
-	_, _ = f.out.Write(head[:]) // an error stays until Flush
+	_, _ = f.out.Write(head[:]) // an error stays
 	_, _ = f.out.Write(a)
-	_, _ = f.out.Write(b)
-	return f.out.Flush()
+	_, err := f.out.Write(b)
+	return err
 }
 
 // ReadPayload fills p from payload frames: those of an invoke, for its receiver.

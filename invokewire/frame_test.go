@@ -136,6 +136,24 @@ func TestPayloadRefused(t *testing.T) {
 	}
 }
 
+// What is held goes with what comes next, in order; large frames do not wait.
+func TestHold(t *testing.T) {
+	var wire bytes.Buffer
+	f := NewFrames(&wire)
+	if err := f.Hold(FrameBegin, []byte("{}")); err != nil || wire.Len() != 0 {
+		t.Errorf("%v, %d bytes", err, wire.Len())
+	}
+	if err := f.Write(FrameEnd, []byte("{}")); err != nil || wire.String() != raw(FrameBegin, "{}")+raw(FrameEnd, "{}") {
+		t.Errorf("%v, %q", err, wire.String())
+	}
+	if err := f.Hold(FrameData, make([]byte, MaxFrame)); err != nil || wire.Len() < MaxFrame {
+		t.Errorf("%v, %d bytes", err, wire.Len())
+	}
+	if err := f.Hold(FrameData, make([]byte, MaxFrame+1)); !errors.Is(err, ErrFrame) {
+		t.Error(err)
+	}
+}
+
 // Frames of many writers lie whole beside each other.
 func TestWritersAtOnce(t *testing.T) {
 	worker, inside := pipe(t)

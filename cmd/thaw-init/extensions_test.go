@@ -93,6 +93,21 @@ func TestGraceIsOver(t *testing.T) {
 	}
 }
 
+// One that never registers holds up the init, and a reset ends that.
+func TestExtensionHangs(t *testing.T) {
+	w := newWorker(t)
+	s := w.setup("function")
+	s.Extensions, s.ExtensionEnv[0] = extensionsDir(t, "hangs"), roleEnv+"=sleep"
+	for range 2 {
+		w.send(invokewire.FrameSetup, s)
+		until(t, "it is started", func() bool { return w.pids()["all"] == 2 })
+		w.reset(50 * time.Millisecond)
+		if e := w.exits[len(w.exits)-1]; e.Name != "hangs" || e.Signal != 9 || e.ErrorType != "" || w.logs[""] != "" {
+			t.Errorf("%+v %q", e, w.logs)
+		}
+	}
+}
+
 func TestExtensionsFail(t *testing.T) {
 	many := make([]string, 11)
 	for i := range many {

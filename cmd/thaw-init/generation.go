@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,6 +27,7 @@ const (
 
 // sink tells the worker what the API is told.
 func (g *generation) sink() runtimeapi.Sink {
+	streamed := false // the present answer is
 	return runtimeapi.Sink{
 		InitDone: func() {
 			g.flush()
@@ -36,10 +38,12 @@ func (g *generation) sink() runtimeapi.Sink {
 			g.flush()
 			g.failed(invokewire.InitFailed{ErrorType: errorType, Body: body})
 		},
-		Begin: func(b runtimeapi.Begin) error { return g.link.sendJSON(invokewire.FrameBegin, invokewire.Begin(b)) },
-		Data: func(p []byte) error {
-			return g.link.send(func(f *invokewire.Frames) error { return f.Write(invokewire.FrameData, p) })
+		Begin: func(b runtimeapi.Begin) error {
+			streamed = b.Streamed
+			text, err := json.Marshal(invokewire.Begin(b))
+			return errors.Join(err, g.part(streamed, invokewire.FrameBegin, text))
 		},
+		Data: func(p []byte) error { return g.part(streamed, invokewire.FrameData, p) },
 		End: func(e runtimeapi.End) error {
 			return g.link.sendJSON(invokewire.FrameEnd, invokewire.End{ErrorType: e.ErrorType, ErrorBody: e.Body})
 		},
@@ -49,6 +53,22 @@ func (g *generation) sink() runtimeapi.Sink {
 			_ = g.link.sendJSON(invokewire.FrameDone, invokewire.Done{RequestID: id})
 		},
 	}
+}
+
+// part sends a part of an answer: at once if that is streamed, else with its end.
+func (g *generation) part(now bool, kind invokewire.Kind, data []byte) error {
+	return g.link.send(func(f *invokewire.Frames) error {
+		if now {
+			return f.Write(kind, data)
+		}
+		for len(data) > invokewire.MaxFrame {
+			if err := f.Hold(kind, data[:invokewire.MaxFrame]); err != nil {
+				return err
+			}
+			data = data[invokewire.MaxFrame:]
+		}
+		return f.Hold(kind, data)
+	})
 }
 
 func (g *generation) failed(f invokewire.InitFailed) {

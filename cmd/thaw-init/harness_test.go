@@ -45,7 +45,7 @@ var programs struct {
 }
 
 // built gives the folder with thaw-init and function.
-func built(t *testing.T) string {
+func built(t testing.TB) string {
 	t.Helper()
 	programs.once.Do(func() {
 		if programs.dir, programs.err = os.MkdirTemp("", "thaw-init"); programs.err != nil {
@@ -79,7 +79,8 @@ func copyFile(from, to string) error {
 
 // worker is the other end of an instance's socket.
 type worker struct {
-	t      *testing.T
+	t      testing.TB
+	under  []string // a program that starts thaw-init
 	conn   net.Conn
 	frames *invokewire.Frames
 	cmd    *exec.Cmd
@@ -99,7 +100,7 @@ type answer struct {
 }
 
 // newWorker starts thaw-init in namespaces of its own.
-func newWorker(t *testing.T) *worker {
+func newWorker(t testing.TB, under ...string) *worker {
 	t.Helper()
 	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -112,7 +113,7 @@ func newWorker(t *testing.T) *worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{t: t}
+	w := &worker{t: t, under: under}
 	w.start(theirs)
 	w.meet(conn)
 	return w
@@ -124,7 +125,8 @@ func (w *worker) start(socket *os.File, args ...string) {
 	if os.Geteuid() != 0 {
 		w.t.Skip("SKIPPED: an instance needs namespaces and another user: run the tests as root")
 	}
-	argv := append([]string{"--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--", filepath.Join(built(w.t), "thaw-init")}, args...)
+	argv := append(w.under, filepath.Join(built(w.t), "thaw-init"))
+	argv = append(append([]string{"--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--"}, argv...), args...)
 	w.cmd = exec.Command("unshare", argv...)
 	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "INIT_ONLY=1"}
 	w.cmd.Stderr = &w.stderr
@@ -147,13 +149,16 @@ func (w *worker) start(socket *os.File, args ...string) {
 		}
 		_ = w.cmd.Process.Kill() // and its child with it
 		<-w.ended
+		if said := w.stderr.String(); strings.Contains(said, "goroutine ") || strings.Contains(said, "DATA RACE") {
+			w.t.Error("thaw-init has a bug")
+		}
 		if w.t.Failed() {
 			w.t.Logf("thaw-init says %q, logs: %.2000q", w.stderr.String(), w.logs)
 		}
 	})
 }
 
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

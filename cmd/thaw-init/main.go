@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"time"
 )
 
@@ -86,6 +87,9 @@ func dialFor(path string, within time.Duration) (net.Conn, error) {
 
 // run is an instance's life. Its end is that of all other processes, too.
 func run(dial func() (net.Conn, error)) error {
+	// An instance may have a tenth of a processor: threads that look for work would
+	// take it from the function.
+	runtime.GOMAXPROCS(1)
 	if err := protect(); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -116,6 +117,7 @@ func (p *processes) start(g program, send func(name string, text []byte) error) 
 		if err == nil {
 			p.mu.Lock()
 			defer p.mu.Unlock()
+			defer lastToDie()()
 			if proc.pid, err = syscall.ForkExec(g.argv[0], g.argv, attr); err == nil {
 				p.mine[proc.pid] = proc
 			}
@@ -126,11 +128,20 @@ func (p *processes) start(g program, send func(name string, text []byte) error) 
 		out.abandon()
 		return nil, fmt.Errorf("fork/exec %s: %w", g.argv[0], err)
 	}
-	if self, err := os.Readlink("/proc/self"); err == nil && self == "1" { // it is this namespace's
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", proc.pid), []byte(firstToDie), 0)
-	}
 	go out.run()
 	return proc, nil
+}
+
+// lastToDie has what is forked until the returned function is called be taken
+// before this process, if memory is short. Who may not lower its score may take
+// back what it has raised. Where there is no /proc, all stay alike.
+func lastToDie() func() {
+	const path = "/proc/self/oom_score_adj"
+	was, err := os.ReadFile(path)
+	if err != nil || os.WriteFile(path, []byte(firstToDie), 0) != nil {
+		return func() {}
+	}
+	return func() { _ = os.WriteFile(path, bytes.TrimSpace(was), 0) }
 }
 
 // reap takes all that have ended, orphans too. It gives ECHILD if nothing is left.

@@ -6,7 +6,6 @@ import (
 	"os"
 	"sync"
 	"syscall"
-	"time"
 
 	"thaw/invokewire"
 )
@@ -20,12 +19,12 @@ const maxPipe = 1 << 20
 type pump struct {
 	name string
 	file *os.File
+	raw  syscall.RawConn
 	send func(name string, text []byte) error
-	buf  []byte
 	done chan struct{} // closed at the end: all who could write are gone
 
-	mu      sync.Mutex // guards what follows
-	flushes []chan struct{}
+	mu  sync.Mutex // guards buf, and is held while it is read to and sent
+	buf []byte
 }
 
 // newPump gives a pump that is not running, and what is to be written to. One pipe
@@ -39,7 +38,11 @@ func newPump(name string, send func(string, []byte) error) (*pump, *os.File, err
 	if err := write.Chmod(0o622); err != nil {
 		return nil, nil, errors.Join(err, read.Close(), write.Close())
 	}
-	return &pump{name: name, file: read, send: send, buf: make([]byte, 0, invokewire.MaxLog), done: make(chan struct{})}, write, nil
+	raw, err := read.SyscallConn()
+	if err != nil {
+		return nil, nil, errors.Join(err, read.Close(), write.Close())
+	}
+	return &pump{name: name, file: read, raw: raw, send: send, buf: make([]byte, 0, invokewire.MaxLog), done: make(chan struct{})}, write, nil
 }
 
 // abandon closes a pump that is not going to run.
@@ -49,16 +52,36 @@ func (p *pump) abandon() { _ = p.file.Close() }
 func (p *pump) run() {
 	defer close(p.done)
 	defer p.file.Close()
-	for {
-		n, err := p.file.Read(p.buf[len(p.buf):cap(p.buf)])
-		p.add(n)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			p.flushed()
-			continue
-		}
+	for n := 1; n > 0; {
+		err := p.raw.Read(func(fd uintptr) bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			n = p.read(fd)
+			return n >= 0 // else when there is something
+		})
 		if err != nil {
-			p.rest()
-			return
+			break
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rest()
+}
+
+// read takes what is there, once: 0 bytes are the end, and -1 says that there is
+// nothing now.
+func (p *pump) read(fd uintptr) int {
+	for {
+		n, err := syscall.Read(int(fd), p.buf[len(p.buf):cap(p.buf)])
+		switch {
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return -1
+		case err != nil:
+			return 0
+		default:
+			p.add(n)
+			return n
 		}
 	}
 }
@@ -88,56 +111,18 @@ func (p *pump) emit(n int) {
 	p.buf = p.buf[:copy(p.buf, p.buf[n:])]
 }
 
-// flush waits until all has been sent that was written before, but no more than a
-// pipe holds.
+// flush sends all that was written before, but no more than a pipe holds.
 func (p *pump) flush() {
-	ack := make(chan struct{})
-	p.mu.Lock()
-	p.flushes = append(p.flushes, ack)
-	_ = p.file.SetReadDeadline(time.Unix(1, 0)) // long past: a Read under way returns
-	p.mu.Unlock()
-	select {
-	case <-ack:
-	case <-p.done:
-	}
-}
-
-// flushed does what flush asks for.
-func (p *pump) flushed() {
-	p.mu.Lock()
-	acks := p.flushes
-	p.flushes = nil
-	_ = p.file.SetReadDeadline(time.Time{})
-	p.mu.Unlock()
-	for taken := 0; taken < maxPipe; {
-		n := p.readNow(p.buf[len(p.buf):cap(p.buf)])
-		if n <= 0 {
-			break
-		}
-		taken += n
-		p.add(n)
-	}
-	p.rest()
-	for _, ack := range acks {
-		close(ack)
-	}
-}
-
-// readNow reads what is there.
-func (p *pump) readNow(buf []byte) (n int) {
-	raw, err := p.file.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	err = raw.Read(func(fd uintptr) bool {
-		for {
-			if n, err = syscall.Read(int(fd), buf); err != syscall.EINTR {
-				return true
+	_ = p.raw.Control(func(fd uintptr) { // not after the end
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for taken := 0; taken < maxPipe; {
+			n := p.read(fd)
+			if n <= 0 {
+				break
 			}
+			taken += n
 		}
+		p.rest()
 	})
-	if err != nil {
-		return 0
-	}
-	return n
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -91,6 +92,32 @@ func TestInside(t *testing.T) {
 	}
 	if !strings.Contains(w.logs[""], "to /dev/stdout\n") {
 		t.Errorf("log %q", w.logs[""])
+	}
+}
+
+// Three capabilities are enough.
+func TestFewRights(t *testing.T) {
+	if _, err := exec.LookPath("setpriv"); err != nil {
+		t.Skip("SKIPPED: no setpriv on this machine")
+	}
+	w := newWorker(t, "setpriv", "--bounding-set", "-all,+setuid,+setgid,+kill", "--inh-caps", "-all")
+	if got := w.ofInit(t, "status"); !strings.Contains(got, "CapEff:\t00000000000000e0") {
+		t.Errorf("it has more than that: %s", got)
+	}
+	for range 2 {
+		w.ready(w.setup("function"))
+		var found map[string]string
+		if err := json.Unmarshal([]byte(w.invoke("r", `{"Do":"look"}`)), &found); err != nil {
+			t.Fatal(err)
+		}
+		if found["CapEff"] != "0000000000000000" || found["NoNewPrivs"] != "1" || found["oom"] != "500" || found["killing init"] != "operation not permitted" || found["stdout"] != "<nil>" {
+			t.Errorf("%v", found)
+		}
+		w.begin("h", `{"Do":"hang"}`)
+		w.reset(0)
+	}
+	if got := strings.TrimSpace(w.ofInit(t, "oom_score_adj")); got != "0" {
+		t.Errorf("its own score is %s", got)
 	}
 }
 
@@ -251,6 +278,15 @@ func TestFlood(t *testing.T) {
 	}
 	if kib := w.memoryOfInit(t); kib > mostKiB {
 		t.Errorf("thaw-init has %d KiB", kib)
+	}
+}
+
+// BenchmarkInvoke is the way through thaw-init and back, with Go's client.
+func BenchmarkInvoke(b *testing.B) {
+	w := newWorker(b)
+	w.ready(w.setup("function"))
+	for b.Loop() {
+		w.invoke("r", `{"Text":"t"}`)
 	}
 }
 
