@@ -11,7 +11,7 @@ import (
 // memory: the largest recipe holds 1 GiB of entries beside its chunk list.
 const maxObject = 1<<30 + 1<<28
 
-// Objects are one tenant's manifests or recipes in one root, as bytes. It is
+// Objects are one tenant's manifests, recipes or packages in one root, as bytes. It is
 // safe for concurrent use.
 type Objects struct {
 	o                  *Origin
@@ -27,6 +27,13 @@ func (o *Origin) Manifests(root, tenant string) *Objects {
 // Recipes gives a tenant's layer recipes in a root; the caller names them.
 func (o *Origin) Recipes(root, tenant string) *Objects {
 	return &Objects{o, "recipes", root, tenant}
+}
+
+// Packages gives a tenant's packages of functions in a root: what devices are
+// made of that was handed to us and is nowhere else. The caller seals them, and
+// names them by the digest of what is inside.
+func (o *Origin) Packages(root, tenant string) *Objects {
+	return &Objects{o, "packages", root, tenant}
 }
 
 func (m *Objects) prefix() (string, error) {

@@ -94,6 +94,14 @@ func (c *convertCmd) Run(ctx context.Context, g *Globals) error {
 
 // convert converts a source into the origin, for the tenant, with progress.
 func (g *Globals) convert(ctx context.Context, o convert.Options) (*convert.Result, error) {
+	p := newProgress(g.stderr)
+	defer p.close()
+	o.Progress = p
+	return g.convertQuietly(ctx, o)
+}
+
+// convertQuietly leaves progress to the caller.
+func (g *Globals) convertQuietly(ctx context.Context, o convert.Options) (*convert.Result, error) {
 	secret, err := g.secret()
 	if err != nil {
 		return nil, err
@@ -103,9 +111,6 @@ func (g *Globals) convert(ctx context.Context, o convert.Options) (*convert.Resu
 		return nil, err
 	}
 	defer s.Close()
-	p := newProgress(g.stderr)
-	defer p.close()
-	o.Progress = p
 	conv := convert.Converter{
 		Origin: s.Origin, Tenant: g.Tenant, Keeper: s.key, KeyURL: s.key.URL(), Secret: secret,
 		Warn: func(format string, args ...any) { g.logger().Warn(fmt.Sprintf(format, args...)) },

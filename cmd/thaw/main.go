@@ -47,24 +47,39 @@ var errDamaged = errors.New("damaged")
 type cli struct {
 	Globals
 
-	Run     runCmd     `cmd:"" help:"Start a container from an image that has not arrived."`
-	Mount   mountCmd   `cmd:"" help:"Mount an image at a folder."`
-	Umount  umountCmd  `cmd:"" help:"Unmount an image."`
-	Ps      psCmd      `cmd:"" help:"List what is running or left over."`
-	Prune   pruneCmd   `cmd:"" help:"Clean what killed processes have left."`
-	Fetcher fetcherCmd `cmd:"" hidden:""`
-	Trace   traceCmd   `cmd:"" hidden:""`
-	Convert convertCmd `cmd:"" help:"Turn an OCI image into a device of sealed, deduplicated chunks."`
-	Images  imagesCmd  `cmd:"" help:"List images."`
-	Inspect inspectCmd `cmd:"" help:"Show what an image's manifest and config say, as JSON."`
-	Rm      rmCmd      `cmd:"" help:"Remove an image's name, and with its last name the image."`
-	Df      dfCmd      `cmd:"" help:"Show what tenants and images take in the origin, shared and alone."`
-	Verify  verifyCmd  `cmd:"" help:"Read and check every chunk of an image; compare it with its source; repair it."`
-	Export  exportCmd  `cmd:"" help:"Write an image's device to a sparse file, for e2fsck, debugfs or mount."`
-	Zone    zoneCmd    `cmd:"" help:"Run and watch nodes of the cache that workers share."`
-	Top     topCmd     `cmd:"" help:"Show what comes from where, how quickly, and for which images."`
-	Metrics metricsCmd `cmd:"" help:"Give the numbers of this machine to Prometheus."`
-	Doctor  doctorCmd  `cmd:"" help:"Say what this machine has and lacks for run and mount, and how to mend it."`
+	Run        runCmd        `cmd:"" help:"Start a container from an image that has not arrived."`
+	Mount      mountCmd      `cmd:"" help:"Mount an image at a folder."`
+	Umount     umountCmd     `cmd:"" help:"Unmount an image."`
+	Ps         psCmd         `cmd:"" help:"List what is running or left over."`
+	Prune      pruneCmd      `cmd:"" help:"Clean what killed processes have left."`
+	Fetcher    fetcherCmd    `cmd:"" hidden:""`
+	Trace      traceCmd      `cmd:"" hidden:""`
+	Convert    convertCmd    `cmd:"" help:"Turn an OCI image into a device of sealed, deduplicated chunks."`
+	Images     imagesCmd     `cmd:"" help:"List images."`
+	Inspect    inspectCmd    `cmd:"" help:"Show what an image's manifest and config say, as JSON."`
+	Rm         rmCmd         `cmd:"" help:"Remove an image's name, and with its last name the image."`
+	Df         dfCmd         `cmd:"" help:"Show what tenants and images take in the origin, shared and alone."`
+	Verify     verifyCmd     `cmd:"" help:"Read and check every chunk of an image; compare it with its source; repair it."`
+	Export     exportCmd     `cmd:"" help:"Write an image's device to a sparse file, for e2fsck, debugfs or mount."`
+	Zone       zoneCmd       `cmd:"" help:"Run and watch nodes of the cache that workers share."`
+	Top        topCmd        `cmd:"" help:"Show what comes from where, how quickly, and for which images."`
+	Metrics    metricsCmd    `cmd:"" help:"Give the numbers of this machine to Prometheus."`
+	Up         upCmd         `cmd:"" help:"Run a Lambda-compatible function platform on this machine."`
+	Env        envCmd        `cmd:"" help:"Print what has a shell's AWS CLI and SDKs speak to the platform."`
+	Deploy     deployCmd     `cmd:"" help:"Make a function, or give it new code."`
+	Invoke     invokeCmd     `cmd:"" help:"Invoke a function."`
+	Functions  functionsCmd  `cmd:"" help:"List functions."`
+	Logs       logsCmd       `cmd:"" help:"Show what a function has written."`
+	Delete     deleteCmd     `cmd:"" help:"Delete a function, or a version of one."`
+	Coldstarts coldstartsCmd `cmd:"" help:"Show how long a function's cold starts took."`
+	Events     eventsCmd     `cmd:"" help:"Show, replay and remove events that were given up."`
+	Keys       keysCmd       `cmd:"" help:"Manage access keys of the platform."`
+	Cluster    clusterCmd    `cmd:"" help:"Run the platform's server of records; back it up and restore it."`
+	Builder    builderCmd    `cmd:"" help:"Run the platform's builder: it converts what is deployed."`
+	Frontend   frontendCmd   `cmd:"" help:"Run the platform's frontend: the Lambda API."`
+	Manager    managerCmd    `cmd:"" help:"Run the platform's manager: it gives invokes their instances."`
+	Worker     workerCmd     `cmd:"" help:"Run the platform's worker: it runs instances."`
+	Doctor     doctorCmd     `cmd:"" help:"Say what this machine has and lacks for run and mount, and how to mend it."`
 }
 
 const description = `Thaw turns container images into devices that start before they have arrived.

@@ -97,24 +97,10 @@ func (g *Globals) start(ctx context.Context, what subject, kind string, t tracin
 
 // acquire has the fetcher run and the image mounted.
 func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
-	self, err := os.Executable()
+	fetcher, err := g.fetcherCommand()
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(g.Cache, 0o755); err != nil {
-		return fmt.Errorf("cache: %w", err)
-	}
-	if err := unix.Access(g.Cache, unix.W_OK); err != nil {
-		g.logger().Warn("what is read is not kept", "cache", g.Cache, "cause", err.Error())
-	}
-	if err := g.checkZone(); err != nil {
-		return err
-	}
-	zoneArgs := g.zoneArgs()
-	fetcher := host.Fetcher{Origin: g.Origin, Cache: g.Cache, Zone: strings.Join(zoneArgs, " "), Args: append([]string{
-		self, "fetcher", "--origin=" + g.Origin, "--state=" + g.State, "--cache=" + g.Cache, "--cache-size=" + g.CacheSize.String(), "--log-format=" + g.LogFormat,
-		"--origin-requests=" + strconv.Itoa(g.OriginRequests),
-	}, zoneArgs...)}
 	s.fetcher, err = s.host.UseFetcher(ctx, fetcher)
 	if err != nil {
 		return err
@@ -147,6 +133,28 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 	}
 	s.watch.lap("mount")
 	return err
+}
+
+// fetcherCommand says how to start the fetcher that these flags ask for.
+func (g *Globals) fetcherCommand() (f host.Fetcher, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return f, err
+	}
+	if err := os.MkdirAll(g.Cache, 0o755); err != nil {
+		return f, fmt.Errorf("cache: %w", err)
+	}
+	if err := unix.Access(g.Cache, unix.W_OK); err != nil {
+		g.logger().Warn("what is read is not kept", "cache", g.Cache, "cause", err.Error())
+	}
+	if err := g.checkZone(); err != nil {
+		return f, err
+	}
+	zoneArgs := g.zoneArgs()
+	return host.Fetcher{Origin: g.Origin, Cache: g.Cache, Zone: strings.Join(zoneArgs, " "), Args: append([]string{
+		self, "fetcher", "--origin=" + g.Origin, "--state=" + g.State, "--cache=" + g.Cache, "--cache-size=" + g.CacheSize.String(), "--log-format=" + g.LogFormat,
+		"--origin-requests=" + strconv.Itoa(g.OriginRequests),
+	}, zoneArgs...)}, nil
 }
 
 // tellOther tells which flags a fetcher that runs already was started with, and

@@ -1,0 +1,115 @@
+//go:build cloud
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"thaw/builder"
+	"thaw/cluster"
+	"thaw/convert"
+	"thaw/functions"
+	"thaw/keys"
+	"thaw/registry"
+)
+
+const (
+	// buildRecords is the bucket of builders' notes, loginRecords that of
+	// credentials for registries.
+	buildRecords, loginRecords = "builds", "logins"
+	// maxRuntimes bounds the map of runtimes in bytes.
+	maxRuntimes = 1 << 20
+)
+
+// Run makes devices of what is deployed, and serves the registry inside.
+func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
+	f, err := c.join(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer f.conn.Close()
+	runtimes, err := readRuntimes(c.Runtimes)
+	if err != nil {
+		return err
+	}
+	records := map[string]*cluster.Records{}
+	for _, name := range []string{functionRecords, buildRecords, loginRecords} {
+		if records[name], err = f.conn.Records(ctx, name); err != nil {
+			return err
+		}
+	}
+	leases, err := f.leases(ctx)
+	if err != nil {
+		return err
+	}
+	images, err := registry.New(g.fleetPath("registry"), registry.Options{Logger: g.logger()})
+	if err != nil {
+		return fmt.Errorf("the registry inside: %w", err)
+	}
+	l, err := c.socket(ctx)
+	if err != nil {
+		return err
+	}
+	logins := builder.NewLogins(records[loginRecords], func(ctx context.Context, account string) (keys.Keeper, error) {
+		s, err := g.forTenant(g.tenantOf(account)).open(ctx, true)
+		if err != nil {
+			return nil, err
+		}
+		return s.key, s.Origin.Close() // the key stays
+	})
+	makes := &builder.Images{
+		Convert: func(ctx context.Context, account string, o convert.Options) (*convert.Result, error) {
+			return g.forTenant(g.tenantOf(account)).convertQuietly(ctx, o)
+		},
+		Zip: packages{g}.open, Login: logins.Get, PlainHTTP: innerNames(l.Addr().String()),
+		Local: func(account string) bool { return account == usualAccount }, Runtimes: runtimes, Prime: g.Zone != "",
+	}
+	b := builder.New(builder.Options{
+		ID: "builder-" + l.Addr().String(), Functions: functions.NewStore(records[functionRecords]), Leases: leases, TTL: fleetTTL, Records: records[buildRecords],
+		Convert: makes.Build, Logger: g.logger(),
+	})
+	return g.serveRole(ctx, l, http.Handler(images), b.Run)
+}
+
+// readRuntimes reads the operator's map; a file that is not there has none.
+func readRuntimes(path string) (builder.Runtimes, error) {
+	if path == "" {
+		return nil, nil
+	}
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxRuntimes {
+		return nil, fmt.Errorf("%s has more than %d bytes", path, maxRuntimes)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var all builder.Runtimes
+	if err := toml.Unmarshal(data, &all); err != nil {
+		return nil, fmt.Errorf("%s: want lines such as \"python3.13\" = \"oci:/images/python\": %w", path, err)
+	}
+	return all, nil
+}
+
+// innerNames are those by which clients know the registry inside.
+func innerNames(address string) []string {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return []string{address}
+	}
+	return []string{net.JoinHostPort("localhost", port), net.JoinHostPort("127.0.0.1", port)}
+}

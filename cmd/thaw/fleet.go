@@ -1,0 +1,205 @@
+//go:build cloud
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs"
+	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"golang.org/x/sys/unix"
+)
+
+// What the roles of one platform share is in STATE/fleet, root's alone:
+//
+//	token         of the fleet, 64 hex digits: what roles show each other
+//	platform.json what runs: fleetRecord; gone when thaw up has ended
+//	credentials   the key pair that thaw up has made for this machine's user: keyPair
+//	lock          held by thaw up
+//	cluster/      the records' server's folder
+//	registry/     the registry's blobs and manifests
+const fleetDir = "fleet"
+
+// fleetRecord is how the platform that runs is reached.
+type fleetRecord struct {
+	Endpoint string `json:"endpoint"` // URL of the Lambda API
+	Cluster  string `json:"cluster"`  // URL of the records' server
+	Registry string `json:"registry"` // host:port
+	Region   string `json:"region"`
+	PID      int    `json:"pid"` // of thaw up
+}
+
+// keyPair signs requests.
+type keyPair struct {
+	ID     string `json:"id"`
+	Secret string `json:"secret"`
+}
+
+// Format hides the secret from every verb.
+func (k keyPair) Format(f fmt.State, _ rune) { fmt.Fprint(f, "key "+k.ID) }
+
+func (g *Globals) fleetPath(names ...string) string {
+	return filepath.Join(append([]string{g.State, fleetDir}, names...)...)
+}
+
+// fleetToken gives the token of the fleet, and makes it if there is none. Of
+// several who do so at once, one does.
+func (g *Globals) fleetToken() (string, error) {
+	if err := os.MkdirAll(g.fleetPath(), 0o700); err != nil {
+		return "", err
+	}
+	path := g.fleetPath("token")
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		var raw [32]byte
+		rand.Read(raw[:]) // never fails
+		temp := path + "." + rand.Text()
+		if err := os.WriteFile(temp, []byte(hex.EncodeToString(raw[:])+"\n"), 0o600); err != nil {
+			return "", err
+		}
+		err = os.Link(temp, path)
+		_ = os.Remove(temp)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+		data, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(data))
+	if raw, err := hex.DecodeString(token); err != nil || len(raw) != 32 || info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("%s is not a token that only its owner may read: remove it while nothing of the platform runs", path)
+	}
+	return token, nil
+}
+
+// errNoPlatform says what is missing for most verbs.
+var errNoPlatform = errors.New("no platform runs with this --state: start it with thaw up")
+
+// fleet reads how the platform is reached.
+func (g *Globals) fleet() (r fleetRecord, err error) {
+	err = readJSON(g.fleetPath("platform.json"), &r)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, errNoPlatform
+	}
+	if err == nil && unix.Kill(r.PID, 0) == unix.ESRCH {
+		return r, errNoPlatform // it was killed
+	}
+	return r, err
+}
+
+func readJSON(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// writeJSON writes a record of root's alone, whole or not at all.
+func writeJSON(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return keep(path, append(data, '\n'))
+}
+
+// clusterURL is that of the flag, or of the platform that runs.
+func (f *fleetFlags) clusterURL(g *Globals) (string, error) {
+	if f.Cluster != "" {
+		return f.Cluster, nil
+	}
+	r, err := g.fleet()
+	return r.Cluster, err
+}
+
+// credentials gives the key pair of this machine's user.
+func (g *Globals) credentials() (k keyPair, err error) {
+	err = readJSON(g.fleetPath("credentials"), &k)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errNoPlatform
+	}
+	return k, err
+}
+
+// platform is a way to the platform that runs, signed with this machine's keys.
+type platform struct {
+	fleetRecord
+	functions *lambda.Client
+	logs      *cloudwatchlogs.Client
+}
+
+// platform finds what runs.
+func (g *Globals) platform() (*platform, error) {
+	r, err := g.fleet()
+	if err != nil {
+		return nil, err
+	}
+	pair, err := g.credentials()
+	if err != nil {
+		return nil, err
+	}
+	keys := aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+		return aws.Credentials{AccessKeyID: pair.ID, SecretAccessKey: pair.Secret, Source: "thaw"}, nil
+	})
+	return &platform{
+		fleetRecord: r,
+		functions:   lambda.New(lambda.Options{Region: r.Region, BaseEndpoint: aws.String(r.Endpoint), Credentials: keys}),
+		logs:        cloudwatchlogs.New(cloudwatchlogs.Options{Region: r.Region, BaseEndpoint: aws.String(r.Endpoint), Credentials: keys}),
+	}, nil
+}
+
+// Run prints what sets a shell up.
+func (c *envCmd) Run(g *Globals) error {
+	r, err := g.fleet()
+	if err != nil {
+		return err
+	}
+	pair, err := g.credentials()
+	if err != nil {
+		return err
+	}
+	vars := [][2]string{
+		{"AWS_ENDPOINT_URL", r.Endpoint}, {"AWS_ACCESS_KEY_ID", pair.ID}, {"AWS_SECRET_ACCESS_KEY", pair.Secret},
+		{"AWS_DEFAULT_REGION", r.Region}, {"AWS_REGION", r.Region}, {"AWS_SESSION_TOKEN", ""}, {"AWS_PROFILE", ""},
+	}
+	if c.JSON {
+		all := map[string]string{}
+		for _, v := range vars {
+			if v[1] != "" {
+				all[v[0]] = v[1]
+			}
+		}
+		return json.NewEncoder(g.stdout).Encode(all)
+	}
+	for _, v := range vars {
+		if v[1] == "" {
+			fmt.Fprintln(g.stdout, "unset "+v[0]) // another platform's
+			continue
+		}
+		fmt.Fprintln(g.stdout, "export "+v[0]+"="+shellQuote(v[1]))
+	}
+	return nil
+}
+
+// shellQuote makes any text one word of a shell.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

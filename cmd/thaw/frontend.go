@@ -1,0 +1,150 @@
+//go:build cloud
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"thaw/events"
+	"thaw/frontend"
+	"thaw/functions"
+	"thaw/text"
+)
+
+// noteOfUp marks the key that thaw up makes for its own user.
+const noteOfUp = "thaw up"
+
+// Run is the door: the Lambda API and what belongs to it.
+func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
+	f, err := c.join(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer f.conn.Close()
+	runtimes, err := readRuntimes(c.Runtimes)
+	if err != nil {
+		return err
+	}
+	records, err := f.conn.Records(ctx, functionRecords)
+	if err != nil {
+		return err
+	}
+	keyed, err := f.conn.Records(ctx, keyRecords)
+	if err != nil {
+		return err
+	}
+	leases, err := f.leases(ctx)
+	if err != nil {
+		return err
+	}
+	store := functions.NewStore(records)
+	queue, err := events.Open(ctx, f.conn, events.Options{
+		Policy: frontend.EventPolicy(store), Grace: lastRequests, Warn: func(line string) { g.logger().Warn(text.Line(line)) },
+	})
+	if err != nil {
+		return err
+	}
+	l, err := c.socket(ctx)
+	if err != nil {
+		return err
+	}
+	if c.Endpoint == "" {
+		c.Endpoint = "http://" + l.Addr().String()
+	}
+	door := frontend.New(frontend.Options{
+		ID: "frontend-" + l.Addr().String(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: leases, Store: store,
+		Keys: frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: slices.Collect(maps.Keys(runtimes)),
+		Tenant: g.tenantOf, Log: g.logger(),
+	})
+	return g.serveRole(ctx, l, door.Handler(), door.Run)
+}
+
+// keyStore opens the platform's access keys, for f.
+func (g *Globals) keyStore(ctx context.Context, url string, f func(*frontend.KeyStore) error) error {
+	m, err := (&fleetFlags{Cluster: url}).join(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer m.conn.Close()
+	records, err := m.conn.Records(ctx, keyRecords)
+	if err != nil {
+		return err
+	}
+	return f(frontend.NewKeyStore(records))
+}
+
+// firstKey gives the key pair of this machine's user, and makes one if there is
+// none or it was revoked.
+func (g *Globals) firstKey(ctx context.Context, url string) (pair keyPair, err error) {
+	path := g.fleetPath("credentials")
+	if err := readJSON(path, &pair); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return pair, err
+	}
+	err = g.keyStore(ctx, url, func(s *frontend.KeyStore) error {
+		if pair.ID != "" {
+			if _, err := s.Lookup(ctx, pair.ID); !errors.Is(err, frontend.ErrNoKey) {
+				return err
+			}
+		}
+		k, err := s.Create(ctx, usualAccount, noteOfUp)
+		if err != nil {
+			return err
+		}
+		pair = keyPair{k.ID, k.Secret}
+		return writeJSON(path, pair)
+	})
+	return pair, err
+}
+
+// Run makes a key pair.
+func (c *keysCreateCmd) Run(ctx context.Context, g *Globals) error {
+	return g.keyStore(ctx, "", func(s *frontend.KeyStore) error {
+		k, err := s.Create(ctx, c.Account, "")
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return json.NewEncoder(g.stdout).Encode(map[string]string{"id": k.ID, "secret": k.Secret, "account": k.Account})
+		}
+		_, err = fmt.Fprintf(g.stdout, "key      %s\nsecret   %s\naccount  %s\n", k.ID, k.Secret, k.Account)
+		return err
+	})
+}
+
+// Run lists keys, without their secrets.
+func (c *keysListCmd) Run(ctx context.Context, g *Globals) error {
+	return g.keyStore(ctx, "", func(s *frontend.KeyStore) error {
+		all, err := s.List(ctx, "")
+		if err != nil {
+			return err
+		}
+		w := tabwriter.NewWriter(g.stdout, 0, 0, 2, ' ', 0)
+		if !c.JSON {
+			fmt.Fprintln(w, "KEY\tACCOUNT\tCREATED\tNOTE")
+		}
+		for _, k := range all {
+			if c.JSON {
+				err = json.NewEncoder(g.stdout).Encode(map[string]any{"id": k.ID, "account": k.Account, "created": k.Created, "note": k.Note})
+			} else {
+				_, err = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", k.ID, k.Account, k.Created.UTC().Format(time.DateTime), text.Line(k.Note))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return w.Flush()
+	})
+}
+
+// Run makes a key pair worthless.
+func (c *keysRevokeCmd) Run(ctx context.Context, g *Globals) error {
+	return g.keyStore(ctx, "", func(s *frontend.KeyStore) error { return s.Revoke(ctx, c.ID) })
+}

@@ -1,0 +1,166 @@
+//go:build cloud
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs"
+	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs/types"
+)
+
+// logLook is how often logs are asked for more.
+const logLook = time.Second
+
+// logGroup is where a function's log is, whatever qualifier it is named with.
+func logGroup(name string) string {
+	if i := strings.LastIndex(name, ":function:"); i >= 0 {
+		name = name[i+len(":function:"):]
+	}
+	name, _, _ = strings.Cut(name, ":")
+	return "/aws/lambda/" + name
+}
+
+// events gives a group's events since a time, in order, page after page.
+func (p *platform) events(ctx context.Context, group, pattern string, since time.Time, each func(types.FilteredLogEvent) error) error {
+	in := &cloudwatchlogs.FilterLogEventsInput{LogGroupName: &group, StartTime: aws.Int64(since.UnixMilli())}
+	if pattern != "" {
+		in.FilterPattern = &pattern
+	}
+	pages := cloudwatchlogs.NewFilterLogEventsPaginator(p.logs, in)
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return plain(err)
+		}
+		for _, e := range page.Events {
+			if err := each(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Run shows a function's log.
+func (c *logsCmd) Run(ctx context.Context, g *Globals) error {
+	p, err := g.platform()
+	if err != nil {
+		return err
+	}
+	look := time.NewTicker(logLook)
+	defer look.Stop()
+	from := time.Now().Add(-c.Since)
+	shown := map[string]bool{} // of the millisecond that is asked for again
+	for {
+		err := p.events(ctx, logGroup(c.Name), "", from, func(e types.FilteredLogEvent) error {
+			id := aws.ToString(e.EventId)
+			at := time.UnixMilli(aws.ToInt64(e.Timestamp))
+			if shown[id] {
+				return nil
+			}
+			if at.After(from) {
+				from = at
+				clear(shown)
+			}
+			shown[id] = true
+			return c.show(g, e, at)
+		})
+		if err != nil || !c.Follow {
+			return err
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (c *logsCmd) show(g *Globals, e types.FilteredLogEvent, at time.Time) error {
+	message := strings.TrimRight(aws.ToString(e.Message), "\n")
+	if c.JSON {
+		return json.NewEncoder(g.stdout).Encode(map[string]any{"time": at.UTC(), "stream": aws.ToString(e.LogStreamName), "message": message})
+	}
+	_, err := fmt.Fprintf(g.stdout, "%s %s\n", at.UTC().Format("2006-01-02T15:04:05.000Z"), message)
+	return err
+}
+
+// reportLine finds the milliseconds of a REPORT line.
+var reportLine = regexp.MustCompile(`^REPORT RequestId: \S+\tDuration: ([0-9.]+) ms\tBilled Duration: \d+ ms\tMemory Size: \d+ MB\tMax Memory Used: \d+ MB\t(?:Init Duration: ([0-9.]+) ms\t)?`)
+
+// summary is a table's row: milliseconds.
+type summary struct {
+	Count                       int `json:"count"`
+	Min, Max, Mean, Median, P95 float64
+}
+
+// MarshalJSON names the fields as the table does.
+func (s summary) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]any{"count": s.Count, "min_ms": s.Min, "max_ms": s.Max, "mean_ms": s.Mean, "median_ms": s.Median, "p95_ms": s.P95})
+}
+
+// summarize makes a row of values in any order.
+func summarize(values []float64) (s summary) {
+	if len(values) == 0 {
+		return s
+	}
+	slices.Sort(values)
+	s.Count, s.Min, s.Max = len(values), values[0], values[len(values)-1]
+	for _, v := range values {
+		s.Mean += v / float64(len(values))
+	}
+	rank := func(q float64) float64 { return values[max(0, int(math.Ceil(q*float64(len(values))))-1)] } // nearest rank
+	s.Median, s.P95 = rank(0.5), rank(0.95)
+	return s
+}
+
+// Run shows how long cold starts took.
+func (c *coldstartsCmd) Run(ctx context.Context, g *Globals) error {
+	p, err := g.platform()
+	if err != nil {
+		return err
+	}
+	var inits, durations []float64
+	all := 0
+	err = p.events(ctx, logGroup(c.Name), "REPORT", time.Now().Add(-c.Since), func(e types.FilteredLogEvent) error {
+		m := reportLine.FindStringSubmatch(aws.ToString(e.Message))
+		if m == nil {
+			return nil
+		}
+		all++
+		if m[2] != "" {
+			init, _ := strconv.ParseFloat(m[2], 64) // digits and dots
+			duration, _ := strconv.ParseFloat(m[1], 64)
+			inits, durations = append(inits, init), append(durations, duration)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	rows := []struct {
+		name string
+		summary
+	}{{"init", summarize(inits)}, {"duration", summarize(durations)}}
+	if c.JSON {
+		return json.NewEncoder(g.stdout).Encode(map[string]any{"name": c.Name, "invokes": all, "cold": len(inits), "init": rows[0].summary, "duration": rows[1].summary})
+	}
+	fmt.Fprintf(g.stdout, "%d of %d invokes were cold.\n", len(inits), all)
+	w := tabwriter.NewWriter(g.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "OF COLD STARTS\tCOUNT\tMIN\tMAX\tMEAN\tMEDIAN\tP95")
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s, ms\t%d\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\n", r.name, r.Count, r.Min, r.Max, r.Mean, r.Median, r.P95)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,190 @@
+package main
+
+import "time"
+
+// The verbs of the function platform are in the build with all drivers
+// (handOver): what they need would make every start longer.
+
+// upCmd runs a whole platform on one machine.
+type upCmd struct {
+	Listen   string   `help:"Address of the Lambda API." default:"127.0.0.1:9000" placeholder:"HOST:PORT"`
+	Registry string   `help:"Address of the registry inside, for docker push." default:"127.0.0.1:9005" placeholder:"HOST:PORT"`
+	Budget   byteSize `help:"Memory that all of it may take (three quarters of what this machine has)."`
+	Nodes    int      `help:"Nodes of the zone cache on this machine; 0 for none. They take 5 % of the budget and of the free disk at most." default:"5" placeholder:"N"`
+	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
+	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images, for zip packages (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
+	identityFlags
+}
+
+// identityFlags are what functions and clients see of the platform.
+type identityFlags struct {
+	Region string `help:"Region in ARNs and signatures." default:"us-east-1" env:"THAW_REGION" placeholder:"R"`
+}
+
+// Help teaches by example.
+func (upCmd) Help() string {
+	return `Brings up the Lambda API, a manager, a worker, a builder, the records' server and a zone cache,
+each a process of its own, and starts again what ends. Ctrl-C ends all and leaves nothing behind but
+the state: functions, keys and queued events are there again the next time.
+
+  thaw up
+  eval "$(thaw env)"                      in another shell: AWS CLI and SDKs speak to it
+  thaw deploy hello oci:./layout:v1
+  aws lambda invoke --function-name hello --payload '{}' /dev/stdout`
+}
+
+// envCmd prints what sets a shell up.
+type envCmd struct {
+	JSON bool `name:"json" help:"One JSON object."`
+}
+
+// Help teaches by example.
+func (envCmd) Help() string {
+	return `Finds the platform that runs with this --state.
+
+  eval "$(thaw env)"
+  aws lambda list-functions`
+}
+
+// fleetFlags say how a role finds the others.
+type fleetFlags struct {
+	Cluster string `help:"URL of the records' server (what runs with this --state)." env:"THAW_CLUSTER" placeholder:"URL"`
+	Listen  string `help:"Address to listen on; port 0 picks one. The first line of output is the address." default:"127.0.0.1:0" placeholder:"HOST:PORT"`
+}
+
+type clusterCmd struct {
+	Serve clusterServeCmd `cmd:"" default:"withargs" help:"Run the server of records, leases and queues. This is what thaw cluster does without a word behind it."`
+}
+
+type clusterServeCmd struct {
+	Listen string `help:"Address to listen on; port 0 picks one. The first line of output is the URL." default:"127.0.0.1:0" placeholder:"HOST:PORT"`
+}
+
+type builderCmd struct {
+	fleetFlags
+	Runtimes string `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
+}
+
+type frontendCmd struct {
+	fleetFlags
+	Endpoint string `help:"URL under which functions reach the API (http://LISTEN)." placeholder:"URL"`
+	Runtimes string `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
+	identityFlags
+}
+
+type managerCmd struct {
+	fleetFlags
+	Idle time.Duration `help:"How long an idle instance is kept." default:"10m"`
+}
+
+type workerCmd struct {
+	fleetFlags
+	ID      string   `help:"Name in the fleet, the same after a restart (the host's name)." placeholder:"NAME"`
+	Memory  byteSize `help:"Bytes that instances may take (three quarters of the machine's)."`
+	Runtime string   `help:"OCI runtime: runc, crun, runsc, or a path." placeholder:"R"`
+}
+
+// keysCmd manages access keys.
+type keysCmd struct {
+	Create keysCreateCmd `cmd:"" help:"Make a key pair. Its secret is shown once."`
+	List   keysListCmd   `cmd:"" help:"List access keys."`
+	Revoke keysRevokeCmd `cmd:"" help:"Make a key pair worthless."`
+}
+
+type keysCreateCmd struct {
+	Account string `help:"Account, twelve digits, whose functions the key opens." default:"000000000000"`
+	JSON    bool   `name:"json" help:"One JSON object."`
+}
+
+type keysListCmd struct {
+	JSON bool `name:"json" help:"One JSON object a line."`
+}
+
+type keysRevokeCmd struct {
+	ID string `arg:"" help:"The access key's id."`
+}
+
+// deployCmd makes or updates a function.
+type deployCmd struct {
+	Name        string            `arg:"" help:"Function name."`
+	Source      string            `arg:"" help:"Image: docker://REF, oci:DIR[:TAG], docker-daemon:NAME, or a reference; or a .zip file."`
+	Memory      int               `help:"Memory in MB." placeholder:"MB"`
+	Timeout     int               `help:"Timeout of an invoke, in seconds." placeholder:"S"`
+	Tmp         int               `help:"Size of /tmp in MB." placeholder:"MB"`
+	Env         map[string]string `short:"e" help:"Variables, K=V." placeholder:"K=V" mapsep:"none"`
+	Handler     string            `help:"Handler, of a zip package."`
+	Runtime     string            `help:"Runtime, of a zip package: provided.al2023, or a name that the operator has mapped."`
+	Command     []string          `help:"Replaces the image's Cmd." sep:"none" placeholder:"WORD"`
+	Description string            `help:"What it is."`
+	Publish     bool              `help:"Publish a version too."`
+	NoWait      bool              `help:"Do not wait until it can be invoked."`
+	JSON        bool              `name:"json" help:"The function's configuration as JSON."`
+}
+
+// Help teaches by example.
+func (deployCmd) Help() string {
+	return `Makes the function, or gives it new code and configuration, and waits until it can be invoked.
+
+  thaw deploy hello oci:./layout:v1 --memory 512 --timeout 10
+  thaw deploy hello localhost:9005/hello:2        after docker push to the registry inside
+  thaw deploy shell code.zip --runtime provided.al2023 --handler x`
+}
+
+// invokeCmd invokes a function.
+type invokeCmd struct {
+	Name    string `arg:"" help:"Function: NAME, NAME:VERSION, NAME:ALIAS or ARN."`
+	Payload string `arg:"" optional:"" help:"JSON, @FILE, or - for standard input."`
+	Log     bool   `help:"Show the end of the log on standard error."`
+	Async   bool   `help:"Queue it, and wait for nothing."`
+	JSON    bool   `name:"json" help:"The answer with status, version and log as one JSON object."`
+}
+
+// Help teaches by example.
+func (invokeCmd) Help() string {
+	return `Prints what the function answers. Exit status 1: the function failed, and its error was printed.
+
+  thaw invoke hello '{"name":"x"}' --log
+  thaw invoke hello @event.json
+  thaw invoke hello --async`
+}
+
+type functionsCmd struct {
+	JSON bool `name:"json" help:"One JSON object a line."`
+}
+
+type deleteCmd struct {
+	Name string `arg:"" help:"Function, or NAME:VERSION."`
+}
+
+// logsCmd shows what functions have written.
+type logsCmd struct {
+	Name   string        `arg:"" help:"Function."`
+	Follow bool          `short:"f" help:"Go on with what is written from now on."`
+	Since  time.Duration `help:"Only what is younger." default:"1h" placeholder:"TIME"`
+	JSON   bool          `name:"json" help:"One JSON object a line."`
+}
+
+type coldstartsCmd struct {
+	Name  string        `arg:"" help:"Function."`
+	Since time.Duration `help:"Only what is younger." default:"24h" placeholder:"TIME"`
+	JSON  bool          `name:"json" help:"One JSON object."`
+}
+
+type eventsCmd struct {
+	List   eventsListCmd   `cmd:"" default:"withargs" help:"List dead letters: events that were given up."`
+	Replay eventsReplayCmd `cmd:"" help:"Queue a dead letter again."`
+	Remove eventsRemoveCmd `cmd:"" help:"Forget a dead letter."`
+}
+
+type eventsListCmd struct {
+	Name string `arg:"" optional:"" help:"Function."`
+	JSON bool   `name:"json" help:"One JSON object a line."`
+}
+
+type eventsReplayCmd struct {
+	ID string `arg:"" help:"The event's request id."`
+}
+
+type eventsRemoveCmd struct {
+	ID string `arg:"" help:"The event's request id."`
+}

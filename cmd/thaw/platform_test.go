@@ -1,0 +1,215 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"thaw/internal/testoci"
+)
+
+// sample is the sample function in Go, built once for all tests of a run.
+var sample struct {
+	once sync.Once
+	data []byte
+	err  string
+}
+
+// sampleLayout makes an image of the sample function: one file, /function.
+func sampleLayout(t *testing.T) string {
+	t.Helper()
+	sample.once.Do(func() {
+		dir, err := os.MkdirTemp("", "thaw-sample")
+		if err != nil {
+			sample.err = err.Error()
+			return
+		}
+		defer os.RemoveAll(dir)
+		cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", filepath.Join(dir, "function"), "thaw/corpus/functions/go")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			sample.err = string(out)
+			return
+		}
+		if sample.data, err = os.ReadFile(filepath.Join(dir, "function")); err != nil {
+			sample.err = err.Error()
+		}
+	})
+	if sample.err != "" {
+		t.Fatal("building the sample function: ", sample.err)
+	}
+	file := testoci.File("function", sample.data)
+	file.Mode = 0o755
+	return testoci.Layout(t, t.TempDir(), []string{"FROM=image"}, testoci.Tar(t, file))
+}
+
+// region is a platform that runs.
+type region struct {
+	*machine
+	up       *running
+	env      []string // for clients
+	endpoint string
+}
+
+// newRegion brings a platform up, with flags more, and down at the test's end.
+func newRegion(t *testing.T, more ...string) *region {
+	t.Helper()
+	m := newMachine(t)
+	r := &region{machine: m, up: m.start(append([]string{"up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB"}, more...)...)}
+	for line := ""; !strings.Contains(line, "aws lambda invoke"); {
+		if line = r.up.line(); strings.Contains(line, "(EOF)") {
+			t.Fatalf("up has ended: %+v", r.up.wait())
+		}
+	}
+	var vars map[string]string
+	if err := json.Unmarshal([]byte(m.must("env", "--json")), &vars); err != nil {
+		t.Fatal(err)
+	}
+	r.endpoint = vars["AWS_ENDPOINT_URL"]
+	r.env = append(os.Environ(), "AWS_EC2_METADATA_DISABLED=true", "AWS_PAGER=", "HOME="+t.TempDir())
+	for k, v := range vars {
+		r.env = append(r.env, k+"="+v)
+	}
+	t.Cleanup(r.down)
+	return r
+}
+
+// down ends the platform, which has to go well.
+func (r *region) down() {
+	if r.up.over {
+		return
+	}
+	_ = r.up.cmd.Process.Signal(syscall.SIGINT)
+	if e := r.up.wait(); e.code != exitInterrupted && e.code != 0 {
+		r.t.Errorf("up ended with status %d: %s", e.code, e.stderr)
+	}
+}
+
+// A function is deployed, invoked cold and warm, and deleted, by thaw's own
+// verbs.
+func TestPlatform(t *testing.T) {
+	r := newRegion(t)
+	layout := sampleLayout(t)
+	r.must("deploy", "hello", "oci:"+layout, "--command", "/function", "--memory", "256", "-e", "GREETING=hi")
+	var cold, warm struct {
+		Status int
+		Answer json.RawMessage
+		Log    string
+	}
+	for _, answer := range []any{&cold, &warm} {
+		if err := json.Unmarshal([]byte(r.must("invoke", "hello", `{"name":"x"}`, "--json")), answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if string(cold.Answer) != `{"name":"x"}` || string(warm.Answer) != `{"name":"x"}` {
+		t.Errorf("answers %s, %s", cold.Answer, warm.Answer)
+	}
+	report := regexp.MustCompile(`REPORT RequestId: [0-9a-f-]{36}\tDuration: [0-9.]+ ms\tBilled Duration: [0-9]+ ms\tMemory Size: 256 MB\tMax Memory Used: [0-9]+ MB\t(Init Duration: [0-9.]+ ms\t)?\n$`)
+	if m := report.FindStringSubmatch(cold.Log); m == nil || m[1] == "" {
+		t.Errorf("a cold start logs %q", cold.Log)
+	}
+	if m := report.FindStringSubmatch(warm.Log); m == nil || m[1] != "" {
+		t.Errorf("a warm invoke logs %q", warm.Log)
+	}
+	if out := r.must("functions"); !strings.Contains(out, "hello  Active  256 MB") {
+		t.Errorf("functions: %s", out)
+	}
+	if out := r.must("coldstarts", "hello"); !strings.Contains(out, "1 of 2 invokes were cold") {
+		t.Errorf("coldstarts: %s", out)
+	}
+	if out := r.must("logs", "hello"); strings.Count(out, "REPORT RequestId") != 2 {
+		t.Errorf("logs: %s", out)
+	}
+	r.must("delete", "hello")
+	if out := r.must("functions", "--json"); out != "" {
+		t.Errorf("functions after delete: %s", out)
+	}
+}
+
+// aws runs the AWS CLI, which has to be there, and gives its output.
+func (r *region) aws(args ...string) (string, error) {
+	r.t.Helper()
+	// Debian's does not know AWS_ENDPOINT_URL yet.
+	cmd := exec.Command("aws", append([]string{"--endpoint-url", r.endpoint}, args...)...)
+	cmd.Env = r.env
+	out, err := cmd.Output()
+	if e := (*exec.ExitError)(nil); errors.As(err, &e) {
+		err = fmt.Errorf("aws %q: %s", args, e.Stderr)
+	}
+	return string(out), err
+}
+
+func (r *region) mustAWS(args ...string) string {
+	r.t.Helper()
+	out, err := r.aws(args...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+// The AWS CLI deploys, waits, invokes in each way, and is refused as AWS refuses.
+func TestPlatformAWSCLI(t *testing.T) {
+	r := newRegion(t)
+	layout := sampleLayout(t)
+	answer, payload, bad := filepath.Join(t.TempDir(), "answer"), filepath.Join(t.TempDir(), "payload"), filepath.Join(t.TempDir(), "bad")
+	if err := errors.Join(os.WriteFile(payload, []byte(`{"a":1}`), 0o600), os.WriteFile(bad, []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	r.mustAWS("lambda", "create-function", "--function-name", "f", "--package-type", "Image", "--code", "ImageUri=oci:"+layout,
+		"--role", "arn:aws:iam::000000000000:role/any", "--image-config", `{"EntryPoint":["/function"]}`, "--timeout", "5")
+	r.mustAWS("lambda", "wait", "function-active-v2", "--function-name", "f")
+	invoke := func(more ...string) string {
+		return r.mustAWS(append([]string{"lambda", "invoke", "--function-name", "f", "--payload", "fileb://" + payload, answer}, more...)...)
+	}
+	out := invoke("--log-type", "Tail", "--query", "LogResult", "--output", "text")
+	log, err := base64.StdEncoding.DecodeString(strings.TrimSpace(out))
+	if err != nil || !strings.Contains(string(log), "\tInit Duration: ") || !strings.HasPrefix(string(log), "START RequestId: ") && !strings.Contains(string(log), "\nSTART RequestId: ") {
+		t.Errorf("log %q, %v", log, err)
+	}
+	if got, err := os.ReadFile(answer); err != nil || string(got) != `{"a":1}` {
+		t.Errorf("answer %q, %v", got, err)
+	}
+	if out := invoke("--invocation-type", "Event"); !strings.Contains(out, "202") {
+		t.Errorf("Event: %s", out)
+	}
+	if out := invoke("--invocation-type", "DryRun"); !strings.Contains(out, "204") {
+		t.Errorf("DryRun: %s", out)
+	}
+	if out := r.mustAWS("lambda", "publish-version", "--function-name", "f", "--query", "Version", "--output", "text"); out != "1\n" {
+		t.Errorf("published version %q", out)
+	}
+	r.mustAWS("lambda", "create-alias", "--function-name", "f", "--name", "live", "--function-version", "1")
+	if out := invoke("--qualifier", "live", "--query", "ExecutedVersion", "--output", "text"); out != "1\n" {
+		t.Errorf("executed version %q", out)
+	}
+	for want, args := range map[string][]string{
+		"ResourceNotFoundException":                {"lambda", "get-function", "--function-name", "none"},
+		"InvalidRequestContentException":           {"lambda", "invoke", "--function-name", "f", "--payload", "fileb://" + bad, answer},
+		"ResourceConflictException":                {"lambda", "create-alias", "--function-name", "f", "--name", "live", "--function-version", "1"},
+		"Function not found: arn:aws:lambda:us-ea": {"lambda", "invoke", "--function-name", "none", answer},
+	} {
+		if _, err := r.aws(args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", args, err, want)
+		}
+	}
+	if out := r.mustAWS("logs", "filter-log-events", "--log-group-name", "/aws/lambda/f", "--filter-pattern", "REPORT", "--query", "length(events)"); strings.TrimSpace(out) == "0" {
+		t.Error("no REPORT in the log group")
+	}
+	wrong := *r
+	wrong.env = append(slices.Clone(r.env), "AWS_SECRET_ACCESS_KEY=wrong")
+	if _, err := wrong.aws("lambda", "list-functions"); err == nil || !strings.Contains(err.Error(), "InvalidSignatureException") {
+		t.Errorf("with a wrong secret: %v", err)
+	}
+	r.mustAWS("lambda", "delete-function", "--function-name", "f")
+}

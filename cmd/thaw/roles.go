@@ -1,0 +1,297 @@
+//go:build cloud
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"thaw/catalog"
+	"thaw/cluster"
+	"thaw/host"
+	"thaw/manager"
+	"thaw/origin"
+	"thaw/text"
+	"thaw/worker"
+)
+
+const (
+	// fleetLeases is the bucket of who is there: workers, managers, frontends and
+	// who owns which function. A process that has died is forgotten after fleetTTL.
+	fleetLeases = "fleet"
+	fleetTTL    = 10 * time.Second
+	// functionRecords holds functions, keyRecords access keys.
+	functionRecords, keyRecords = "functions", "keys"
+	// joinTime is how long a role waits for the records' server.
+	joinTime = 30 * time.Second
+	// lastRequests is how long requests may go on after a role is told to end.
+	lastRequests = 5 * time.Second
+	// roleHeaders bounds a request's headers in bytes, roleIdle how long a
+	// connection between roles is kept without one.
+	roleHeaders = 64 << 10
+	roleIdle    = 5 * time.Minute
+)
+
+// Run serves records, leases and queues.
+func (c *clusterServeCmd) Run(ctx context.Context, g *Globals) error {
+	if !loopback(c.Listen) {
+		return fmt.Errorf("--listen %s: without TLS the records' server listens on loopback only", c.Listen)
+	}
+	token, err := g.fleetToken()
+	if err != nil {
+		return err
+	}
+	s, err := cluster.Serve(ctx, cluster.ServerOptions{
+		Dir: g.fleetPath("cluster"), Listen: c.Listen, Token: token, Warn: func(line string) { g.logger().Warn(text.Line(line)) },
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(g.stdout, s.URL()); err != nil {
+		return errors.Join(err, s.Close())
+	}
+	<-ctx.Done()
+	return s.Close()
+}
+
+// joined is a role in the fleet.
+type joined struct {
+	token string
+	conn  *cluster.Conn
+}
+
+// join finds the records' server. The caller closes conn.
+func (f *fleetFlags) join(ctx context.Context, g *Globals) (*joined, error) {
+	url, err := f.clusterURL(g)
+	if err != nil {
+		return nil, err
+	}
+	token, err := g.fleetToken()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTime)
+	defer cancel()
+	conn, err := cluster.Dial(ctx, url, token)
+	if err != nil {
+		return nil, fmt.Errorf("the records' server at %s: %w", url, err)
+	}
+	return &joined{token, conn}, nil
+}
+
+// leases opens the bucket of who is there.
+func (m *joined) leases(ctx context.Context) (*cluster.Leases, error) {
+	return m.conn.Leases(ctx, fleetLeases, fleetTTL)
+}
+
+// socket listens where the role is to, on loopback, without saying so yet.
+func (f *fleetFlags) socket(ctx context.Context) (net.Listener, error) {
+	if !loopback(f.Listen) {
+		return nil, fmt.Errorf("--listen %s: without TLS a role listens on loopback only", f.Listen)
+	}
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	return lc.Listen(ctx, "tcp", f.Listen)
+}
+
+// serveRole answers requests while run works, and says the address. When either
+// ends, or ctx does, so does the other.
+func (g *Globals) serveRole(ctx context.Context, l net.Listener, h http.Handler, run func(context.Context) error) error {
+	server := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: roleIdle, MaxHeaderBytes: roleHeaders,
+		ErrorLog: nil,
+	}
+	if _, err := fmt.Fprintln(g.stdout, l.Addr()); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	work, ctx := errgroup.WithContext(ctx)
+	work.Go(func() error {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	work.Go(func() error {
+		<-ctx.Done()
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastRequests)
+		defer cancel()
+		if err := server.Shutdown(late); err != nil {
+			return server.Close()
+		}
+		return nil
+	})
+	work.Go(func() error {
+		err := run(ctx)
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("it has nothing more to do")
+		}
+		return err
+	})
+	if err := work.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// Run decides which instance an invoke gets, and where instances start.
+func (c *managerCmd) Run(ctx context.Context, g *Globals) error {
+	f, err := c.join(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer f.conn.Close()
+	leases, err := f.leases(ctx)
+	if err != nil {
+		return err
+	}
+	l, err := c.socket(ctx)
+	if err != nil {
+		return err
+	}
+	m := manager.New(manager.Options{Address: l.Addr().String(), Token: f.token, Leases: leases, Idle: c.Idle, Log: g.logger()})
+	return g.serveRole(ctx, l, m.Handler(), m.Run)
+}
+
+// Run runs instances.
+func (c *workerCmd) Run(ctx context.Context, g *Globals) error {
+	if os.Geteuid() != 0 {
+		return errors.New("a worker needs root, for mounts and containers: try with sudo")
+	}
+	f, err := c.join(ctx, g)
+	if err != nil {
+		return err
+	}
+	defer f.conn.Close()
+	leases, err := f.leases(ctx)
+	if err != nil {
+		return err
+	}
+	l, err := c.socket(ctx)
+	if err != nil {
+		return err
+	}
+	o, err := c.options(g)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	o.Address, o.Token = l.Addr().String(), f.token
+	o.Register = func(ctx context.Context, key string, value []byte) (worker.Registration, error) {
+		return leases.Take(ctx, key, value)
+	}
+	w, err := worker.New(o)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return g.serveRole(ctx, l, w.Handler(), w.Run)
+}
+
+// options are what does not depend on the fleet.
+func (c *workerCmd) options(g *Globals) (o worker.Options, err error) {
+	o = worker.Options{ID: c.ID, State: g.State, Runtime: c.Runtime, Memory: int64(c.Memory), Logger: g.logger(), TTL: fleetTTL}
+	if o.ID == "" {
+		if o.ID, err = os.Hostname(); err != nil {
+			return o, err
+		}
+	}
+	if o.Host, err = host.Open(g.State); err != nil {
+		return o, err
+	}
+	if o.Init, err = g.part("thaw-init"); err != nil {
+		return o, err
+	}
+	agent, err := g.part("thaw-agent")
+	if err != nil {
+		return o, err
+	}
+	o.Fetcher = func(ctx context.Context) (*host.Use, error) {
+		fetcher, err := g.fetcherCommand()
+		if err != nil {
+			return nil, err
+		}
+		return o.Host.UseFetcher(ctx, fetcher)
+	}
+	o.Image = func(ctx context.Context, tenant, id, root string) (host.Image, []byte, error) {
+		s, err := g.forTenant(tenant).findImage(ctx, id, root)
+		if err != nil {
+			return host.Image{}, nil, err
+		}
+		return host.Image{
+			ID: s.id.String(), Name: s.name, Root: s.root, Agent: agent, Cache: g.Cache, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
+			Trace: s.trace, Prefetch: min(mostAhead, int64(g.CacheSize)/2),
+		}, s.Config, nil
+	}
+	return o, nil
+}
+
+// forTenant gives the flags with another tenant and its key.
+func (g *Globals) forTenant(tenant string) *Globals {
+	if tenant == g.Tenant {
+		return g
+	}
+	other := *g
+	other.Tenant, other.Key = tenant, fileURL(g.State, "keys", tenant)
+	return &other
+}
+
+// usualAccount is the account of the tenant that commands have by default.
+const usualAccount = "000000000000"
+
+// tenantOf gives the tenant of an account: those of other accounts are called as
+// they are.
+func (g *Globals) tenantOf(account string) string {
+	if account == usualAccount {
+		return g.Tenant
+	}
+	return account
+}
+
+// findImage finds what a function version was made into, and opens its manifest.
+// Neither ever changes: what is on this machine is not asked for again.
+func (g *Globals) findImage(ctx context.Context, id, root string) (*startable, error) {
+	ref, l := catalog.Reference{Image: id, Root: root}, g.local()
+	if _, err := os.Stat(l.manifest(root, id)); err != nil {
+		if err := g.fetchManifest(ctx, l, ref); err != nil {
+			return nil, err
+		}
+	}
+	s, err := g.openLocal(ctx, l, id, ref)
+	if err == nil {
+		s.trace = readTrace(l.trace(root, id))
+	}
+	return s, err
+}
+
+// fetchManifest brings an image's manifest, and what starts have recorded of it,
+// to this machine.
+func (g *Globals) fetchManifest(ctx context.Context, l local, ref catalog.Reference) error {
+	ctx, cancel := context.WithTimeout(ctx, g.OriginDeadline)
+	defer cancel()
+	store, err := g.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	g.askTrace(ctx, store, ref)()
+	data, err := store.Manifests(ref.Root, g.Tenant).Get(ctx, ref.Image)
+	if errors.Is(err, origin.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", worker.ErrNoImage, err)
+	}
+	if err == nil {
+		_, err = parseManifest(bytes.Clone(data), ref.Image)
+	}
+	if err == nil {
+		err = keep(l.manifest(ref.Root, ref.Image), data)
+	}
+	if err != nil {
+		return fmt.Errorf("image %s: %w", ref.Image, err)
+	}
+	return nil
+}

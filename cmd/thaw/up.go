@@ -1,0 +1,253 @@
+//go:build cloud
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// zoneShare is the part, as one in so many, of the budget and of the free disk
+	// that the zone's nodes take together: 5 %.
+	zoneShare = 20
+	// rolesMemory is what the roles themselves take of the budget, in bytes:
+	// measured at 40 to 80 MiB each, with room for payloads under way.
+	rolesMemory = 768 << 20
+	// minBudget is the least that leaves room for a few small functions.
+	minBudget = 2 << 30
+	// minNode is the least that a zone node is worth running with, in bytes of
+	// memory; its flash is at least minFlash.
+	minNode, minFlash = 16 << 20, 64 << 20
+)
+
+// plan is what thaw up takes of the machine, in bytes.
+type plan struct {
+	budget, instances     int64
+	nodes                 int
+	nodeMemory, nodeFlash int64
+}
+
+// plan divides the machine.
+func (c *upCmd) plan(g *Globals) (p plan, err error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return p, err
+	}
+	total := int64(info.Totalram) * int64(info.Unit)
+	if p.budget = int64(c.Budget); p.budget == 0 {
+		p.budget = total / 4 * 3
+	}
+	if p.budget < minBudget || p.budget > total {
+		return p, fmt.Errorf("--budget %s: want %s to what the machine has, %s", byteSize(p.budget), byteSize(minBudget), byteSize(total))
+	}
+	if c.Nodes < 0 || c.Nodes > maxDev {
+		return p, fmt.Errorf("--nodes %d: want 0 to %d", c.Nodes, maxDev)
+	}
+	p.instances = p.budget - rolesMemory
+	if p.nodes = c.Nodes; p.nodes == 0 {
+		return p, nil
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(g.State, &fs); err != nil {
+		return p, &os.PathError{Op: "statfs", Path: g.State, Err: err}
+	}
+	p.nodeMemory = max(p.budget/zoneShare/int64(p.nodes), minNode)
+	p.nodeFlash = max(int64(fs.Bavail)*fs.Bsize/zoneShare/int64(p.nodes), minFlash)
+	p.instances -= p.nodeMemory * int64(p.nodes)
+	return p, nil
+}
+
+// addresses are where roles listen, as they have said. A role that is started
+// again is asked to listen there again.
+type addresses struct {
+	mu sync.Mutex
+	at map[string]string // guarded by mu
+}
+
+func (a *addresses) set(role, address string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.at[role] = address
+}
+
+func (a *addresses) get(role, otherwise string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if at := a.at[role]; at != "" {
+		return at
+	}
+	return otherwise
+}
+
+// platformUp is a platform that comes up.
+type platformUp struct {
+	*upCmd
+	*supervisor
+	g    *Globals
+	plan plan
+	at   addresses
+}
+
+// Run brings the platform up, and keeps it until ctx ends.
+func (c *upCmd) Run(ctx context.Context, g *Globals) error {
+	if os.Geteuid() != 0 {
+		return errors.New("up needs root, for mounts and containers: try with sudo")
+	}
+	if !loopback(c.Listen) {
+		return fmt.Errorf("--listen %s: signatures do not hide what is sent: it listens on loopback only, such as 127.0.0.1:9000; put a proxy that speaks TLS in front", c.Listen)
+	}
+	if !loopback(c.Registry) {
+		return fmt.Errorf("--registry %s: it asks nobody who they are: it listens on loopback only, such as 127.0.0.1:9005", c.Registry)
+	}
+	if err := os.MkdirAll(g.fleetPath(), 0o700); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(g.fleetPath("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("a platform runs already with --state %s: thaw env tells where", g.State)
+	}
+	if _, err := g.fleetToken(); err != nil {
+		return err
+	}
+	p, err := c.plan(g)
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	up := &platformUp{upCmd: c, supervisor: newSupervisor(self, g.stderr, g.logger()), g: g, plan: p, at: addresses{at: map[string]string{}}}
+	return up.run(func() error { return up.serve(ctx) })
+}
+
+// serve starts all roles, says so, and waits.
+func (up *platformUp) serve(ctx context.Context) error {
+	for _, r := range up.roles() {
+		r.said = func(address string) { up.at.set(r.name, address) }
+		if err := up.start(ctx, r); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+	}
+	record := fleetRecord{
+		Endpoint: "http://" + up.at.get("frontend", ""), Cluster: up.at.get("cluster", ""), Registry: up.at.get("builder", ""), Region: up.Region, PID: os.Getpid(),
+	}
+	pair, err := up.g.firstKey(ctx, record.Cluster)
+	if err != nil {
+		return err
+	}
+	path := up.g.fleetPath("platform.json")
+	if err := writeJSON(path, record); err != nil {
+		return err
+	}
+	defer os.Remove(path)
+	if err := up.screen(record, pair); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// roles are in the order in which they need each other.
+func (up *platformUp) roles() []role {
+	g := up.g
+	common := func(verb string, more ...string) func() []string {
+		return func() []string {
+			args := []string{
+				"--state=" + g.State, "--origin=" + g.Origin, "--tenant=" + g.Tenant, "--key=" + g.Key, "--cache=" + g.Cache, "--cache-size=" + g.CacheSize.String(), "--log-format=" + g.LogFormat,
+				"--origin-deadline=" + g.OriginDeadline.String(), "--origin-requests=" + strconv.Itoa(g.OriginRequests),
+			}
+			if g.Secret != "" {
+				args = append(args, "--secret="+g.Secret)
+			}
+			zone := *g
+			if zone.Zone == "" {
+				zone.Zone = up.at.get("zone", "")
+			}
+			args = append(append(args, zone.zoneArgs()...), verb)
+			if verb != "cluster" {
+				args = append(args, "--cluster="+up.at.get("cluster", ""))
+			}
+			return append(args, more...)
+		}
+	}
+	listen := func(name, first string, r role) role {
+		args := r.args
+		r.name, r.args = name, func() []string { return append(args(), "--listen="+up.at.get(name, first)) }
+		return r
+	}
+	var all []role
+	if up.plan.nodes > 0 && g.Zone == "" {
+		all = append(all, role{name: "zone", args: func() []string {
+			return []string{
+				"--state=" + g.State, "--log-format=" + g.LogFormat, "zone", "--dev=" + strconv.Itoa(up.plan.nodes),
+				"--memory=" + byteSize(up.plan.nodeMemory).String(), "--flash-size=" + byteSize(up.plan.nodeFlash).String(),
+			}
+		}})
+	}
+	const any = "127.0.0.1:0"
+	cluster := role{name: "cluster", args: func() []string {
+		address := strings.TrimPrefix(up.at.get("cluster", "nats://"+any), "nats://")
+		return append(common("cluster")(), "--listen="+address)
+	}}
+	runtimes := "--runtimes=" + up.runtimes()
+	return append(all, cluster,
+		listen("builder", up.Registry, role{args: common("builder", runtimes)}),
+		listen("manager", any, role{args: common("manager")}),
+		listen("worker", any, role{args: common("worker", "--memory="+byteSize(up.plan.instances).String(), "--runtime="+up.Runtime)}),
+		listen("frontend", up.Listen, role{args: common("frontend", "--region="+up.Region, runtimes)}),
+	)
+}
+
+// runtimes is the path of the map of managed runtimes.
+func (up *platformUp) runtimes() string {
+	if up.Runtimes != "" {
+		return up.Runtimes
+	}
+	return filepath.Join(up.g.State, "runtimes.toml")
+}
+
+// screen says what is taken, where it listens, and what to try next.
+func (up *platformUp) screen(r fleetRecord, pair keyPair) error {
+	_, port, _ := net.SplitHostPort(r.Registry)
+	zone := "no zone cache"
+	if n := int64(up.plan.nodes); n > 0 && up.g.Zone == "" {
+		zone = fmt.Sprintf("%d zone nodes with %s of memory and %s of disk", n, byteSize(n*up.plan.nodeMemory), byteSize(n*up.plan.nodeFlash))
+	} else if up.g.Zone != "" {
+		zone = "the zone " + up.g.Zone
+	}
+	_, err := fmt.Fprintf(up.g.stdout, `Thaw is up: %s
+  takes     up to %s for functions, %s, %s of chunks in %s
+  registry  docker push localhost:%s/NAME
+  key       %s
+  secret    %s
+
+In another shell:
+  eval "$(%sthaw env)"
+  thaw deploy hello docker://IMAGE
+  aws lambda invoke --function-name hello /dev/stdout
+`, r.Endpoint, byteSize(up.plan.instances), zone, up.g.CacheSize, up.g.Cache, port, pair.ID, pair.Secret, up.stateHint())
+	return err
+}
+
+// stateHint is what other shells have to say besides, unless it is the default.
+func (up *platformUp) stateHint() string {
+	if usual, err := defaultState(); err == nil && usual == up.g.State {
+		return ""
+	}
+	return "THAW_STATE=" + shellQuote(up.g.State) + " "
+}
