@@ -20,7 +20,8 @@ import (
 const (
 	mostZipped   = 52428800
 	mostUnzipped = 262144000
-	mostURI      = 2048 // more than any name of an image that registries take
+	mostFiles    = 100000 // of a zip: its directory is read into memory, some 300 bytes each
+	mostURI      = 2048   // more than any name of an image that registries take
 )
 
 // digests end image URIs that no tag can move.
@@ -134,6 +135,9 @@ func (c *control) checkRuntime(v *functions.Config) error {
 func checkZip(data []byte) error {
 	if len(data) > mostZipped {
 		return lambdaapi.RequestTooLargeException.Errorf("Zipped size must be smaller than %d bytes", mostZipped)
+	}
+	if bytes.Count(data, []byte("PK\x01\x02")) > mostFiles { // each file has this in the directory
+		return refuse("The package must have at most %d files.", mostFiles)
 	}
 	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
 	if err != nil {

@@ -31,6 +31,9 @@ import (
 // maxRecord in bytes of JSON; the cluster takes 2 MiB, keys and framing included.
 const maxRecord = 3 << 19
 
+// maxVersions of one function are published at a time: each may take some 40 KB.
+const maxVersions = 1000
+
 // Latest is the number of the version that updates change.
 const Latest = "$LATEST"
 
@@ -254,6 +257,7 @@ const (
 	kindNotFound  = "ResourceNotFoundException"
 	kindConflict  = "ResourceConflictException"
 	kindParameter = "InvalidParameterValueException"
+	kindStorage   = "CodeStorageExceededException"
 	kindValid     = "ValidationException"
 )
 

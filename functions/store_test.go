@@ -231,3 +231,52 @@ func TestVariablesAreHidden(t *testing.T) {
 		}
 	}
 }
+
+// What would not fit is refused, and what is damaged is not taken for what it is not.
+func TestLimits(t *testing.T) {
+	s, m := newMemory()
+	create(t, s, testID, true)
+	settle(t, s, testID, built)
+	_, err := s.Update(t.Context(), testID, func(f *Function) error {
+		f.Tags = map[string]string{"k": strings.Repeat("v", maxRecord)}
+		return nil
+	})
+	var e *Error
+	if !errors.As(err, &e) || e.Kind != kindParameter {
+		t.Errorf("a record too long: %v", err)
+	}
+	if _, err := s.Update(t.Context(), testID, func(f *Function) error {
+		for n := len(f.Versions); n < maxVersions; n++ {
+			f.Versions[fmt.Sprint("1", n)] = "none"
+		}
+		f.PublishedAs = ""
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Publish(t.Context(), testID, "", noCheck); !errors.As(err, &e) || e.Kind != kindStorage {
+		t.Errorf("too many versions: %v", err)
+	}
+	m.mu.Lock()
+	m.set(functionKey(testID), []byte(`{"Latest": "hush`))
+	m.mu.Unlock()
+	if _, err := s.Get(t.Context(), testID); err == nil || !strings.Contains(err.Error(), "damaged") || strings.Contains(err.Error(), "hush") {
+		t.Errorf("a damaged record: %v", err)
+	}
+}
+
+func TestPick(t *testing.T) {
+	f := &Function{ID: testID, Aliases: map[string]Alias{"live": {Version: "1", Second: "2", Weight: 0.25}, "one": {Version: "1"}}}
+	for _, c := range []struct {
+		qualifier string
+		random    float64
+		want      string
+	}{{"", 0, Latest}, {Latest, 0, Latest}, {"7", 0, "7"}, {"live", 0, "2"}, {"live", 0.2499, "2"}, {"live", 0.25, "1"}, {"live", 0.99, "1"}, {"one", 0, "1"}} {
+		if got, err := f.Qualified(c.qualifier, c.random); got != c.want || err != nil {
+			t.Errorf("%q at %v: %s, %v", c.qualifier, c.random, got, err)
+		}
+	}
+	if _, err := f.Qualified("none", 0); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no alias: %v", err)
+	}
+}

@@ -63,6 +63,9 @@ func (s *Store) Publish(ctx context.Context, id ID, description string, change f
 		if v := &f.Latest; v.Build == "" && (v.State == Failed || v.LastUpdateStatus == Failed) {
 			return nil, refuse(kindConflict, "The operation cannot be performed at this time. The last update of the function has failed: %s", v.LastUpdateReason)
 		}
+		if len(f.Versions) >= maxVersions {
+			return nil, refuse(kindStorage, "The function has %d published versions, and may not have more: delete some.", len(f.Versions))
+		}
 		word, err := s.copyLatest(ctx, f, description)
 		if err != nil {
 			return nil, err
