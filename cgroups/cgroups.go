@@ -77,6 +77,18 @@ func (h *Host) Version() string {
 	return "hybrid"
 }
 
+// Freezer names what stops groups: "cgroup.freeze" of v2, v1's "freezer.state",
+// or "" if there is none.
+func (h *Host) Freezer() string {
+	switch {
+	case h.v2 != "":
+		return "cgroup.freeze"
+	case h.v1["freezer"] != "":
+		return "freezer.state"
+	}
+	return ""
+}
+
 // mounts lists each hierarchy once, v1's first: on a hybrid host a runtime may
 // leave v2's group empty.
 func (h *Host) mounts() []string {

@@ -22,8 +22,8 @@ func v2Group(t *testing.T, files map[string]string) *Group {
 		}
 	}
 	h := &Host{v2: mount}
-	if h.Version() != "v2" {
-		t.Errorf("version %q", h.Version())
+	if h.Version() != "v2" || h.Freezer() != "cgroup.freeze" {
+		t.Errorf("version %q, freezer %q", h.Version(), h.Freezer())
 	}
 	g, err := h.Open("/thaw-1")
 	if err != nil {
@@ -85,6 +85,19 @@ func TestNoController(t *testing.T) {
 	} {
 		if !errors.Is(err, ErrNoController) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestHosts(t *testing.T) {
+	all := map[string]string{"cpu": "/c", "freezer": "/f"}
+	for want, h := range map[string]*Host{
+		"v1 freezer.state":     {v1: all},
+		"v1 ":                  {v1: map[string]string{"cpu": "/c"}},
+		"hybrid cgroup.freeze": {v1: all, v2: "/u"},
+	} {
+		if got := h.Version() + " " + h.Freezer(); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }

@@ -48,7 +48,7 @@ func withForwarding(n *names, change func(*forwardRecord) error) error {
 	if err != nil {
 		return err
 	}
-	lock, err := os.OpenFile(name+".lock", os.O_RDWR|os.O_CREATE, 0o600) // stays: who removed it could be removing another's
+	lock, err := os.Open(filepath.Dir(name))
 	if err != nil {
 		return fmt.Errorf("forwarding: %w", err)
 	}

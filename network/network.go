@@ -161,7 +161,14 @@ func Reap(o Options) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(clean(&names), os.RemoveAll(names.run), lock.Close())
+	return errors.Join(clean(&names), leave(&names), lock.Close())
+}
+
+// leave removes the folder, and with the last one what they are all in.
+func leave(n *names) error {
+	err := os.RemoveAll(n.run)
+	_ = os.Remove(filepath.Dir(n.run)) // unless others are in it
+	return err
 }
 
 // take makes a folder and locks it, for as long as the file is open.
@@ -231,7 +238,7 @@ func checkID(id string) error {
 
 // New makes a namespace: with a loopback alone, or with a way out. The first
 // one with a way out also makes the hub. The namespace stays until its Remove,
-// or Close, also if ctx ends later. Times are in docs/decisions/010.
+// or Close, also if ctx ends later. Times are in docs/decisions/010-networks-and-groups.md.
 //
 // It belongs to the host's user namespace. An instance with one of its own may
 // not mount a /sys for it, see Namespace.Sys, nor bind ports below 1024.
@@ -386,7 +393,7 @@ func (n *Network) Close() error {
 	}
 	err = errors.Join(err, clean(&n.names))
 	if err == nil {
-		err = os.RemoveAll(n.names.run)
+		err = leave(&n.names)
 	}
 	return errors.Join(err, n.lock.Close())
 }

@@ -87,7 +87,7 @@ func TestEgress(t *testing.T) {
 		}
 	})
 	// Not the other way round either.
-	if c, err := net.DialTimeout("tcp", net.JoinHostPort(b.Address.String(), "80"), 300*time.Millisecond); err == nil {
+	if c, err := net.DialTimeout("tcp", net.JoinHostPort(b.Address.String(), "80"), shortTime); err == nil {
 		c.Close()
 		t.Error("the host reaches an instance")
 	}
@@ -132,7 +132,7 @@ func TestSpoof(t *testing.T) {
 		eth0, err := h.LinkByName(insideName)
 		must(t, err)
 		must(t, h.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(single(b.Address))}))
-		d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: b.Address.AsSlice()}}
+		d := net.Dialer{Timeout: shortTime, LocalAddr: &net.TCPAddr{IP: b.Address.AsSlice()}}
 		for _, to := range []string{outside + ":80", net.JoinHostPort(gateway.String(), "53")} {
 			if c, err := d.Dial("tcp", to); err == nil {
 				c.Close()

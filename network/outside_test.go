@@ -187,7 +187,7 @@ func open(t testing.TB, o Options) *Network {
 	if o.State == "" {
 		o.State = t.TempDir()
 	}
-	o.Run = t.TempDir()
+	o.Run = filepath.Join(t.TempDir(), "run")
 	n, err := Open(o)
 	if err != nil {
 		t.Fatal(err)
@@ -249,11 +249,16 @@ func inside(t testing.TB, ns *Namespace, f func()) {
 	must(t, inNamespace(int(h), func() error { f(); return nil }))
 }
 
-const dialTime = 3 * time.Second
+const (
+	dialTime  = 3 * time.Second
+	shortTime = 300 * time.Millisecond // where nothing answers
+)
 
 // get asks a web server from this thread's namespace.
-func get(address string) (string, error) {
-	d := net.Dialer{Timeout: dialTime}
+func get(address string) (string, error) { return getWithin(address, dialTime) }
+
+func getWithin(address string, limit time.Duration) (string, error) {
+	d := net.Dialer{Timeout: limit}
 	c, err := d.Dial("tcp", address) // on this thread: an http.Client would dial on another
 	if err != nil {
 		return "", err

@@ -2,7 +2,6 @@ package network
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 
 	"github.com/google/nftables"
@@ -216,8 +215,8 @@ func removeRules(n *names) error {
 		return err
 	}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
-		return nil // a kernel without nftables has no table
+	if withoutTables(err) {
+		return nil
 	}
 	if err != nil {
 		return err

@@ -25,8 +25,8 @@ type doctorCmd struct {
 // Help teaches by example.
 func (doctorCmd) Help() string {
 	return `Looks at what "thaw run" and "thaw mount" need of this machine, and says for what is missing how
-Debian gets it. As root it also converts an image of one tiny program, in a folder of its own
-that it removes, and starts it with every OCI runtime that is here. "MISSING" is what nothing
+Debian gets it. As root it also makes a network with a way out, converts an image of one tiny
+program, in a folder of its own that it removes, and starts it with every OCI runtime that is here. "MISSING" is what nothing
 starts without, "without" what some things need.
 
   thaw doctor
@@ -60,6 +60,7 @@ const (
 func (c *doctorCmd) Run(ctx context.Context, g *Globals) error {
 	all := examine(ctx, g.State)
 	if os.Geteuid() == 0 {
+		all = append(all, forwardingFinding(), tryEgress(ctx))
 		all = append(all, g.tryStarts(ctx)...)
 	}
 	if err := ctx.Err(); err != nil {
@@ -96,7 +97,7 @@ func examine(ctx context.Context, state string) []finding {
 	for i := range all {
 		all[i].Needed = all[i].Needed && (all[i].Name != runtime || !works)
 	}
-	return append(all, stateFinding(state), filesFinding(), keyringFinding())
+	return append(all, stateFinding(state), filesFinding(), keyringFinding(), freezerFinding())
 }
 
 // kernelFinding wants a kernel's release, as uname gives it, not to be too old.
