@@ -120,14 +120,21 @@ func (f *Frontend) readControl(w http.ResponseWriter, r *http.Request) ([]byte, 
 
 // authenticate tells whose request this is.
 func (f *Frontend) authenticate(r *http.Request, body []byte, service string) (account string, err error) {
+	who, err := f.verify(r, body, service, false)
+	return who.Account, err
+}
+
+// verify tells who signed a request, in a header or in the query.
+func (f *Frontend) verify(r *http.Request, body []byte, service string, presigned bool) (sigv4.Identity, error) {
 	sum := sha256.Sum256(body)
 	who, err := sigv4.Verify(r, hex.EncodeToString(sum[:]), sigv4.Options{
-		Secret: f.secretFor(r), Region: f.options.Region, Service: service,
+		Secret: f.secretFor(r), Region: f.options.Region, Service: service, Presigned: presigned, UnsignedPayload: presigned,
 	})
-	if err != nil {
-		return "", f.signatureError(err)
+	var refused *sigv4.Error
+	if err != nil && !errors.As(err, &refused) {
+		f.options.Log.Warn("access keys cannot be read", "error", err)
 	}
-	return who.Account, nil
+	return who, err
 }
 
 // secretFor finds the keys that a request may be signed with.
@@ -141,14 +148,6 @@ func (f *Frontend) secretFor(r *http.Request) func(context.Context, string) (sig
 		}
 		return f.options.Keys.find(ctx, id)
 	}
-}
-
-func (f *Frontend) signatureError(err error) error {
-	var refused *sigv4.Error
-	if !errors.As(err, &refused) {
-		f.options.Log.Warn("access keys cannot be read", "error", err)
-	}
-	return err
 }
 
 // serveInvoke answers the operations that invoke.

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -31,7 +33,8 @@ type fakeWorker struct {
 	t      *testing.T
 	id     string
 	server *httptest.Server
-	hold   chan struct{} // invokes of "hold" end when it is closed
+	script func(payload []byte) []byte // what to do, if not what the payload says
+	hold   chan struct{}               // invokes of "hold" end when it is closed
 
 	mu        sync.Mutex
 	instances map[string]*invokewire.InstanceState
@@ -163,6 +166,9 @@ func (w *fakeWorker) invoke(rw http.ResponseWriter, r *http.Request) {
 
 // behave does what the payload's first word asks for.
 func (w *fakeWorker) behave(rw http.ResponseWriter, payload []byte) {
+	if w.script != nil {
+		payload = w.script(payload)
+	}
 	var what string
 	if json.Unmarshal(payload, &what) != nil {
 		_, _ = rw.Write(payload) // an echo
@@ -256,7 +262,6 @@ func newDoor(t *testing.T) *door {
 	return d
 }
 
-
 // running runs something until the test ends, or what it returns is called.
 func (d *door) running(run func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -348,5 +353,24 @@ func (d *door) until(what string, ok func() bool) {
 	}
 }
 
-func (w *fakeWorker) serveLogs(rw http.ResponseWriter, r *http.Request)    {}
-func (w *fakeWorker) serveStreams(rw http.ResponseWriter, r *http.Request) {}
+func (w *fakeWorker) serveLogs(rw http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	since, _ := strconv.ParseInt(q.Get("since"), 10, 64)
+	for _, e := range w.logs {
+		if q.Get("function") == "f" && e.Time >= since && (q.Get("stream") == "" || q.Get("stream") == e.Stream) {
+			_ = json.NewEncoder(rw).Encode(e)
+		}
+	}
+}
+
+func (w *fakeWorker) serveStreams(rw http.ResponseWriter, r *http.Request) {
+	list := []invokewire.LogStream{}
+	for _, e := range w.logs {
+		if r.URL.Query().Get("function") == "f" && !slices.ContainsFunc(list, func(s invokewire.LogStream) bool { return s.Name == e.Stream }) {
+			list = append(list, invokewire.LogStream{Name: e.Stream, Created: e.Time, First: e.Time, Last: e.Time, Bytes: 1})
+		}
+	}
+	_ = json.NewEncoder(rw).Encode(list)
+}
+
+func newRecorder() *httptest.ResponseRecorder { return httptest.NewRecorder() }

@@ -139,6 +139,8 @@ func (f *Frontend) apiError(err error, inv *invocation) error {
 	switch {
 	case errors.Is(err, errBroken):
 		return lambdaapi.ServiceException.Errorf("The worker that ran the function ended or cannot be reached: whether the function has run is not known.")
+	case errors.Is(err, errNoImage):
+		return lambdaapi.ResourceNotReadyException.Errorf("The function's image is gone. Update the function's code.")
 	case errors.Is(err, context.DeadlineExceeded):
 		return lambdaapi.ServiceException.Errorf("The function did not start or answer in time.")
 	}

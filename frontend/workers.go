@@ -35,6 +35,8 @@ const (
 var (
 	errBusy = errors.New("the instance works for somebody else")
 	errGone = errors.New("the instance is gone")
+	// errNoImage says that the image is not in the origin any more.
+	errNoImage = errors.New("the worker does not find the image")
 	// errUnsent says that the worker has seen nothing of the request.
 	errUnsent = errors.New("the worker cannot be reached")
 	// errBroken says that the answer has no end: the worker or its machine died.
@@ -134,8 +136,12 @@ func refusal(resp *http.Response) error {
 	switch resp.StatusCode {
 	case http.StatusConflict:
 		return errBusy
-	case http.StatusGone, http.StatusNotFound:
-		return errGone
+	case http.StatusGone, http.StatusNotFound, http.StatusTooManyRequests:
+		return errGone // or its worker takes nothing more
+	case http.StatusBadGateway:
+		return errNoImage
+	case http.StatusGatewayTimeout:
+		return context.DeadlineExceeded
 	}
 	var e struct{ Error string }
 	_ = json.NewDecoder(io.LimitReader(resp.Body, 4096)).Decode(&e) // or it says nothing
@@ -174,10 +180,10 @@ func (inv *invocation) headers(token string) http.Header {
 	return h
 }
 
-// logs asks all workers for a function's log events. Those that do not answer
-// are left out, unless none does.
+// logs asks all workers for a function's log events since a time: each gives its
+// last maxLogLines. Workers that do not answer are left out, unless none does.
 func (w *workers) logs(ctx context.Context, query url.Values) ([]invokewire.LogEvent, error) {
-	return gather(ctx, w, "/logs?"+query.Encode(), func(r io.Reader) ([]invokewire.LogEvent, error) {
+	lists, err := gather(ctx, w, "/logs?"+query.Encode(), func(r io.Reader) ([]invokewire.LogEvent, error) {
 		var list []invokewire.LogEvent
 		d := json.NewDecoder(r)
 		for len(list) < maxLogLines {
@@ -191,17 +197,20 @@ func (w *workers) logs(ctx context.Context, query url.Values) ([]invokewire.LogE
 		}
 		return list, nil
 	})
+	return slices.Concat(lists...), err
 }
 
 // streams asks all workers for a function's log streams.
 func (w *workers) streams(ctx context.Context, query url.Values) ([]invokewire.LogStream, error) {
-	return gather(ctx, w, "/logs/streams?"+query.Encode(), func(r io.Reader) (list []invokewire.LogStream, err error) {
-		return list, json.NewDecoder(r).Decode(&list)
+	lists, err := gather(ctx, w, "/logs/streams?"+query.Encode(), func(r io.Reader) (list []invokewire.LogStream, err error) {
+		err = json.NewDecoder(r).Decode(&list)
+		return list, err
 	})
+	return slices.Concat(lists...), err
 }
 
-// gather asks all workers at once, and joins what they say.
-func gather[T any](ctx context.Context, w *workers, path string, read func(io.Reader) ([]T, error)) ([]T, error) {
+// gather asks all workers at once.
+func gather[T any](ctx context.Context, w *workers, path string, read func(io.Reader) ([]T, error)) ([][]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, logTime)
 	defer cancel()
 	addresses := w.addresses()
@@ -231,7 +240,7 @@ func gather[T any](ctx context.Context, w *workers, path string, read func(io.Re
 	wg.Wait()
 	for _, err := range errs {
 		if err == nil {
-			return slices.Concat(lists...), nil
+			return lists, nil
 		}
 	}
 	return nil, errors.Join(errs...)
