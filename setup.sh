@@ -29,6 +29,10 @@ programs() {
 	nft         nftables        # tests: the network's table, as others read it
 	curl        curl            # tests: a client of what instances reach
 	nginx       nginx           # benchmarks: a server of files, to compare nodes of the zone with
+	aws         awscli          # tests, demo: a client of the function platform that everybody has
+	skopeo      skopeo          # tests: pushes to the registry inside and pulls from it, as docker does
+	curl        curl            # tests: a client without a library
+	javac       default-jdk-headless # corpus: the sample function in Java
 	END
 }
 
@@ -40,6 +44,7 @@ missing() {
         command -v "$program" >/dev/null || echo "$package"
     done
     [ -s /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+    [ -d /usr/lib/python3/dist-packages/boto3 ] || echo python3-boto3 # tests: a client with streams
 }
 
 install_packages() {

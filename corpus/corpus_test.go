@@ -69,6 +69,7 @@ func TestImagesShareWhatTheyAreBuiltOn(t *testing.T) {
 	base, node, python := built(t, "base"), built(t, "node"), built(t, "python")
 	for name, parent := range map[string]image{
 		"python": base, "node": base, "jre": base, "app-on-base": base, "app-on-node": node, "app-v1": python, "app-v2": python,
+		"fn-shell": base, "fn-node": node, "fn-python": python, "fn-java": built(t, "jre"),
 	} {
 		if i := built(t, name); len(i.layers) <= len(parent.layers) || !slices.Equal(i.layers[:len(parent.layers)], parent.layers) {
 			t.Errorf("%s: layers %v are not on top of %v", name, i.layers, parent.layers)
