@@ -34,8 +34,9 @@ type Conn struct {
 	nats *nats.Conn
 	js   jetstream.JetStream
 
-	mu   sync.Mutex    // guards lost
-	lost chan struct{} // closed when the connection is lost, and replaced
+	mu    sync.Mutex      // guards what follows
+	alive context.Context // ends when the connection is lost, and is replaced
+	lose  func()          // ends it
 
 	stops sync.WaitGroup // subscriptions that are being ended
 }
@@ -44,7 +45,8 @@ type Conn struct {
 // commas. It tries until ctx ends, but gives up at once where the token is not
 // the cluster's. Close the connection.
 func Dial(ctx context.Context, url, token string) (*Conn, error) {
-	c := &Conn{lost: make(chan struct{})}
+	c := &Conn{}
+	c.alive, c.lose = context.WithCancel(context.Background())
 	options := []nats.Option{
 		nats.Name("thaw"), nats.UserInfo(user, secret(token, "client")),
 		nats.MaxReconnects(-1), nats.ReconnectWait(pause), nats.ReconnectJitter(pause, pause),
@@ -79,6 +81,9 @@ func Dial(ctx context.Context, url, token string) (*Conn, error) {
 // Close ends the connection, and with it all that uses it. End watches first.
 func (c *Conn) Close() {
 	c.nats.Close()
+	c.mu.Lock()
+	c.lose()
+	c.mu.Unlock()
 	c.stops.Wait()
 }
 
@@ -97,19 +102,25 @@ func (c *Conn) Replicas() int {
 	return 3 // a cluster that is not run by us
 }
 
-// Lost gives a channel that is closed when the connection is lost the next
-// time. Subscriptions have missed something then.
-func (c *Conn) Lost() <-chan struct{} {
+// Alive gives a context that also ends when the connection is lost: nothing
+// more comes over it then. Cancel it.
+func (c *Conn) Alive(ctx context.Context) (context.Context, context.CancelFunc) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.lost
+	alive := c.alive
+	c.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(alive, func() { cancel(errBroken) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
 }
 
 func (c *Conn) disconnected() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	close(c.lost)
-	c.lost = make(chan struct{})
+	c.lose()
+	c.alive, c.lose = context.WithCancel(context.Background())
 }
 
 // Records opens a bucket of durable records, and makes it if it is not there.
@@ -167,9 +178,7 @@ func (c *Conn) do(ctx context.Context, again bool, op func(context.Context) erro
 	all, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		try, cancel := context.WithTimeout(all, attempt)
-		err := op(try)
-		cancel()
+		err := c.try(all, op)
 		var api *jetstream.APIError
 		switch {
 		case err == nil || final(err):
@@ -183,6 +192,16 @@ func (c *Conn) do(ctx context.Context, again bool, op func(context.Context) erro
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}
+}
+
+// try runs an operation once. It does not wait for an answer over a connection
+// that is lost.
+func (c *Conn) try(ctx context.Context, op func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, attempt)
+	defer cancel()
+	ctx, forget := c.Alive(ctx)
+	defer forget()
+	return op(ctx)
 }
 
 // unseen tells of errors after which nothing can have been done.

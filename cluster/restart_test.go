@@ -38,9 +38,10 @@ func TestRestart(t *testing.T) {
 	watch(t, func(ctx context.Context) error { return l.Watch(ctx, "", held.add) })
 	eventually(t, "watches", func() bool { return seen.String() == "k=v gone= synced" && strings.HasSuffix(held.String(), "synced") })
 
-	lost := c.Lost()
+	alive, cancel := c.Alive(ctx)
+	defer cancel()
 	is(t, s.Close(), nil)
-	<-lost
+	<-alive.Done()
 	waited := make(chan error, 1)
 	go func() {
 		_, err := r.Update(ctx, "k", []byte("vv"), revision)

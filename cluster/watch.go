@@ -147,8 +147,9 @@ func (b *bucket) follow(ctx context.Context, prefix string, tick <-chan time.Tim
 	if err != nil {
 		return errors.Join(errRefused, err)
 	}
-	lost := b.conn.Lost() // before we subscribe: then nothing is missed
-	w, err := b.kv.Watch(context.WithoutCancel(ctx), selected)
+	ctx, forget := b.conn.Alive(ctx) // before we subscribe: then nothing is missed
+	defer forget()
+	w, err := b.kv.Watch(ctx, selected)
 	if err != nil {
 		return err
 	}
@@ -158,8 +159,6 @@ func (b *bucket) follow(ctx context.Context, prefix string, tick <-chan time.Tim
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-lost:
-			return errBroken
 		case <-tick:
 		case e, open := <-w.Updates():
 			if !open {

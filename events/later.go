@@ -98,7 +98,8 @@ func (r *runner) move(ctx context.Context) {
 
 // moveOnce does so until the connection is lost: then, it may have missed some.
 func (r *runner) moveOnce(ctx context.Context) error {
-	lost := r.conn.Lost()
+	ctx, forget := r.conn.Alive(ctx) // before we subscribe: then nothing is missed
+	defer forget()
 	s := newSchedule()
 	broken := make(chan error, 1)
 	c, err := r.js.OrderedConsumer(ctx, streamLater, jetstream.OrderedConsumerConfig{HeadersOnly: true})
@@ -135,15 +136,12 @@ func (r *runner) moveOnce(ctx context.Context) error {
 		select {
 		case <-t.C:
 		case <-s.news:
-		case <-lost:
-			t.Stop()
-			return errors.New("connection lost")
 		case err := <-broken:
 			t.Stop()
 			return err
 		case <-ctx.Done():
 			t.Stop()
-			return nil
+			return context.Cause(ctx)
 		}
 		t.Stop()
 	}

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"thaw/cluster"
 	"thaw/events"
 )
@@ -143,6 +141,7 @@ func letters(t *testing.T, q *events.Queue) []events.DeadLetter {
 }
 
 func TestDelivery(t *testing.T) {
+	t.Parallel()
 	q := open(t, events.Options{})
 	i := &tries{}
 	run(t, q, i)
@@ -164,6 +163,7 @@ func TestDelivery(t *testing.T) {
 }
 
 func TestRefusesWhatIsNoEvent(t *testing.T) {
+	t.Parallel()
 	q := open(t, events.Options{})
 	for name, change := range map[string]func(*events.Event){
 		"no id":         func(e *events.Event) { e.ID = "" },
@@ -184,6 +184,7 @@ func TestRefusesWhatIsNoEvent(t *testing.T) {
 // TestPolicy runs the policy on a real cluster: who is tried how often, in
 // which order, and what becomes of it.
 func TestPolicy(t *testing.T) {
+	t.Parallel()
 	q := open(t, events.Options{})
 	kinds := map[string][]events.Kind{
 		"good":     {events.Succeeded},
@@ -225,6 +226,7 @@ func TestPolicy(t *testing.T) {
 
 // TestMaxAge: an event is dead once it is too old, tried or not.
 func TestMaxAge(t *testing.T) {
+	t.Parallel()
 	q := open(t, events.Options{Policy: func(_ context.Context, e events.Event) events.Policy {
 		p := units(t.Context(), e)
 		p.MaxAge = 10 * unit
@@ -253,6 +255,7 @@ func TestMaxAge(t *testing.T) {
 // TestBacklog: one function's thousand throttled events do not delay another's:
 // of the thousand, only a few are tried between the other's put and its try.
 func TestBacklog(t *testing.T) {
+	t.Parallel()
 	q := open(t, events.Options{})
 	i := &tries{}
 	i.script = func(e events.Event) events.Outcome {
@@ -291,6 +294,7 @@ func TestBacklog(t *testing.T) {
 // TestBounds: of one function, no more events are tried at a time than allowed,
 // and what takes all of that does not keep others waiting.
 func TestBounds(t *testing.T) {
+	t.Parallel()
 	q := open(t, events.Options{PerFunction: 3, Bytes: 1})
 	release := make(chan struct{})
 	i := &tries{script: func(e events.Event) events.Outcome {
@@ -314,13 +318,16 @@ func TestBounds(t *testing.T) {
 }
 
 func TestDeadLetters(t *testing.T) {
+	t.Parallel()
 	q := open(t, events.Options{Policy: func(context.Context, events.Event) events.Policy {
 		p := events.DefaultPolicy()
 		p.Retries = 0
 		return p
 	}})
 	ctx := t.Context()
-	i := &tries{script: func(e events.Event) events.Outcome { return events.Outcome{Kind: events.FunctionError, Reason: "it failed"} }}
+	i := &tries{script: func(e events.Event) events.Outcome {
+		return events.Outcome{Kind: events.FunctionError, Reason: "it failed"}
+	}}
 	run(t, q, i)
 	for n := range 3 {
 		put(t, q, event("f", fmt.Sprint("f", n)))
@@ -360,6 +367,7 @@ func TestDeadLetters(t *testing.T) {
 
 // TestTwoRun: of several processes, each event is tried by one.
 func TestTwoRun(t *testing.T) {
+	t.Parallel()
 	s, first := openOn(t, t.TempDir(), events.Options{})
 	second := openAt(t, s.URL(), events.Options{})
 	var one, two tries
@@ -378,6 +386,7 @@ func TestTwoRun(t *testing.T) {
 
 // TestStop: what is being tried when Run ends is tried again by whoever runs next.
 func TestStop(t *testing.T) {
+	t.Parallel()
 	s, q := openOn(t, t.TempDir(), events.Options{AckWait: time.Hour})
 	began := make(chan struct{})
 	stop := run(t, q, invokerFunc(func(ctx context.Context, _ events.Event) events.Outcome {
@@ -399,5 +408,3 @@ func TestStop(t *testing.T) {
 type invokerFunc func(context.Context, events.Event) events.Outcome
 
 func (f invokerFunc) Invoke(ctx context.Context, e events.Event) events.Outcome { return f(ctx, e) }
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -86,6 +86,8 @@ func after(e Event, p Policy, o Outcome, age time.Duration) (Event, Decision) {
 func (r *runner) drop(ctx context.Context, seq uint64, m jetstream.Msg) error {
 	try, cancel := context.WithTimeout(ctx, settling/4)
 	defer cancel()
+	try, forget := r.conn.Alive(try)
+	defer forget()
 	if m.DoubleAck(try) == nil {
 		return nil
 	}
