@@ -30,7 +30,7 @@ const testToken = "the token of this fleet"
 
 // fakeWorker runs functions that are written in Go, by what their payloads say.
 type fakeWorker struct {
-	t      *testing.T
+	t      testing.TB
 	id     string
 	server *httptest.Server
 	script func(payload []byte) []byte // what to do, if not what the payload says
@@ -46,7 +46,7 @@ type fakeWorker struct {
 	logs      []invokewire.LogEvent
 }
 
-func newFakeWorker(t *testing.T, leases *cluster.Leases, id string) *fakeWorker {
+func newFakeWorker(t testing.TB, leases *cluster.Leases, id string) *fakeWorker {
 	w := &fakeWorker{
 		t: t, id: id, instances: map[string]*invokewire.InstanceState{}, specs: map[string]invokewire.Spec{}, limit: 1000, hold: make(chan struct{}),
 	}
@@ -221,7 +221,7 @@ func (w *fakeWorker) counts() (starts, invokes, done int) {
 // door is a whole region but for real workers: cluster, manager, frontend.
 type door struct {
 	*Frontend
-	t       *testing.T
+	t       testing.TB
 	url     string
 	key     Key
 	worker  *fakeWorker
@@ -231,7 +231,7 @@ type door struct {
 	options Options
 }
 
-func newDoor(t *testing.T) *door {
+func newDoor(t testing.TB) *door {
 	t.Helper()
 	ctx := t.Context()
 	s, err := cluster.Serve(ctx, cluster.ServerOptions{Dir: t.TempDir(), Listen: "127.0.0.1:0", Token: testToken})

@@ -51,7 +51,8 @@ const (
 
 // Options of a frontend. Zero values mean the defaults given.
 type Options struct {
-	// ID names this frontend to managers; empty: a random one.
+	// ID names this frontend to managers; empty: a random one. One that keeps its
+	// name after a restart has what it held before at once.
 	ID string
 	// Token is the fleet's. Functions' short-lived keys are derived from it.
 	Token string
@@ -90,7 +91,7 @@ type Options struct {
 
 // fill sets defaults.
 func (o *Options) fill() {
-	o.ID = cmp.Or(o.ID, "frontend-"+newRequestID())
+	o.ID = cmp.Or(o.ID, "frontend-"+randomText(8)) + "#" + randomText(16)
 	o.Region = cmp.Or(o.Region, defaultRegion)
 	o.Idle = cmp.Or(o.Idle, defaultIdle)
 	o.Start = cmp.Or(o.Start, defaultStart)

@@ -38,7 +38,7 @@ type invocation struct {
 	tail          bool   // the log's end is wanted
 	streaming     bool
 	payload       *buffer
-	deadline      time.Time
+	deadline      time.Time // when the worker is to have ended it
 }
 
 // function names whose version it is.
@@ -62,14 +62,17 @@ func (f *Frontend) run(ctx context.Context, inv *invocation) (a *answer, done fu
 			f.pool.exit(id)
 		}
 	}()
-	inv.deadline = time.Now().Add(f.options.Start + initTime + inv.target.spec.Timeout)
-	ctx, cancel := context.WithDeadline(ctx, inv.deadline.Add(graceTime))
+	ctx, cancel := context.WithTimeout(ctx, f.options.Start+initTime+inv.target.spec.Timeout+2*graceTime)
 	var avoid []string
 	for range maxTries {
 		l, err := f.instance(ctx, inv, avoid)
 		if err != nil {
 			cancel()
 			return nil, nil, f.apiError(err, inv)
+		}
+		inv.deadline = time.Now().Add(initTime + inv.target.spec.Timeout)
+		if l.fresh {
+			inv.deadline = inv.deadline.Add(f.options.Start)
 		}
 		a, err := f.workers.invoke(ctx, l, inv)
 		if err == nil {

@@ -26,6 +26,7 @@ type leased struct {
 	expires         time.Time
 	idle            time.Time // since when
 	busy            bool
+	fresh           bool // it has not answered yet: it may be starting
 	gone            bool // not to be used again
 }
 
@@ -108,7 +109,7 @@ func (p *pool) add(key string, f functions.ID, granted *invokewire.Lease, asked 
 	if granted.TTL > 0 {
 		p.ttl = granted.TTL
 	}
-	l := &leased{id: granted.Instance, worker: granted.Worker, key: key, function: f, expires: asked.Add(p.ttl), busy: true}
+	l := &leased{id: granted.Instance, worker: granted.Worker, key: key, function: f, expires: asked.Add(p.ttl), busy: true, fresh: granted.Fresh}
 	p.all[l.id] = l
 	return l
 }
@@ -117,7 +118,7 @@ func (p *pool) add(key string, f functions.ID, granted *invokewire.Lease, asked 
 func (p *pool) put(l *leased, alive bool, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l.busy, l.idle = false, now
+	l.busy, l.fresh, l.idle = false, false, now
 	switch {
 	case !alive:
 		delete(p.all, l.id)

@@ -116,7 +116,9 @@ func (s Spec) Format(f fmt.State, _ rune) { fmt.Fprint(f, "invokewire.Spec{"+s.K
 
 // Acquire asks a manager for an instance: an idle one, or one to be started.
 type Acquire struct {
-	Frontend string // who asks, and will renew
+	// Frontend asks, and will renew: name#process. A new process of a name has
+	// nothing of what the last one held.
+	Frontend string
 	Spec     Spec
 	// Avoid are instances that have just been found busy or gone.
 	Avoid []string `json:",omitempty"`

@@ -39,6 +39,7 @@ func (t *table) decide(a *invokewire.Acquire, tried map[string]bool, now time.Ti
 	f := function{s.Account, s.Function}
 	g := t.group(f, now)
 	g.reserved, g.current[s.Version] = s.Reserved, s.Key()
+	t.meet(a.Frontend, now)
 	t.avoid(a, now)
 	if s.Reserved != nil && *s.Reserved == 0 {
 		return t.throttled(invokewire.ReasonReserved, retryCapacity)

@@ -89,12 +89,24 @@ func (m *Manager) serveRenew(w http.ResponseWriter, r *http.Request) {
 	if !read(w, r, &a) {
 		return
 	}
-	for f := range m.table.functionsOf(a.Instances) {
-		if err := m.own(r.Context(), f); err != nil {
+	var mine, gone []string
+	for f, ids := range m.table.functionsOf(a.Instances) {
+		var elsewhere *misdirected
+		var err error
+		if f != (function{}) {
+			err = m.own(r.Context(), f)
+		}
+		if errors.As(err, &elsewhere) {
+			gone = append(gone, ids...)
+			continue
+		}
+		if err != nil { // nobody else can have it either
 			m.options.Log.Debug("renewing leases", "function", f.name, "error", err)
 		}
+		mine = append(mine, ids...)
 	}
-	answer(w, http.StatusOK, invokewire.Renewed{Gone: m.table.renew(a.Frontend, a.Instances, time.Now())})
+	gone = append(gone, m.table.renew(a.Frontend, mine, time.Now())...)
+	answer(w, http.StatusOK, invokewire.Renewed{Gone: gone})
 }
 
 func (m *Manager) serveRelease(w http.ResponseWriter, r *http.Request) {

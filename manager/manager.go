@@ -55,7 +55,8 @@ const (
 
 // Options of a manager. Zero values mean the defaults given.
 type Options struct {
-	// ID names this manager among others; empty: a random one.
+	// ID names this manager among others; empty: a random one, which is best: a
+	// name that is used again must wait until its last process's leases have ended.
 	ID string
 	// Address is where frontends and managers reach it, host:port.
 	Address string

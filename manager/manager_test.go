@@ -264,6 +264,29 @@ func TestLeasesOfVanishedFrontends(t *testing.T) {
 	})
 }
 
+// A frontend that starts anew need not wait for what it held before.
+func TestRestartedFrontend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 1)
+		f.manager(Options{})
+		s := spec("f", "1")
+		s.Reserved = ptr(1)
+		ask := func(frontend string) answerOf {
+			return f.post("m0", "/acquire", invokewire.Acquire{Frontend: frontend, Spec: s})
+		}
+		first := ask("f0#a")
+		if a := ask("f1#a"); a.throttle.Reason != invokewire.ReasonReserved {
+			t.Errorf("another frontend: %+v", a)
+		}
+		if a := ask("f0#b"); a.lease.Instance != first.lease.Instance {
+			t.Errorf("the same, anew: %+v", a)
+		}
+		if gone := f.post("m0", "/renew", invokewire.Renew{Frontend: "f0#b", Instances: []string{first.lease.Instance}}).gone; len(gone) != 0 {
+			t.Errorf("gone %v", gone)
+		}
+	})
+}
+
 // The frontend vanishes while its invoke runs: the instance is given to nobody.
 func TestBusyInstancesAreNotLeased(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

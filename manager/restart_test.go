@@ -147,7 +147,10 @@ func TestOwners(t *testing.T) {
 		if a.status != http.StatusMisdirectedRequest || a.owner != "m0" {
 			t.Fatalf("the other manager: %+v", a)
 		}
-		f.post("m1", "/renew", invokewire.Renew{Frontend: "f0", Instances: []string{l.Instance}})
+		time.Sleep(3 * time.Second) // its poll has shown the instance
+		if gone := f.post("m1", "/renew", invokewire.Renew{Frontend: "f0", Instances: []string{l.Instance}}).gone; len(gone) != 1 {
+			t.Error("a lease was renewed by who does not own the function")
+		}
 		l2 := f.lease(spec("f", "2")) // started just before it dies
 		stop()
 		time.Sleep(3 * time.Second) // it is believed for two

@@ -3,6 +3,7 @@ package manager
 import (
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +14,8 @@ const (
 	// maxClaims bounds what frontends may claim of instances that no worker has
 	// reported yet: far more than a machine runs.
 	maxClaims = 100_000
+	// maxProcesses bounds the frontends that are known by name.
+	maxProcesses = 10_000
 	// tombstone is how long an instance that has ended is known as such: longer
 	// than any poll that may still show it.
 	tombstone = time.Minute
@@ -78,6 +81,7 @@ type table struct {
 	places    places
 	claims    map[string]claim
 	gone      map[string]time.Time
+	processes map[string]string   // of frontends: the latest, by name
 	endings   []target            // marked as ending, not asked for yet
 	owned     func(function) bool // says whose instances may be ended here; constant
 	counts    counts
@@ -95,6 +99,7 @@ func newTable(o *Options) *table {
 		workers:   map[string]*worker{},
 		claims:    map[string]claim{},
 		gone:      map[string]time.Time{},
+		processes: map[string]string{},
 		owned:     func(function) bool { return true },
 	}
 }
@@ -188,6 +193,7 @@ func (g *group) live() int {
 func (t *table) renew(frontend string, ids []string, now time.Time) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.meet(frontend, now)
 	var ended []string
 	for _, id := range ids {
 		i := t.instances[id]
@@ -335,17 +341,37 @@ func (t *table) orphans(now time.Time) []function {
 	return list
 }
 
-// functionsOf gives the functions of instances that it knows.
-func (t *table) functionsOf(ids []string) map[function]bool {
+// functionsOf sorts instances by their functions; those that it does not know
+// are of none.
+func (t *table) functionsOf(ids []string) map[function][]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	m := map[function]bool{}
+	m := map[function][]string{}
 	for _, id := range ids {
+		var f function
 		if i := t.instances[id]; i != nil {
-			m[i.name] = true
+			f = i.name
 		}
+		m[f] = append(m[f], id)
 	}
 	return m
+}
+
+// meet ends the leases of a frontend's former process. The caller holds the lock.
+func (t *table) meet(frontend string, now time.Time) {
+	name, process, ok := strings.Cut(frontend, "#")
+	if !ok || t.processes[name] == process {
+		return
+	}
+	if len(t.processes) >= maxProcesses {
+		clear(t.processes)
+	}
+	t.processes[name] = process
+	for _, i := range t.instances {
+		if strings.HasPrefix(i.holder, name+"#") && i.holder != frontend {
+			i.vacate(now)
+		}
+	}
 }
 
 // state is what operators see.
