@@ -5,12 +5,17 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pelletier/go-toml/v2"
 
 	"thaw/oci"
 )
@@ -61,6 +66,38 @@ func smallBase() (oci.Tar, error) {
 // Runtimes are the images that packages lie over, by the runtime's name. Sources
 // are as oci.Open takes them. They are the operator's, and trusted.
 type Runtimes map[string]string
+
+// maxRuntimes bounds the file of runtimes, in bytes.
+const maxRuntimes = 1 << 20
+
+// LoadRuntimes reads runtimes.toml:
+//
+//	[runtimes]
+//	"python3.13" = "oci:/srv/images/python"
+//
+// A file that is absent maps none.
+func LoadRuntimes(file string) (Runtimes, error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var t struct {
+		Runtimes Runtimes `toml:"runtimes"`
+	}
+	if err := toml.NewDecoder(io.LimitReader(f, maxRuntimes)).DisallowUnknownFields().Decode(&t); err != nil {
+		return nil, fmt.Errorf("%s: %s: want [runtimes] and lines NAME = \"IMAGE\"", file, strings.ReplaceAll(err.Error(), "\n", " "))
+	}
+	for name, source := range t.Runtimes {
+		if name == "" || source == "" {
+			return nil, fmt.Errorf("%s: runtime %q has the image %q: neither may be empty", file, name, source)
+		}
+	}
+	return t.Runtimes, nil
+}
 
 // check refuses a runtime that nothing was mapped to.
 func (r Runtimes) check(runtime string) error {

@@ -455,3 +455,26 @@ func TestProgress(t *testing.T) {
 		}
 	}
 }
+
+func TestLoadRuntimes(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "runtimes.toml")
+	if r, err := LoadRuntimes(file); r != nil || err != nil {
+		t.Errorf("%v, %v", r, err)
+	}
+	for text, want := range map[string]string{
+		"":                                   "map[]",
+		"[runtimes]\n\"python3.13\" = \"a\"": "map[python3.13:a]",
+		"[runtimes]\nx = 1":                  "",
+		"[runtimes]\nx = \"\"":               "",
+		"[other]\nx = \"y\"":                 "",
+		"x":                                  "",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := LoadRuntimes(file)
+		if (err != nil) != (want == "") || want != "" && fmt.Sprint(r) != want || strings.Contains(fmt.Sprint(err), "\n") {
+			t.Errorf("%q: %v, %v", text, r, err)
+		}
+	}
+}

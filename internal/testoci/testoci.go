@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -84,7 +85,33 @@ type descriptor struct {
 // first; env goes into the config.
 func Layout(t testing.TB, dir string, env []string, layers ...[]byte) string {
 	t.Helper()
-	l := layout{t, dir}
+	return layout{t, dir}.write(map[string]any{"Env": env, "Cmd": []string{"/bin/true"}}, layers)
+}
+
+// GoFunction is Layout for the sample function in Go, alone in its image: it is
+// compiled, which takes a second.
+func GoFunction(t testing.TB, dir string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "bootstrap")
+	c := exec.Command("go", "build", "-ldflags=-s -w", "-o", program, "thaw/corpus/functions/go")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	body, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := File("var/task/bootstrap", body)
+	e.Mode = 0o755
+	config := map[string]any{"Entrypoint": []string{"/var/task/bootstrap"}, "WorkingDir": "/var/task"}
+	return layout{t, dir}.write(config, [][]byte{Tar(t, Dir("dev"), Dir("proc"), Dir("sys"), Dir("tmp"), Dir("etc"), Dir("opt"), Dir("var"), Dir("var/task"), e)})
+}
+
+// write writes an image of layers, with what its config has inside.
+func (l layout) write(inner map[string]any, layers [][]byte) string {
+	t := l.t
+	t.Helper()
 	var manifest struct {
 		SchemaVersion int          `json:"schemaVersion"`
 		MediaType     string       `json:"mediaType"`
@@ -104,14 +131,14 @@ func Layout(t testing.TB, dir string, env []string, layers ...[]byte) string {
 		manifest.Layers = append(manifest.Layers, l.blob("application/vnd.oci.image.layer.v1.tar+gzip", z.Bytes()))
 	}
 	config := map[string]any{
-		"architecture": "amd64", "os": "linux", "config": map[string]any{"Env": env, "Cmd": []string{"/bin/true"}},
+		"architecture": "amd64", "os": "linux", "config": inner,
 		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
 	}
 	manifest.Config = l.blob("application/vnd.oci.image.config.v1+json", l.json(config))
 	top := l.blob(manifest.MediaType, l.json(manifest))
 	l.file("index.json", l.json(map[string]any{"schemaVersion": 2, "manifests": []descriptor{top}}))
 	l.file("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))
-	return "oci:" + dir
+	return "oci:" + l.dir
 }
 
 type layout struct {

@@ -44,3 +44,25 @@ func TestNoiseDependsOnItsSeedAlone(t *testing.T) {
 		t.Fatal("noise is not a function of the seed")
 	}
 }
+
+func TestGoFunction(t *testing.T) {
+	img, err := oci.Open(t.Context(), testoci.GoFunction(t, filepath.Join(t.TempDir(), "img")), oci.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	r, err := img.OpenLayer(t.Context(), 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for tr := tar.NewReader(r); ; {
+		h, err := tr.Next()
+		if err != nil {
+			t.Fatalf("no bootstrap: %v", err)
+		}
+		if h.Name == "var/task/bootstrap" && h.Mode == 0o755 && h.Size > 1<<20 {
+			return
+		}
+	}
+}
