@@ -13,6 +13,7 @@ import (
 
 	"thaw/cgroups"
 	"thaw/invokewire"
+	"thaw/network"
 	"thaw/sandbox"
 )
 
@@ -42,7 +43,8 @@ type box struct {
 	conn    net.Conn
 	frames  *invokewire.Frames
 	group   *cgroups.Group
-	share   time.Duration // of each cpuPeriod
+	network *network.Namespace // nil: it has no way out
+	share   time.Duration      // of each cpuPeriod
 
 	mu      sync.Mutex // guards what follows
 	peak    int64      // bytes
@@ -80,7 +82,10 @@ func (w *Worker) newBox(ctx context.Context, s *invokewire.Spec, prepared *slot,
 		return b, err
 	}
 	watch.lap("sandbox")
-	b.group, err = w.groups.Open(i.Cgroup())
+	if b.group, err = w.groups.Open(i.Cgroup()); err == nil && s.Egress {
+		b.network, err = w.o.Network.Attach(ctx, i.ID, b.process.PID)
+		watch.lap("network")
+	}
 	return b, err
 }
 
@@ -150,6 +155,9 @@ func (b *box) close(ctx context.Context) error {
 		_ = b.group.Close()
 	}
 	err := b.slot.host.End(ctx)
+	if b.network != nil {
+		err = errors.Join(err, b.network.Remove())
+	}
 	if b.conn != nil {
 		_ = b.conn.Close()
 	}

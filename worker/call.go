@@ -32,6 +32,7 @@ type call struct {
 	whole   bool   // the function has answered, or was answered for
 	kindOf  string // of the failure that the function told itself
 	failing bool   // what the function says is not heard any more
+	initing bool   // the function is initialised within the call
 	text    []byte
 	billed  int64
 }
@@ -245,6 +246,9 @@ func (i *instance) begin(c *call) (again bool, err error) {
 // invoke, whose time it takes. It reports whether the function is ready.
 func (i *instance) initAgain(c *call) bool {
 	drain(i.inits)
+	i.mu.Lock()
+	c.initing = true
+	i.mu.Unlock()
 	setup := setup(i.spec, &i.box.root.config, i.log.name, i.w.userOf(i.spec.Tenant))
 	if err := i.box.frames.WriteJSON(invokewire.FrameSetup, setup); err != nil {
 		i.box.kill()
@@ -265,7 +269,7 @@ func (i *instance) initAgain(c *call) bool {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.stale = false
+	i.stale, c.initing = c.failing, false
 	return !c.failing
 }
 
@@ -365,7 +369,7 @@ func (i *instance) fail(c *call, f failure) {
 	if f.timeout {
 		took = i.spec.Timeout
 	}
-	whole, grace := c.whole, i.grace()
+	whole, grace, initing := c.whole, i.grace(), c.initing
 	c.failing, c.whole, i.stale = true, true, true
 	i.mu.Unlock()
 	c.timer.Stop()
@@ -375,6 +379,9 @@ func (i *instance) fail(c *call, f failure) {
 		}
 		if !c.tail {
 			c.let()
+		}
+		if initing && f.timeout {
+			i.log.platform(i.lines.initReport(time.Now(), took, phaseInvoke, f.outcome()))
 		}
 		i.settle(c, f, took, grace)
 	})

@@ -196,7 +196,7 @@ func options(dir, state, runtime string) (Options, error) {
 
 // rig is a worker that runs, and what asks it.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	state  string
 	w      *Worker
 	url    string
@@ -204,7 +204,7 @@ type rig struct {
 	stop   func() error // ends the worker; once
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("NOT TESTED: instances are run by root")
@@ -220,7 +220,7 @@ func needRoot(t *testing.T) {
 
 // newRig runs a worker for the time of a test, after which nothing of it may be
 // left.
-func newRig(t *testing.T, change func(*Options)) *rig {
+func newRig(t testing.TB, change func(*Options)) *rig {
 	t.Helper()
 	needRoot(t)
 	state := filepath.Join(t.TempDir(), "state")
@@ -234,7 +234,7 @@ func newRig(t *testing.T, change func(*Options)) *rig {
 	return runRig(t, state, o)
 }
 
-func runRig(t *testing.T, state string, o Options) *rig {
+func runRig(t testing.TB, state string, o Options) *rig {
 	t.Helper()
 	w, err := New(o)
 	if err != nil {

@@ -140,7 +140,8 @@ func (p *payloads) put(b *bytes.Buffer) {
 func (w *Worker) serveInvoke(rw http.ResponseWriter, r *http.Request) {
 	i := w.find(r.PathValue("id"))
 	if i == nil {
-		refuse(rw, http.StatusGone, errGone)
+		err := w.history.failure(r.PathValue("id"))
+		refuse(rw, statusOf(err), err)
 		return
 	}
 	c, ctx, cancel, err := newCall(rw, r)
@@ -246,6 +247,10 @@ func (w *Worker) serveLogs(rw http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		refuse(rw, http.StatusBadRequest, errors.New("since and limit are numbers"))
+		return
+	}
+	if _, err := w.logs.folder(q.account, q.function); err != nil {
+		refuse(rw, http.StatusBadRequest, err)
 		return
 	}
 	if q.follow {

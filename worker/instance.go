@@ -105,7 +105,7 @@ func (i *instance) start(ctx context.Context) {
 	i.w.work.Go(i.read)
 	i.log.platform(i.lines.initStart(time.Now()))
 	began := time.Now()
-	o, failed := i.initialise(ctx, time.NewTimer(initLimit))
+	o, failed := i.initialise(ctx, time.NewTimer(i.w.initLimit))
 	took := time.Since(began)
 	i.record.Stages["init"] = took.Microseconds()
 	if ctx.Err() != nil { // it is to end

@@ -1,3 +1,204 @@
 package worker
 
-func work(dir, runtime string) error { return nil }
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"thaw/host"
+	"thaw/invokewire"
+	"thaw/sandbox"
+)
+
+// work is a worker that says its address and serves until it is killed. Its parts
+// are those of the test that started it.
+func work(state, dir string) error {
+	o, err := options(dir, state, "")
+	if err != nil {
+		return err
+	}
+	w, err := New(o)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: w.Handler(), ReadHeaderTimeout: patience}
+	go func() { _ = server.Serve(l) }()
+	fmt.Println(l.Addr())
+	return w.Run(context.Background())
+}
+
+// A worker that is killed, with instances in all phases, leaves nothing that the
+// next one does not find and end.
+func TestKilledWorker(t *testing.T) {
+	needRoot(t)
+	state := filepath.Join(t.TempDir(), "state")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, asWorker, state, parts)
+	cmd.Stderr, cmd.SysProcAttr = os.Stderr, &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, url: "http://" + strings.TrimSpace(line), client: &http.Client{Transport: &http.Transport{ReadBufferSize: 16 << 10}}}
+	r.until("the worker takes starts", func() bool {
+		return r.do("POST", "/instances", invokewire.Start{ID: "idle", Spec: spec(nil)}).StatusCode == 202
+	})
+	if got := r.invoke("idle", "r1", "1"); got.body != "1" {
+		t.Fatalf("%+v", got)
+	}
+	r.start("busy", "", spec(nil))
+	go func() { // its answer never comes
+		req, err := http.NewRequest("POST", r.url+"/instances/busy/invoke", strings.NewReader(`{"do":{"sleep_ms":60000}}`))
+		if err != nil {
+			return
+		}
+		req.Header.Set(invokewire.HeaderToken, "token")
+		req.Header.Set(invokewire.HeaderRequestID, "r2")
+		if resp, err := r.client.Do(req); err == nil {
+			resp.Body.Close()
+		}
+	}()
+	r.until("one is frozen, one works", func() bool {
+		return frozen() && r.phase("busy") == invokewire.PhaseBusy
+	})
+	r.start("starting", "", spec(nil))
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait() // the signal says it
+	next := newRigOn(t, state)
+	left, err := sandbox.Cgroups("/thaw-" + filepath.Base(filepath.Dir(next.w.o.Host.Filters())))
+	if err != nil || len(left) > 0 {
+		t.Errorf("groups are left: %v, %v", left, err)
+	}
+	all, err := next.w.o.Host.Instances()
+	for _, i := range all {
+		if i.Keeper != os.Getpid() {
+			t.Errorf("left: %+v", i)
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	next.start("idle", "", spec(nil))
+	if got := next.invoke("idle", "r3", "3"); got.body != "3" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// frozen tells whether some group of ours is.
+func frozen() bool {
+	files, _ := filepath.Glob("/sys/fs/cgroup/freezer/thaw-*/freezer.state")
+	more, _ := filepath.Glob("/sys/fs/cgroup/thaw-*/cgroup.freeze")
+	unified, _ := filepath.Glob("/sys/fs/cgroup/unified/thaw-*/cgroup.freeze")
+	for _, name := range append(append(files, more...), unified...) {
+		if text, _ := os.ReadFile(name); strings.HasPrefix(string(text), "FROZEN") || strings.HasPrefix(string(text), "1") {
+			return true
+		}
+	}
+	return false
+}
+
+// phase is an instance's.
+func (r *rig) phase(id string) string {
+	var s invokewire.WorkerState
+	resp := r.do("GET", "/state", nil)
+	defer resp.Body.Close()
+	r.decode(resp, &s)
+	for _, i := range s.Instances {
+		if i.ID == id {
+			return i.Phase
+		}
+	}
+	return ""
+}
+
+// newRigOn is newRig on a state that is there.
+func newRigOn(t *testing.T, state string) *rig {
+	t.Helper()
+	o, err := options(parts, state, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return runRig(t, state, o)
+}
+
+// An instance whose image's agent was killed ends with errors, and the next start
+// mounts the image anew.
+func TestKilledAgent(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(nil))
+	if got := r.invoke("i1", "r1", "1"); got.body != "1" {
+		t.Fatalf("%+v", got)
+	}
+	n, err := r.w.o.Host.Ask(t.Context())
+	if err != nil || len(n.Images) != 1 {
+		t.Fatalf("%+v, %v", n, err)
+	}
+	if err := syscall.Kill(n.Images[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the agent has gone", func() bool {
+		r.w.roots.mu.Lock()
+		defer r.w.roots.mu.Unlock()
+		for _, v := range r.w.roots.all {
+			return v.dead(r.w.o.Host)
+		}
+		return true
+	})
+	if resp := r.do("DELETE", "/instances/i1?force", nil); resp.StatusCode != http.StatusNoContent {
+		t.Error(resp.Status)
+	}
+	r.start("i2", "", spec(nil))
+	if got := r.invoke("i2", "r2", "2"); got.body != "2" || got.kind != invokewire.StartFull {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A killed instance answers its caller in time, is gone, and leaves nothing.
+func TestKilledInstance(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(nil))
+	done := make(chan said, 1)
+	go func() { done <- r.invoke("i1", "r1", `{"do":{"sleep_ms":60000}}`) }()
+	r.until("it works", func() bool { return r.phase("i1") == invokewire.PhaseBusy })
+	if err := syscall.Kill(r.w.find("i1").box.process.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-done; got.failed != "Unhandled" || !strings.Contains(got.body, "signal: killed") || !strings.Contains(got.tail, "REPORT RequestId: r1") {
+		t.Errorf("%+v", got)
+	}
+	r.until("it is gone", func() bool { return r.phase("i1") == "" })
+	if got := r.invoke("i1", "r2", "1"); got.status != http.StatusGone {
+		t.Errorf("%+v", got)
+	}
+	all, err := r.w.o.Host.Instances()
+	for _, i := range all {
+		if i.Kind == host.KindFunction && i.ImageID != "" {
+			t.Errorf("left: %+v, %v", i, err)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"thaw/invokewire"
+	"thaw/text"
 )
 
 // startRecord tells how an instance was started, and how long each part took.
@@ -19,6 +20,8 @@ type startRecord struct {
 	Began    time.Time
 	Stages   stages // µs
 	Error    string `json:",omitempty"`
+
+	failed error
 }
 
 // history keeps the last starts. It is safe for concurrent use.
@@ -55,6 +58,19 @@ func (h *history) byKind() map[string]uint64 {
 	return maps.Clone(h.counts)
 }
 
+// failure says why an instance is not there: what kept it from starting, for an
+// invoke that comes late, or errGone.
+func (h *history) failure(id string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, r := range slices.Backward(h.last) {
+		if r.Instance == id && r.failed != nil {
+			return r.failed
+		}
+	}
+	return errGone
+}
+
 // begin runs an admitted start on a goroutine of its own.
 func (w *Worker) begin(i *instance) {
 	w.work.Go(func() {
@@ -73,7 +89,7 @@ func (w *Worker) begin(i *instance) {
 		}
 		i.start(ctx)
 		if i.failed != nil {
-			i.record.Error = i.failed.Error()
+			i.record.Error, i.record.failed = text.Line(i.failed.Error()), i.failed
 		}
 		w.history.add(i.record)
 		if i.failed == nil {

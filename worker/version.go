@@ -131,7 +131,11 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
 		return err
 	}
 	v.keeper.Image, v.keeper.ImageID = image.Name, image.ID
-	skeleton, err := v.keeper.MakeSkeleton(skeletonEntries(), map[string]string{initPath[1:]: w.program})
+	resolver, err := w.resolver(s.Egress)
+	if err != nil {
+		return err
+	}
+	skeleton, err := v.keeper.MakeSkeleton(skeletonEntries(resolver), map[string]string{initPath[1:]: w.program})
 	if err == nil {
 		err = v.keeper.Save()
 	}
@@ -143,13 +147,28 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
 	return err
 }
 
+// errNoNetwork says that functions cannot have what their configuration says.
+var errNoNetwork = errors.New("the function has a network, and this worker has none for functions")
+
+// resolver is what programs read of whom to ask for names.
+func (w *Worker) resolver(egress bool) (string, error) {
+	if !egress {
+		return "# no network\n", nil
+	}
+	if w.o.Network == nil {
+		return "", errNoNetwork
+	}
+	gateway, err := w.o.Network.Gateway()
+	return fmt.Sprintf("nameserver %s\noptions ndots:0\n", gateway), err
+}
+
 // skeletonEntries is what the platform puts above each image: where the runtime
 // mounts, what programs read of the network, and thaw-init's folder.
-func skeletonEntries() map[string]string {
+func skeletonEntries(resolver string) map[string]string {
 	return map[string]string{
 		"proc/": "", "dev/": "", "sys/": "", "tmp/": "", "etc/": "", ".thaw/": "",
 		"etc/hosts":       "127.0.0.1\tlocalhost sandbox sandbox.localdomain\n",
-		"etc/resolv.conf": "# no network\n",
+		"etc/resolv.conf": resolver,
 	}
 }
 

@@ -31,6 +31,7 @@ import (
 
 	"thaw/cgroups"
 	"thaw/host"
+	"thaw/network"
 	"thaw/sandbox"
 )
 
@@ -62,6 +63,10 @@ type Options struct {
 	// JSON value; nil: nobody is told.
 	Register func(ctx context.Context, key string, value []byte) (Registration, error)
 	TTL      time.Duration // of the lease, renewed each TTL/3; 0 = 10 s
+
+	// Network gives functions with Egress a way out; nil: they are not started. The
+	// caller closes it once Run has returned.
+	Network *network.Network
 
 	MaxStarts int           // that run at once; 0 = 2 × cores
 	Queue     int           // starts that wait; 0 = 1000
@@ -102,6 +107,7 @@ type Worker struct {
 	payloads   payloads
 	followers  atomic.Int64
 	started    time.Time
+	initLimit  time.Duration
 	life       context.Context // ends when nothing is to be left
 	work       sync.WaitGroup  // all goroutines
 
@@ -118,7 +124,7 @@ func New(o Options) (*Worker, error) {
 	}
 	o = o.withDefaults()
 	w := &Worker{
-		o: o, log: o.Logger, started: time.Now(), life: context.Background(), instances: map[string]*instance{}, users: map[string]uint32{},
+		o: o, log: o.Logger, started: time.Now(), initLimit: initLimit, life: context.Background(), instances: map[string]*instance{}, users: map[string]uint32{},
 		logs: newLogStore(filepath.Join(o.State, "logs"), o.Logs, o.Logger), history: &history{counts: map[string]uint64{}},
 		slots: newSlots(o.Host, o.Slots),
 	}
