@@ -168,12 +168,3 @@ func MountExt4(device, dir string, readOnly bool) error {
 	}
 	return nil
 }
-
-// MountScratch mounts the ext4 file system of a block device on dir, to be written by anybody and kept by nobody: what is written need
-// not last. Tables of inodes that were never written are not written in the background.
-func MountScratch(device, dir string) error {
-	if err := unix.Mount(device, dir, "ext4", hardened|unix.MS_NOATIME, "noinit_itable,nobarrier,errors=remount-ro"); err != nil {
-		return fmt.Errorf("mount: ext4 of %s on %s: %w", device, dir, err)
-	}
-	return nil
-}

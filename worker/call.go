@@ -419,11 +419,9 @@ func (i *instance) finish(c *call, o outcome, took time.Duration) {
 	i.used.Store(r.peak)
 	tail := i.log.end(i.lines.end(now, &r), i.lines.report(now, &r))
 	c.text, c.billed = tail, r.billed() // read once answered is closed
-	if c.tail {
-		c.let()
-	}
 	i.mu.Lock()
-	defer i.mu.Unlock()
 	i.rest()
 	i.invoked(c)
+	i.mu.Unlock()
+	c.let()
 }

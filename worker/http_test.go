@@ -169,7 +169,7 @@ func TestHangUp(t *testing.T) {
 func TestStreaming(t *testing.T) {
 	r := newRig(t, nil)
 	r.start("i", "", spec(func(s *invokewire.Spec) { s.Memory = 1769 }))
-	req, err := http.NewRequest("POST", r.url+"/instances/i/invoke", strings.NewReader(`{"do":{"stream":{"pieces":3,"bytes":10,"every_ms":300}}}`))
+	req, err := http.NewRequest("POST", r.url+"/instances/i/invoke", strings.NewReader(`{"do":{"stream":{"pieces":2,"bytes":10,"every_ms":1500}}}`))
 	if err != nil {
 		t.Fatal(err)
 	}

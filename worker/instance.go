@@ -99,6 +99,9 @@ func (i *instance) state() invokewire.InstanceState {
 func (i *instance) start(ctx context.Context) {
 	defer close(i.ready)
 	if i.failed = i.open(ctx); i.failed != nil {
+		if ctx.Err() != nil {
+			i.failed = context.Cause(ctx)
+		}
 		close(i.over)
 		return
 	}

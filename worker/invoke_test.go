@@ -28,6 +28,7 @@ type told struct {
 	Forked    string
 	Env       map[string]string
 	Files     map[string]string
+	Get       map[string]string
 	RemainMS  int64 `json:"remain_ms"`
 }
 

@@ -96,7 +96,7 @@ func (w *Worker) begin(i *instance) {
 			w.log.Info("started", "instance", i.id, "function", i.spec.Function, "version", i.spec.Version, "start", i.kind, "stages", i.record.Stages)
 			return
 		}
-		if !errors.Is(i.failed, errGone) {
+		if ctx.Err() == nil {
 			w.log.Error("an instance cannot be started", "instance", i.id, "function", i.spec.Function, "cause", i.failed)
 		}
 		_ = w.end(w.life, i, true)

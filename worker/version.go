@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,8 +39,9 @@ type root struct {
 type roots struct {
 	w *Worker
 
-	mu  sync.Mutex // guards all, and users and idle of each
+	mu  sync.Mutex // guards what follows, and users and idle of each
 	all map[string]*root
+	old []*root // whose agent has ended
 }
 
 // rootKey tells which function versions can share a root.
@@ -55,6 +57,7 @@ func (r *roots) use(ctx context.Context, s *invokewire.Spec) (v *root, fresh boo
 	v = r.all[key]
 	if v != nil && v.dead(r.w.o.Host) {
 		delete(r.all, key) // those who use it see errors, and end
+		r.old = append(r.old, v)
 		v = nil
 	}
 	if fresh = v == nil; fresh {
@@ -181,7 +184,7 @@ func (r *roots) release(v *root) {
 	}
 }
 
-// drop takes down the roots that match and that nobody uses.
+// drop takes down the roots that match and that nobody uses, and old ones.
 func (r *roots) drop(ctx context.Context, match func(*root) bool) error {
 	var gone []*root
 	r.mu.Lock()
@@ -191,6 +194,12 @@ func (r *roots) drop(ctx context.Context, match func(*root) bool) error {
 			gone = append(gone, v)
 		}
 	}
+	r.old = slices.DeleteFunc(r.old, func(v *root) bool {
+		if v.users == 0 {
+			gone = append(gone, v)
+		}
+		return v.users == 0
+	})
 	r.mu.Unlock()
 	var err error
 	for _, v := range gone {
