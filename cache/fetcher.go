@@ -93,10 +93,11 @@ type Fetcher struct {
 	prefetches *semaphore.Weighted // bytes
 	queue      *queue              // for the last tier
 
-	times times
-	now   gauges
-	mu    sync.Mutex // guards stats
-	stats Stats
+	refused, ended seldom // connections
+	times          times
+	now            gauges
+	mu             sync.Mutex // guards stats
+	stats          Stats
 }
 
 // wanted tells pieces of work apart: what one root lacks another may have.

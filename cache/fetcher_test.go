@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -267,6 +268,46 @@ func TestPeers(t *testing.T) {
 	f := NewFetcher(FetcherOptions{Peers: []uint32{0}})
 	if conn, _ := net.Pipe(); f.checkPeer(conn) == nil {
 		t.Error("a connection that tells no user was taken")
+	}
+}
+
+// TestPeersAreToldOfSeldom: any user may connect, as often as it likes, and what
+// is told of that goes to a log that nobody cuts.
+func TestPeersAreToldOfSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []string
+		var s seldom
+		for range 1000 {
+			s.warn(func(err error) { told = append(told, err.Error()) }, errProtocol)
+		}
+		time.Sleep(warnEvery)
+		s.warn(func(err error) { told = append(told, err.Error()) }, errProtocol)
+		if len(told) != 2 || told[0] != "protocol error" || told[1] != "protocol error (and 999 others before)" {
+			t.Errorf("told %q", told)
+		}
+	})
+	var refused, ended atomic.Int32
+	for _, uid := range []int{os.Getuid(), os.Getuid() + 1} {
+		f := serve(t, FetcherOptions{Folder: newFolder(t, 1<<20), Peers: []uint32{uint32(uid)}, Warn: func(err error) {
+			if strings.Contains(err.Error(), "may not connect") {
+				refused.Add(1)
+			} else {
+				ended.Add(1)
+			}
+		}})
+		for range 50 {
+			conn, err := net.Dial("unix", f.socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = conn.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+			_, _ = io.Copy(io.Discard, conn) // until it is closed
+			_ = conn.Close()
+		}
+		f.stop()
+	}
+	if refused.Load() != 1 || ended.Load() != 1 {
+		t.Errorf("told of %d that were refused, and of %d that spoke garbage, want one each", refused.Load(), ended.Load())
 	}
 }
 

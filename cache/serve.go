@@ -19,7 +19,36 @@ const (
 	// writeWithin bounds the sending of one frame: a peer that does not read
 	// would keep its chunk's bytes from others.
 	writeWithin = 30 * time.Second
+	// warnEvery is how often somebody is told what peers do wrong: any user of
+	// the machine may connect, and what is told is kept in a log.
+	warnEvery = time.Minute
 )
+
+// seldom warns of one kind of thing, at most once in warnEvery.
+type seldom struct {
+	mu     sync.Mutex // guards what follows
+	last   time.Time
+	untold int
+}
+
+func (s *seldom) warn(tell func(error), err error) {
+	s.mu.Lock()
+	untold, now := s.untold, time.Now()
+	quiet := !s.last.IsZero() && now.Sub(s.last) < warnEvery
+	if quiet {
+		s.untold++
+	} else {
+		s.last, s.untold = now, 0
+	}
+	s.mu.Unlock()
+	switch {
+	case quiet:
+	case untold > 0:
+		tell(fmt.Errorf("%w (and %d others before)", err, untold))
+	default:
+		tell(err)
+	}
+}
 
 // peer is one agent's connection.
 type peer struct {
@@ -62,7 +91,7 @@ func (f *Fetcher) serveConn(ctx context.Context, conn net.Conn) {
 	defer stop()
 	defer conn.Close()
 	if err := f.checkPeer(conn); err != nil {
-		f.o.Warn(fmt.Errorf("cache: connection refused: %w", err))
+		f.refused.warn(f.o.Warn, fmt.Errorf("cache: connection refused: %w", err))
 		return
 	}
 	f.now.connections.Add(1)
@@ -73,7 +102,7 @@ func (f *Fetcher) serveConn(ctx context.Context, conn net.Conn) {
 		p.send(header{status: statusInternal}, []byte(oneLine(err.Error())))
 	}
 	if err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
-		f.o.Warn(fmt.Errorf("cache: connection ended: %w", err))
+		f.ended.warn(f.o.Warn, fmt.Errorf("cache: connection ended: %w", err))
 	}
 }
 
