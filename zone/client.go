@@ -63,7 +63,8 @@ type Options struct {
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Warn, if set, is told what is wrong with the list of members, once each
-	// time, and once that no node has answered the first Get. It may be called by another goroutine.
+	// time, that no node has answered the first Get, and each time that none has
+	// answered for half a minute. It may be called by another goroutine.
 	Warn func(error)
 }
 
@@ -87,6 +88,7 @@ type Client struct {
 	counts    counts
 	view      atomic.Pointer[view] // nil: no members yet
 	answered  atomic.Bool          // a node has, with a stripe or without
+	failing   atomic.Int64         // since when Gets have failed and no node has answered, in ns since 1970; 0: not so
 	unheard   atomic.Pointer[string]
 
 	base   context.Context // ends with Close
@@ -161,12 +163,14 @@ func NewClient(o Options) (*Client, error) {
 	if err == nil {
 		err = c.use(m)
 	}
+	warned := ""
 	if err != nil {
+		warned = err.Error()
 		o.Warn(err)
 	}
 	c.work.Go(c.repairLoop)
 	if s.every > 0 {
-		c.work.Go(func() { c.watch(m) })
+		c.work.Go(func() { c.watch(m, warned) })
 	}
 	return c, nil
 }
@@ -262,11 +266,11 @@ func (c *Client) use(m *Members) error {
 	return nil
 }
 
-// watch reads the list again and again until Close. last is the one in use.
-func (c *Client) watch(last *Members) {
+// watch reads the list again and again until Close. last is the one in use, and
+// warned what has been told of it.
+func (c *Client) watch(last *Members, warned string) {
 	tick := time.NewTicker(c.source.every)
 	defer tick.Stop()
-	warned := ""
 	for {
 		select {
 		case <-c.base.Done():
@@ -275,9 +279,7 @@ func (c *Client) watch(last *Members) {
 		}
 		m, err := c.source.read(c.base)
 		if err == nil {
-			if m != last {
-				warned = ""
-			}
+			warned = "" // it is to be told if it fails again
 			if m == last || last != nil && m.same(last) {
 				continue
 			}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -236,6 +237,64 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestMembersChangeUnderReads: whatever lists come, no read gives wrong bytes,
+// hangs or fails in a way that does not lead to the origin, and the table of the
+// first list may be wanted by many at once.
+func TestMembersChangeUnderReads(t *testing.T) {
+	noLeaks(t)
+	z := newZone(t, 7, Options{K: 2, N: 3, Repairs: 1000, Warn: func(error) {}})
+	addrs := sorted(z.nodes)
+	var chunks []chunk.Sealed
+	for i := range byte(20) {
+		chunks = append(chunks, chunktest.Sample(i, 1000+int(i)))
+	}
+	var ended atomic.Bool
+	var given atomic.Int64
+	var wg sync.WaitGroup
+	for worker := range 4 {
+		wg.Go(func() {
+			for i := worker; !ended.Load(); i++ {
+				s := chunks[i%len(chunks)]
+				got, err := z.Get(t.Context(), s.Name)
+				switch {
+				case err == nil && bytes.Equal(got, s.Data):
+					given.Add(1)
+				case err == nil || !errors.Is(err, chunk.ErrNotFound) && !strings.Contains(err.Error(), "no member for it"):
+					t.Errorf("%d bytes, %v", len(got), err)
+				case i%2 == 0:
+					z.Fill(s.Name, s.Data)
+				default:
+					_ = z.Put(t.Context(), s.Name, s.Data)
+				}
+			}
+		})
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for version := range 12 {
+		list := fmt.Sprintf("version %d\n", version+1)
+		for i, at := range random.Perm(len(addrs))[:random.IntN(len(addrs)+1)] {
+			list += fmt.Sprintf("%s weight=%d rack=r%d name=n%d\n", addrs[at], 1+random.IntN(1000), random.IntN(3), (i+version)%9)
+		}
+		m, err := parseFile([]byte(list))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = z.use(m)
+		z.Stats()
+	}
+	m, err := parseList(strings.Join(addrs, ","))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := z.use(m); err != nil {
+		t.Error(err)
+	}
+	before := given.Load()
+	until(t, "chunks are given again", func() bool { return given.Load() > before+20 })
+	ended.Store(true)
+	wg.Wait()
+}
+
 // TestCallerLeaves: a Get ends with its context, not with the deadline.
 func TestCallerLeaves(t *testing.T) {
 	z := newZone(t, 5, Options{Deadline: time.Hour})
@@ -289,6 +348,65 @@ func TestUnheard(t *testing.T) {
 	_, _ = z.Get(t.Context(), absent)
 	if u := z.Stats().Unheard; u != "" {
 		t.Errorf("one has answered: %q", u)
+	}
+	z.failing.Store(time.Now().Add(-silentFor).UnixNano())
+	for range 3 {
+		_, _ = z.Get(t.Context(), absent)
+	}
+	if u := z.Stats().Unheard; !strings.HasSuffix(u, "nobody is there") || len(warned) != 2 {
+		t.Errorf("all have died: %q, %d warnings", u, len(warned))
+	}
+	up.Store(true)
+	_, _ = z.Get(t.Context(), absent)
+	if u, since := z.Stats().Unheard, z.failing.Load(); u != "" || since != 0 {
+		t.Errorf("one answers again: %q, failing since %d", u, since)
+	}
+}
+
+// TestNotANode: what is at the address is another kind of server. It gives no
+// chunk and nothing else, takes no longer than the deadline, nobody goes where
+// it sends them, and it is told.
+func TestNotANode(t *testing.T) {
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
+	defer elsewhere.Close()
+	forEver := func(status int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			for page := make([]byte, 64<<10); ; {
+				if _, err := w.Write(page); err != nil {
+					return
+				}
+			}
+		}
+	}
+	for name, handler := range map[string]http.Handler{
+		"no such page": http.NotFoundHandler(), "redirect": http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect),
+		"a page for everything": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>welcome</html>") }),
+		"a stripe's length": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("ETag", `"01234567"`)
+			_, _ = w.Write(make([]byte, HeaderSize+1000))
+		}),
+		"for ever": forEver(http.StatusOK), "not for ever": forEver(http.StatusNotFound),
+		"no page, in parts": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404); w.(http.Flusher).Flush() }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := httptest.NewServer(handler)
+			defer s.Close()
+			warned := make(chan error, 10)
+			c, err := NewClient(Options{Zone: s.Listener.Addr().String(), Worker: "w", Warn: func(err error) { warned <- err }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			for range 2 {
+				if data, err := c.Get(t.Context(), chunktest.Sample(2, 1000).Name); err == nil || data != nil || errors.Is(err, chunk.ErrNotFound) {
+					t.Errorf("%d bytes, %v", len(data), err)
+				}
+			}
+			if u := c.Stats().Unheard; !strings.Contains(u, s.Listener.Addr().String()) || len(warned) != 1 {
+				t.Errorf("%q, %d warnings", u, len(warned))
+			}
+		})
 	}
 }
 

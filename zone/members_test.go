@@ -3,12 +3,15 @@ package zone
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -193,4 +196,79 @@ func TestDNS(t *testing.T) {
 	if m, err := read("dns:zone.test.:7000"); err == nil {
 		t.Errorf("no address: %v", m.list)
 	}
+}
+
+// TestSourcesFailAlike: what fails in one way again and again is one warning.
+func TestSourcesFailAlike(t *testing.T) {
+	nobody := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "udp", "127.0.0.1:1") // each time from another port
+	}}
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "list"), "a:1\n", 0)
+	write(t, filepath.Join(dir, "long"), strings.Repeat("#\n", maxListSize), 0)
+	for from, to := range map[string]string{"link": "list", "loop": "loop", "dangling": "none"} {
+		if err := os.Symlink(to, filepath.Join(dir, from)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for zone, says := range map[string]string{
+		"dns:zone.test.:7000": "connection refused", "dns:zone.test.": "connection refused",
+		"file:" + dir: "is not a file", "file:" + pipe: "is not a file", "file:/dev/zero": "is not a file",
+		"file:" + dir + "/loop": "too many", "file:" + dir + "/dangling": "no such file", "file:" + dir + "/long": "longer than",
+		"file:" + dir + "/link": "",
+	} {
+		s, err := newSource(zone, nobody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, first := s.read(t.Context())
+		_, again := s.read(t.Context())
+		if (first == nil) != (says == "") || first != nil && (again == nil || first.Error() != again.Error() || !strings.Contains(first.Error(), says)) {
+			t.Errorf("%s: %v, then %v, want %q", zone, first, again, says)
+		}
+	}
+	if _, err := readBounded(pipe); err == nil { // it was a file when it was looked at
+		t.Error("a pipe was read")
+	}
+}
+
+// TestWatchTellsOnce: what is wrong with the list is told when it begins, and
+// again only after it has been well.
+func TestWatchTellsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []string
+		var failing atomic.Value
+		failing.Store("")
+		m, err := parseList("a:1,b:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &Client{
+			o: Options{Warn: func(err error) { told = append(told, err.Error()) }},
+			source: &source{time.Second, true, func(context.Context) (*Members, error) {
+				if says := failing.Load().(string); says != "" {
+					return nil, errors.New(says)
+				}
+				return m, nil
+			}},
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		c.base = ctx
+		done := make(chan struct{})
+		go func() { c.watch(m, "first"); close(done) }()
+		for _, failure := range []string{"first", "", "first", "second", "second", "", "second"} {
+			failing.Store(failure)
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+		}
+		cancel()
+		<-done
+		if strings.Join(told, " ") != "first second second" {
+			t.Errorf("told %q", told)
+		}
+	})
 }

@@ -85,8 +85,15 @@ func (c *Client) ask(ctx context.Context, to *node, q question, won <-chan struc
 	defer res.Body.Close()
 	switch res.StatusCode {
 	case http.StatusOK:
-		c.read(&a, res, q.id)
+		if c.read(&a, res, q.id); a.err != nil {
+			a.err = fmt.Errorf("%s: %w", to.addr, a.err)
+		}
 	case http.StatusNotFound:
+		if res.ContentLength != 0 { // a node's has no body, other servers' have a page
+			a.err = fmt.Errorf("%s: answered 404 with a page: is it a node of a zone?", to.addr)
+			drain(res)
+			return a
+		}
 		a.what = missing
 		if l, err := ParseLease(res.Header.Get(LeaseHeader)); err == nil {
 			a.lease = &l

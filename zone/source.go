@@ -1,14 +1,17 @@
 package zone
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -93,15 +96,22 @@ func (f *fileList) read(context.Context) (*Members, error) {
 	return m, nil
 }
 
-// readBounded reads one byte more than a list may have, at most.
+// readBounded reads one byte more than a list may have, at most. A pipe may
+// have come in the file's place, and would be waited for.
 func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, cmp.Or(err, errors.New(path+" is not a file"))
+	}
 	return io.ReadAll(io.LimitReader(f, maxListSize+1))
 }
+
+// ownPort is the end of a connection that is another each time.
+var ownPort = regexp.MustCompile(`\S+->`)
 
 // dnsList resolves a name.
 type dnsList struct {
@@ -130,7 +140,7 @@ func (d *dnsList) read(ctx context.Context) (*Members, error) {
 	if d.port == "" {
 		_, records, err := d.resolver.LookupSRV(ctx, "", "", d.name)
 		if err != nil {
-			return nil, fmt.Errorf("zone: members of %s: %w", d.name, err)
+			return nil, d.failed(err)
 		}
 		for _, r := range records {
 			if err := add(r.Target, fmt.Sprint(r.Port), int(r.Weight)); err != nil {
@@ -141,7 +151,7 @@ func (d *dnsList) read(ctx context.Context) (*Members, error) {
 	}
 	addrs, err := d.resolver.LookupNetIP(ctx, "ip", d.name)
 	if err != nil {
-		return nil, fmt.Errorf("zone: members of %s: %w", d.name, err)
+		return nil, d.failed(err)
 	}
 	for _, a := range addrs {
 		if err := add(a.String(), d.port, 1); err != nil {
@@ -149,4 +159,15 @@ func (d *dnsList) read(ctx context.Context) (*Members, error) {
 		}
 	}
 	return newMembers(0, list)
+}
+
+// failed is the error of a question, the same each time that it fails alike: who
+// is told of changes is not to be told of each.
+func (d *dnsList) failed(err error) error {
+	if e := (*net.DNSError)(nil); errors.As(err, &e) {
+		alike := *e
+		alike.Err = ownPort.ReplaceAllString(e.Err, "")
+		err = &alike
+	}
+	return fmt.Errorf("zone: members of %s: %w", d.name, err)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"thaw/latency"
 )
@@ -47,8 +48,8 @@ type Stats struct {
 	Rebuild latency.Snapshot `json:"rebuild"`
 	Hash    latency.Snapshot `json:"hash"`
 
-	// Unheard says, as long as no node has ever answered, why the last chunk that
-	// was asked for did not come; "" else.
+	// Unheard says, as long as no node has ever answered, or none for half a
+	// minute, why the last chunk that was asked for did not come; "" else.
 	Unheard string `json:"unheard,omitempty"`
 
 	Nodes []NodeStats `json:"nodes"` // members of now, by address
@@ -91,7 +92,7 @@ func (c *Client) Stats() Stats {
 		Repaired: n.repaired.Load(), RepairsFailed: n.repairsFailed.Load(), RepairsLeft: n.repairsLeft.Load(),
 		Network: n.network.Snapshot(), FirstK: n.firstK.Snapshot(), Rebuild: n.rebuildTime.Snapshot(), Hash: n.hashingTime.Snapshot(),
 	}
-	if cause := c.unheard.Load(); cause != nil && !c.answered.Load() {
+	if cause := c.unheard.Load(); cause != nil {
 		s.Unheard = *cause
 	}
 	v := c.view.Load()
@@ -111,19 +112,45 @@ func (c *Client) Stats() Stats {
 
 var errUnheard = errors.New("zone: no node has answered")
 
-// silence remembers why a chunk did not come, if no node has ever answered: the
-// origin gives it, and nobody would see that the zone is of no use. It is a
-// warning the first time.
+// silentFor is how long no node answers before that is told, if some did before:
+// longer than machines are busy, or than a zone that is started again takes.
+const silentFor = 30 * time.Second
+
+// silence remembers why a chunk did not come, if no node has ever answered, or
+// none for silentFor: the origin gives it, and nobody would see that the zone is
+// of no use. It is a warning the first time, and again once one has answered.
 func (c *Client) silence(err error) {
-	if c.answered.Load() || errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) {
 		return
+	}
+	now := time.Now()
+	c.failing.CompareAndSwap(0, now.UnixNano())
+	told := errUnheard
+	if c.answered.Load() {
+		if since := c.failing.Load(); since == 0 || now.Sub(time.Unix(0, since)) < silentFor {
+			return
+		}
+		told = fmt.Errorf("%w for %v", errUnheard, silentFor)
 	}
 	if cause := errors.Unwrap(err); cause != nil { // without the chunk's name
 		err = cause
 	}
 	text := strings.ToValidUTF8(err.Error(), "?")
 	if text = text[:min(len(text), maxCause)]; c.unheard.Swap(&text) == nil {
-		c.o.Warn(fmt.Errorf("%w: %s", errUnheard, text))
+		c.o.Warn(fmt.Errorf("%w: %s", told, text))
+	}
+}
+
+// hears notes that a node has answered as nodes do.
+func (c *Client) hears() {
+	if !c.answered.Load() {
+		c.answered.Store(true)
+	}
+	if c.failing.Load() != 0 {
+		c.failing.Store(0)
+	}
+	if c.unheard.Load() != nil {
+		c.unheard.Store(nil)
 	}
 }
 
@@ -138,8 +165,8 @@ func (c *Client) note(from *node, a answer, late bool) {
 	if a.what == bad {
 		c.counts.bad.Add(1)
 	}
-	if a.what != failed && !c.answered.Load() {
-		c.answered.Store(true)
+	if a.what == good || a.what == missing {
+		c.hears()
 	}
 	if from == nil {
 		return

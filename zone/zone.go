@@ -26,7 +26,7 @@
 // 64 hex digits, "/", k, "-", n, "-", index in decimal:
 //
 //	GET, HEAD /stripes/ID[?wait=MS]  200, ETag: "8 hex digits of the CRC", the stripe
-//	                                 404, Thaw-Lease: granted MS | held MS
+//	                                 404 without a body, Thaw-Lease: granted MS | held MS
 //	PUT /stripes/ID                  201 stored, 200 had the same, 412 had another; with
 //	                                 If-Match: "CRC" replaces only the copy of that CRC
 //	POST /stripes/have               4096 × 35 bytes at most: name, k, n, index
