@@ -100,7 +100,7 @@ func (r *region) down() {
 func TestPlatform(t *testing.T) {
 	r := newRegion(t)
 	layout := sampleLayout(t)
-	r.must("deploy", "hello", "oci:"+layout, "--command", "/function", "--memory", "256", "-e", "GREETING=hi")
+	r.must("deploy", "hello", layout, "--command", "/function", "--memory", "256", "-e", "GREETING=hi")
 	var cold, warm struct {
 		Status int
 		Answer json.RawMessage
@@ -166,7 +166,7 @@ func TestPlatformAWSCLI(t *testing.T) {
 	if err := errors.Join(os.WriteFile(payload, []byte(`{"a":1}`), 0o600), os.WriteFile(bad, []byte("{"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	r.mustAWS("lambda", "create-function", "--function-name", "f", "--package-type", "Image", "--code", "ImageUri=oci:"+layout,
+	r.mustAWS("lambda", "create-function", "--function-name", "f", "--package-type", "Image", "--code", "ImageUri="+layout,
 		"--role", "arn:aws:iam::000000000000:role/any", "--image-config", `{"EntryPoint":["/function"]}`, "--timeout", "5")
 	r.mustAWS("lambda", "wait", "function-active-v2", "--function-name", "f")
 	invoke := func(more ...string) string {
