@@ -53,11 +53,30 @@ type fleetFlags struct {
 }
 
 type clusterCmd struct {
-	Serve clusterServeCmd `cmd:"" default:"withargs" help:"Run the server of records, leases and queues. This is what thaw cluster does without a word behind it."`
+	Serve   clusterServeCmd   `cmd:"" default:"withargs" help:"Run the server of records, leases and queues. This is what thaw cluster does without a word behind it."`
+	Backup  clusterBackupCmd  `cmd:"" help:"Write all records and queued events to a file."`
+	Restore clusterRestoreCmd `cmd:"" help:"Make a server's folder of a backup."`
 }
 
 type clusterServeCmd struct {
 	Listen string `help:"Address to listen on; port 0 picks one. The first line of output is the URL." default:"127.0.0.1:0" placeholder:"HOST:PORT"`
+}
+
+type clusterBackupCmd struct {
+	File    string `arg:"" help:"File to write, which must not exist; - for standard output."`
+	Cluster string `help:"URL of the records' server (what runs with this --state)." env:"THAW_CLUSTER" placeholder:"URL"`
+}
+
+type clusterRestoreCmd struct {
+	File string `arg:"" help:"File of a backup; - for standard input."`
+}
+
+// Help teaches by example.
+func (clusterCmd) Help() string {
+	return `Functions, keys and queued events are here; images are in the origin.
+
+  thaw cluster backup monday.thaw              while all goes on
+  thaw --state /new cluster restore monday.thaw`
 }
 
 type builderCmd struct {

@@ -58,3 +58,9 @@ func (*managerCmd) Run() error { return errOtherBuild }
 
 // Run is in the other build.
 func (*workerCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*clusterBackupCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*clusterRestoreCmd) Run() error { return errOtherBuild }

@@ -66,11 +66,7 @@ func newRegion(t *testing.T, more ...string) *region {
 	t.Helper()
 	m := newMachine(t)
 	r := &region{machine: m, up: m.start(append([]string{"up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB"}, more...)...)}
-	for line := ""; !strings.Contains(line, "aws lambda invoke"); {
-		if line = r.up.line(); strings.Contains(line, "(EOF)") {
-			t.Fatalf("up has ended: %+v", r.up.wait())
-		}
-	}
+	r.ready(t)
 	var vars map[string]string
 	if err := json.Unmarshal([]byte(m.must("env", "--json")), &vars); err != nil {
 		t.Fatal(err)
@@ -82,6 +78,16 @@ func newRegion(t *testing.T, more ...string) *region {
 	}
 	t.Cleanup(r.down)
 	return r
+}
+
+// ready waits until all is up.
+func (r *region) ready(t *testing.T) {
+	t.Helper()
+	for line := ""; !strings.Contains(line, "aws lambda invoke"); {
+		if line = r.up.line(); strings.Contains(line, "(EOF)") {
+			t.Fatalf("up has ended: %+v", r.up.wait())
+		}
+	}
 }
 
 // down ends the platform, which has to go well.
@@ -212,4 +218,44 @@ func TestPlatformAWSCLI(t *testing.T) {
 		t.Errorf("with a wrong secret: %v", err)
 	}
 	r.mustAWS("lambda", "delete-function", "--function-name", "f")
+}
+
+// What was there is there again: after an end and a start, and from a backup in
+// another state folder that has the same images.
+func TestPlatformRestart(t *testing.T) {
+	r := newRegion(t)
+	r.must("deploy", "hello", sampleLayout(t), "--command", "/function", "--publish")
+	key := r.must("keys", "create", "--json")
+	backup := filepath.Join(t.TempDir(), "backup")
+	r.must("cluster", "backup", backup)
+	r.down()
+	again := &region{machine: r.machine, up: r.start("up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB")}
+	again.ready(t)
+	if out := again.must("invoke", "hello:1", `{"a":1}`); out != "{\"a\":1}\n" {
+		t.Errorf("after a restart: %q", out)
+	}
+	again.down()
+	if err := os.RemoveAll(filepath.Join(r.state, "fleet", "cluster")); err != nil {
+		t.Fatal(err)
+	}
+	r.must("cluster", "restore", backup)
+	if e := r.thaw("cluster", "restore", backup); e.code != 1 {
+		t.Errorf("restoring over what is there: %+v", e)
+	}
+	third := &region{machine: r.machine, up: r.start("up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB")}
+	third.ready(t)
+	if out := third.must("invoke", "hello", `{"a":2}`); out != "{\"a\":2}\n" {
+		t.Errorf("from a backup: %q", out)
+	}
+	var pair struct{ ID string }
+	if err := json.Unmarshal([]byte(key), &pair); err != nil || !strings.Contains(third.must("keys", "list"), pair.ID) {
+		t.Errorf("the key %s is gone: %v", pair.ID, err)
+	}
+	if e := r.thaw("up"); e.code != 1 || !strings.Contains(e.stderr, "runs already") {
+		t.Errorf("a second platform: %+v", e)
+	}
+	third.down()
+	if e := r.thaw("invoke", "hello"); e.code != 1 || !strings.Contains(e.stderr, "no platform runs") {
+		t.Errorf("without a platform: %+v", e)
+	}
 }

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
+	"github.com/aws/smithy-go"
+	"golang.org/x/sync/errgroup"
+)
+
+// killsEach is how many moments each kind of process is killed at, unless
+// THAW_KILLS says more, as make soak does.
+const killsEach = 2
+
+// client gives the SDK's client, which tries nothing twice.
+func (r *region) client(vars map[string]string) *lambda.Client {
+	return lambda.New(lambda.Options{
+		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(r.endpoint), Retryer: aws.NopRetryer{},
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: vars["AWS_ACCESS_KEY_ID"], SecretAccessKey: vars["AWS_SECRET_ACCESS_KEY"]}, nil
+		}),
+	})
+}
+
+// children are the processes that a process has started, by the verb that they
+// run.
+func children(pid int) map[string]int {
+	all := map[string]int{}
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is right
+	for _, path := range tasks {
+		list, _ := os.ReadFile(path) // it may have ended
+		for _, word := range strings.Fields(string(list)) {
+			line, _ := os.ReadFile("/proc/" + word + "/cmdline")
+			for _, arg := range bytes.Split(line, []byte{0}) {
+				if verb := string(arg); slices.Contains(platformRoles, verb) {
+					all[verb], _ = strconv.Atoi(word)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// platformRoles are what thaw up runs.
+var platformRoles = []string{"cluster", "builder", "manager", "worker", "frontend"}
+
+// Whatever is killed while a function is invoked again and again: each invoke
+// ends in time, with an answer or with an error of Lambda's shape; soon all is
+// well again; every event that was accepted is tried; and nothing is left.
+func TestPlatformKill(t *testing.T) {
+	r := newRegion(t)
+	var vars map[string]string
+	if err := json.Unmarshal([]byte(r.must("env", "--json")), &vars); err != nil {
+		t.Fatal(err)
+	}
+	c := r.client(vars)
+	r.must("deploy", "f", sampleLayout(t), "--command", "/function", "--timeout", "10")
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	draw := rand.New(rand.NewPCG(seed, 0))
+	var good, bad atomic.Int64
+	var accepted []string // what the function is to say of each event
+	stop := make(chan struct{})
+	var load errgroup.Group
+	for range 3 {
+		load.Go(func() error {
+			for {
+				select {
+				case <-stop:
+					return nil
+				default:
+				}
+				began := time.Now()
+				out, err := c.Invoke(t.Context(), &lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte(`{"n":1}`)})
+				switch api := smithy.APIError(nil); {
+				case err == nil && (out.FunctionError != nil || string(out.Payload) == `{"n":1}`):
+					good.Add(1)
+				case err == nil:
+					return fmt.Errorf("a wrong answer: %q", out.Payload)
+				case errors.As(err, &api) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || strings.Contains(err.Error(), "EOF"):
+					bad.Add(1) // what Lambda says, or nobody is there to say it
+				default:
+					return err
+				}
+				if took := time.Since(began); took > time.Minute {
+					return fmt.Errorf("an invoke took %v", took)
+				}
+			}
+		})
+	}
+	load.Go(func() error {
+		pace := time.NewTicker(50 * time.Millisecond)
+		defer pace.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return nil
+			case <-pace.C:
+			}
+			_, err := c.Invoke(t.Context(), &lambda.InvokeInput{FunctionName: aws.String("f"), InvocationType: types.InvocationTypeEvent, Payload: fmt.Appendf(nil, `{"do":{"log_text":"event %d."}}`, n)})
+			if err == nil {
+				accepted = append(accepted, fmt.Sprintf("event %d.", n))
+			}
+		}
+	})
+	kills := killsEach
+	if text := os.Getenv("THAW_KILLS"); text != "" {
+		var err error
+		if kills, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range kills {
+		for _, name := range platformRoles {
+			pid := children(r.up.cmd.Process.Pid)[name]
+			if pid == 0 {
+				t.Errorf("%s does not run", name)
+				continue
+			}
+			r.until(t, name+" answers before it is killed", func() bool { return r.works(c) })
+			timer := time.NewTimer(time.Duration(draw.IntN(300)) * time.Millisecond)
+			<-timer.C
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			r.until(t, name+" is there again", func() bool { p := children(r.up.cmd.Process.Pid)[name]; return p != 0 && p != pid })
+			r.until(t, "invokes work after "+name+" was killed", func() bool { return r.works(c) })
+		}
+	}
+	close(stop)
+	if err := load.Wait(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d invokes were answered, %d refused; %d events were accepted", good.Load(), bad.Load(), len(accepted))
+	if good.Load() == 0 || len(accepted) == 0 {
+		t.Error("nothing was invoked")
+	}
+	missing := func() []string {
+		said := r.must("logs", "f")
+		return slices.DeleteFunc(slices.Clone(accepted), func(event string) bool { return strings.Contains(said, event) })
+	}
+	r.until(t, "every event that was accepted is tried", func() bool { return len(missing()) == 0 })
+	if out := r.must("events", "--json"); out != "" {
+		t.Errorf("events were given up: %s", out)
+	}
+}
+
+// works tells whether an invoke is answered.
+func (r *region) works(c *lambda.Client) bool {
+	out, err := c.Invoke(r.t.Context(), &lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte(`{}`)})
+	return err == nil && out.FunctionError == nil
+}
+
+// until waits for something, and fails if it takes a minute.
+func (r *region) until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	late := time.Now().Add(time.Minute)
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for !ok() {
+		if time.Now().After(late) {
+			t.Fatalf("waited a minute: %s\n%s", what, r.up.stderr)
+		}
+		<-look.C
+	}
+}
