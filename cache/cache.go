@@ -7,6 +7,7 @@
 //	chunks/<2 hex>/<name>   sealed chunks, 0444, in folders 0755
 //	used                    8 bytes, big-endian: bytes stored, or more, never fewer
 //	past                    when evicted chunks were used last: see policy.go
+//	pins/<list>             names of chunks that are not evicted: see pin.go
 //	lock                    no content; its bytes are locks (open file description locks)
 //	tmp/<random>            unfinished chunks, where files without a name do not work
 //

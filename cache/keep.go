@@ -169,7 +169,7 @@ func (f *Folder) distrust() {
 }
 
 // evict removes chunks until one of size bytes fits, and then some, so that it
-// need not run again soon. It gives the bytes that are left. The caller holds
+// need not run again soon. What is pinned stays. It gives the bytes that are left. The caller holds
 // the guard alone.
 func (f *Folder) evict(size int64) (left int64, err error) {
 	chunks, left, err := f.scan()
@@ -179,9 +179,13 @@ func (f *Folder) evict(size int64) (left int64, err error) {
 	target := min(f.limit-size, f.limit/10*9)
 	past := f.openPast()
 	defer past.close()
+	pinned := f.pinned()
 	next := order(chunks)
 	for i := next(); i >= 0 && left > target; i = next() {
 		c := &chunks[i]
+		if pinned[c.name] {
+			continue
+		}
 		if os.Remove(chunkPath(f.dir, c.name)) == nil {
 			left -= c.size
 			f.evicted.Add(1)

@@ -15,6 +15,8 @@
 //	worker   POST /instances/ID/invoke   headers below and the payload → 200 and the answer; 409 busy; 410 gone
 //	worker   DELETE /instances/ID        204 once it is gone; 409 while it works, unless ?force
 //	worker   GET  /state                 200 WorkerState
+//	worker   GET  /starts                200, the last starts with their stages
+//	worker   POST /empty[?keep=images]   200 worker.Emptied: idle instances ended, and with them images and slots
 //	worker   GET  /logs?account=A&function=F&stream=S&since=MS&limit=N&follow   200, a LogEvent a line
 //	worker   GET  /logs/streams?account=A&function=F    200 []LogStream
 //

@@ -23,8 +23,9 @@ import (
 // 1500 each.
 const maxStart = 1 << 20
 
-// Handler answers the worker's part of invokewire, and GET /healthz and /starts:
-// how the last instances were started, for who measures.
+// Handler answers the worker's part of invokewire, and GET /healthz. For who
+// measures, there are GET /starts, how the last instances were started, and
+// POST /empty, which ends what is idle (Emptied).
 func (w *Worker) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /instances", w.serveStart)
@@ -32,6 +33,7 @@ func (w *Worker) Handler() http.Handler {
 	mux.HandleFunc("DELETE /instances/{id}", w.serveEnd)
 	mux.HandleFunc("GET /state", func(rw http.ResponseWriter, _ *http.Request) { reply(rw, http.StatusOK, w.state(true)) })
 	mux.HandleFunc("GET /starts", func(rw http.ResponseWriter, _ *http.Request) { reply(rw, http.StatusOK, w.history.list()) })
+	mux.HandleFunc("POST /empty", w.serveEmpty)
 	mux.HandleFunc("GET /logs", w.serveLogs)
 	mux.HandleFunc("GET /logs/streams", w.serveStreams)
 	inner := http.NewServeMux()

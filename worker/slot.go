@@ -61,8 +61,10 @@ type slots struct {
 	want int
 	kick chan struct{} // holds something when one was taken
 
-	mu   sync.Mutex // guards what follows
-	free []*slot
+	making sync.Mutex // held while fill prepares one; taken before mu
+	mu     sync.Mutex // guards what follows
+	free   []*slot
+	empty  bool // none are to be prepared until one is asked for
 }
 
 func newSlots(h *host.Host, want int) *slots {
@@ -74,15 +76,13 @@ func newSlots(h *host.Host, want int) *slots {
 func (s *slots) take(mb int) *slot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.empty = false
+	defer s.wake()
 	if mb != slotTmp || len(s.free) == 0 {
 		return nil
 	}
 	last := s.free[len(s.free)-1]
 	s.free = s.free[:len(s.free)-1]
-	select {
-	case s.kick <- struct{}{}:
-	default:
-	}
 	return last
 }
 
@@ -97,20 +97,52 @@ func (s *slots) fill(ctx context.Context, failed func(error)) error {
 		case <-ctx.Done():
 			return s.clear(context.WithoutCancel(ctx))
 		}
-		for s.missing() && ctx.Err() == nil {
-			made, err := makeSlot(ctx, s.host, slotTmp)
-			if err != nil {
+		for more := true; more && ctx.Err() == nil; {
+			var err error
+			if more, err = s.prepare(ctx); err != nil {
 				if ctx.Err() == nil {
 					failed(err)
 				}
 				retry.Reset(time.Second) // what is missing, disk or loop devices, may come back
 				break
 			}
-			s.mu.Lock()
-			s.free = append(s.free, made)
-			s.mu.Unlock()
 		}
 	}
+}
+
+// wake has fill look what is missing.
+func (s *slots) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// prepare makes one slot, unless none is missing.
+func (s *slots) prepare(ctx context.Context) (made bool, err error) {
+	s.making.Lock()
+	defer s.making.Unlock()
+	if !s.missing() {
+		return false, nil
+	}
+	one, err := makeSlot(ctx, s.host, slotTmp)
+	if err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free = append(s.free, one)
+	return true, nil
+}
+
+// drain removes those that are prepared; the next start has new ones prepared.
+func (s *slots) drain(ctx context.Context) error {
+	s.making.Lock()
+	defer s.making.Unlock()
+	s.mu.Lock()
+	s.empty = true
+	s.mu.Unlock()
+	return s.clear(ctx)
 }
 
 // ensure sees to it that a slot is prepared.
@@ -131,7 +163,7 @@ func (s *slots) ensure(ctx context.Context, mb int) error {
 func (s *slots) missing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.free) < s.want
+	return !s.empty && len(s.free) < s.want
 }
 
 func (s *slots) count() int {

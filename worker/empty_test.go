@@ -1,0 +1,73 @@
+package worker
+
+import (
+	"encoding/json"
+	"net/http"
+	"testing"
+
+	"thaw/invokewire"
+)
+
+func (r *rig) empty(query string) (e Emptied) {
+	r.t.Helper()
+	resp := r.do("POST", "/empty"+query, nil)
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&e); err != nil || resp.StatusCode != http.StatusOK {
+		r.t.Fatalf("%s, %v", resp.Status, err)
+	}
+	return e
+}
+
+// An emptied worker has no instance, agent, mount or loop device; its instances
+// are gone for who knew them, and the next start is a full one. Without images,
+// only instances end, and the next start is partial.
+func TestEmpty(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(nil))
+	if got := r.invoke("i1", "r1", `{}`); got.status != http.StatusOK {
+		t.Fatalf("%+v", got)
+	}
+	r.until("a slot is prepared", func() bool { return r.w.slots.count() > 0 })
+	if e := r.empty("?keep=images"); e.Ended != 1 || e.Busy != 0 {
+		t.Errorf("%+v", e)
+	}
+	if got := r.invoke("i1", "r2", `{}`); got.status != http.StatusGone {
+		t.Errorf("%+v", got)
+	}
+	r.start("i2", "", spec(nil))
+	if got := r.invoke("i2", "r3", `{}`); got.kind != invokewire.StartPartial {
+		t.Errorf("%+v", got)
+	}
+	if e := r.empty(""); e.Ended != 1 || len(e.Attached) != 0 {
+		t.Errorf("%+v", e)
+	}
+	if n := r.w.slots.count(); n != 0 {
+		t.Errorf("%d slots are prepared again with nobody asking", n)
+	}
+	r.start("i3", "", spec(nil))
+	if got := r.invoke("i3", "r4", `{}`); got.kind != invokewire.StartFull {
+		t.Errorf("%+v", got)
+	}
+	r.until("slots are prepared again", func() bool { return r.w.slots.count() > 0 })
+	if resp := r.do("POST", "/empty?keep=all", nil); resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("%s", resp.Status)
+	}
+}
+
+// What works stays, with its image.
+func TestEmptyBusy(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(nil))
+	done := make(chan said)
+	go func() { done <- r.invoke("i1", "r1", `{"do":{"sleep_ms":1500}}`) }()
+	r.until("it works", func() bool {
+		i := r.w.find("i1")
+		return i.state().Phase == invokewire.PhaseBusy
+	})
+	if e := r.empty(""); e.Busy != 1 || e.Ended != 0 || len(e.Attached) == 0 {
+		t.Errorf("%+v", e)
+	}
+	if got := <-done; got.status != http.StatusOK || got.failed != "" {
+		t.Errorf("%+v", got)
+	}
+}
