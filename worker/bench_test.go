@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,4 +62,37 @@ func BenchmarkPartialStart(b *testing.B) {
 	for stage, sum := range sums {
 		b.ReportMetric(float64(sum/int64(len(all))), stage+"-µs")
 	}
+}
+
+// BenchmarkStorm is 100 cold starts at once, of functions that then all live: wall
+// time of each, and how long inits took.
+func BenchmarkStorm(b *testing.B) {
+	const size = 100
+	r := newRig(b, nil)
+	for b.Loop() {
+		var all sync.WaitGroup
+		for n := range size {
+			id := "i" + strconv.Itoa(n)
+			r.start(id, "", spec(func(s *invokewire.Spec) { s.Memory = 128 }))
+			all.Go(func() {
+				if got := r.invoke(id, "r1", "1"); got.body != "1" {
+					b.Errorf("%s: %+v", id, got)
+				}
+			})
+		}
+		all.Wait()
+		b.StopTimer()
+		for n := range size {
+			r.do("DELETE", "/instances/i"+strconv.Itoa(n), nil).Body.Close()
+		}
+		b.StartTimer()
+	}
+	var inits []int64
+	for _, s := range r.w.history.list() {
+		inits = append(inits, s.Stages["init"])
+	}
+	slices.Sort(inits)
+	b.ReportMetric(float64(inits[len(inits)/2]), "init-p50-µs")
+	b.ReportMetric(float64(inits[len(inits)*95/100]), "init-p95-µs")
+	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N*size)*1e6, "start-µs")
 }

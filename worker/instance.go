@@ -98,7 +98,10 @@ func (i *instance) state() invokewire.InstanceState {
 // start runs the platform's part of a start and the init. It is called once.
 func (i *instance) start(ctx context.Context) {
 	defer close(i.ready)
-	if i.failed = i.open(ctx); i.failed != nil {
+	opening, stop := context.WithTimeoutCause(ctx, startLimit, errSlow)
+	i.failed = i.open(opening)
+	stop()
+	if i.failed != nil {
 		if ctx.Err() != nil {
 			i.failed = context.Cause(ctx)
 		}
@@ -370,6 +373,9 @@ func (i *instance) thaw() {
 
 // errGone says that the instance has ended, or is about to.
 var errGone = errors.New("the instance is gone")
+
+// errSlow says that the platform's part of a start has taken startLimit.
+var errSlow = errors.New("the sandbox did not start in time")
 
 // errBusy says that the instance works.
 var errBusy = errors.New("the instance is busy")

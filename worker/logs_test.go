@@ -90,7 +90,7 @@ func TestFlood(t *testing.T) {
 	s := openStream(t, l, "s")
 	line := []byte(strings.Repeat("x", 99) + "\n")
 	for range 20 {
-		s.begin(false, "START")
+		s.begin(true, "START")
 		for range 1000 {
 			s.write(line)
 		}
@@ -128,7 +128,7 @@ func TestLinesAreWhole(t *testing.T) {
 		})
 	}
 	writers.Wait()
-	s.end()
+	s.close()
 	all := lines(t, l, query{})
 	if len(all) != 800 {
 		t.Errorf("%d lines", len(all))
@@ -148,7 +148,7 @@ func TestLogQuery(t *testing.T) {
 		for n := range 5 {
 			s.write(fmt.Appendf(nil, "%s%d\n", name, n))
 		}
-		s.end()
+		s.close()
 	}
 	if got := lines(t, l, query{stream: "b"}); len(got) != 5 || got[0] != "b0" {
 		t.Error(got)
@@ -170,7 +170,7 @@ func TestLogQuery(t *testing.T) {
 func TestFollow(t *testing.T) {
 	l := testLogs(t, LogLimits{})
 	s := openStream(t, l, "s")
-	s.write([]byte("early\n"))
+	s.begin(true, "early")
 	s.end()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -63,17 +63,18 @@ func (s *stream) platform(lines ...string) {
 }
 
 // end is platform, and then gives the log's last tailSize bytes if they were
-// asked for, and has all written.
+// asked for, and has all written. Otherwise that is left to flushAfter: one write
+// for many short invokes.
 func (s *stream) end(lines ...string) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tellCut()
 	s.add(lines)
-	s.flush()
 	if !s.tailing {
 		return nil
 	}
 	s.tailing = false
+	s.flush()
 	return s.tail[max(0, len(s.tail)-tailSize):]
 }
 
