@@ -21,7 +21,6 @@ package frontend
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -179,6 +178,14 @@ func (f *Frontend) urlOf(id string) string {
 // functions, until ctx ends. It gives its leases back and waits for what it has
 // started. Requests that Handler serves are their server's to wait for.
 func (f *Frontend) Run(ctx context.Context) error {
+	err := f.work(ctx)
+	if ctx.Err() != nil {
+		return nil // whatever else came of that
+	}
+	return err
+}
+
+func (f *Frontend) work(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return f.view.run(ctx) })
 	g.Go(func() error { return f.options.Keys.run(ctx) })
@@ -187,11 +194,7 @@ func (f *Frontend) Run(ctx context.Context) error {
 	g.Go(func() error { f.pool.run(ctx); return nil })
 	g.Go(func() error { f.buffers.run(ctx); return nil })
 	g.Go(func() error { return f.options.Queue.Run(ctx, invoker{f}) })
-	err := g.Wait()
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
+	return g.Wait()
 }
 
 // isURLHost tells whether a host name is a function URL's, and its id.

@@ -3,7 +3,6 @@ package manager
 import (
 	"context"
 	"errors"
-	"strings"
 	"testing"
 	"time"
 
@@ -37,6 +36,9 @@ func TestLeasesInCluster(t *testing.T) {
 			told <- key + "=" + string(value)
 		})
 	}()
+	if s := <-told; s != "=" {
+		t.Fatalf("told %q of nothing", s)
+	}
 	h, _, err := d.Take(ctx, "owner/0/f", []byte("m1"))
 	if err != nil {
 		t.Fatal(err)
@@ -47,21 +49,24 @@ func TestLeasesInCluster(t *testing.T) {
 	if err := h.Renew(ctx, []byte("m1")); err != nil {
 		t.Error(err)
 	}
+	await := func(want string) {
+		t.Helper()
+		for {
+			select {
+			case s := <-told:
+				if s == want {
+					return
+				}
+			case <-ctx.Done():
+				t.Fatalf("never told %q", want)
+			}
+		}
+	}
+	await("owner/0/f=m1")
 	if err := h.Release(ctx); err != nil {
 		t.Error(err)
 	}
-	var got []string
-	for !strings.Contains(strings.Join(got, " ")+" ", "owner/0/f= ") {
-		select {
-		case s := <-told:
-			got = append(got, s)
-		case <-ctx.Done():
-			t.Fatalf("told only %q", got)
-		}
-	}
-	if !strings.Contains(strings.Join(got, " "), "owner/0/f=m1") {
-		t.Errorf("told %q", got)
-	}
+	await("owner/0/f=")
 	stop()
 	if err := <-watching; !errors.Is(err, context.Canceled) {
 		t.Errorf("Watch: %v", err)

@@ -28,6 +28,14 @@ const (
 // Run registers the manager, follows workers and reaps instances until ctx
 // ends. It gives its leases back, and waits for what it has started.
 func (m *Manager) Run(ctx context.Context) error {
+	err := m.run(ctx)
+	if ctx.Err() != nil {
+		return nil // whatever else came of that
+	}
+	return err
+}
+
+func (m *Manager) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	self, err := m.register(ctx)
 	if err != nil {
@@ -44,9 +52,6 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer cancel()
 	m.owners.release(last, m.owners.all())
 	_ = self.Release(last) // it ends by itself
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
 	return err
 }
 
