@@ -134,11 +134,11 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
 		return err
 	}
 	v.keeper.Image, v.keeper.ImageID = image.Name, image.ID
-	resolver, err := w.resolver(s.Egress)
+	entries, err := w.skeletonEntries(s.Egress)
 	if err != nil {
 		return err
 	}
-	skeleton, err := v.keeper.MakeSkeleton(skeletonEntries(resolver), map[string]string{initPath[1:]: w.program})
+	skeleton, err := v.keeper.MakeSkeleton(entries, map[string]string{initPath[1:]: w.program})
 	if err == nil {
 		err = v.keeper.Save()
 	}
@@ -153,26 +153,28 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
 // errNoNetwork says that functions cannot have what their configuration says.
 var errNoNetwork = errors.New("the function has a network, and this worker has none for functions")
 
-// resolver is what programs read of whom to ask for names.
-func (w *Worker) resolver(egress bool) (string, error) {
-	if !egress {
-		return "# no network\n", nil
-	}
-	if w.o.Network == nil {
-		return "", errNoNetwork
-	}
-	gateway, err := w.o.Network.Gateway()
-	return fmt.Sprintf("nameserver %s\noptions ndots:0\n", gateway), err
-}
+// GatewayName is how functions that have a network call the gateway, through
+// which they reach the doors of network.Options.
+const GatewayName = "thaw.internal"
 
 // skeletonEntries is what the platform puts above each image: where the runtime
 // mounts, what programs read of the network, and thaw-init's folder.
-func skeletonEntries(resolver string) map[string]string {
-	return map[string]string{
+func (w *Worker) skeletonEntries(egress bool) (map[string]string, error) {
+	entries := map[string]string{
 		"proc/": "", "dev/": "", "sys/": "", "tmp/": "", "etc/": "", ".thaw/": "",
 		"etc/hosts":       "127.0.0.1\tlocalhost sandbox sandbox.localdomain\n",
-		"etc/resolv.conf": resolver,
+		"etc/resolv.conf": "# no network\n",
 	}
+	if !egress {
+		return entries, nil
+	}
+	if w.o.Network == nil {
+		return nil, errNoNetwork
+	}
+	gateway, err := w.o.Network.Gateway()
+	entries["etc/hosts"] += fmt.Sprintf("%s\t%s\n", gateway, GatewayName)
+	entries["etc/resolv.conf"] = fmt.Sprintf("nameserver %s\noptions ndots:0\n", gateway)
+	return entries, err
 }
 
 // release gives a root back.

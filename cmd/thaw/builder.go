@@ -4,14 +4,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
-
-	"github.com/pelletier/go-toml/v2"
 
 	"thaw/builder"
 	"thaw/cluster"
@@ -25,8 +20,6 @@ const (
 	// buildRecords is the bucket of builders' notes, loginRecords that of
 	// credentials for registries.
 	buildRecords, loginRecords = "builds", "logins"
-	// maxRuntimes bounds the map of runtimes in bytes.
-	maxRuntimes = 1 << 20
 )
 
 // Run makes devices of what is deployed, and serves the registry inside.
@@ -36,7 +29,7 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer f.conn.Close()
-	runtimes, err := readRuntimes(c.Runtimes)
+	runtimes, err := builder.LoadRuntimes(c.Runtimes)
 	if err != nil {
 		return err
 	}
@@ -77,32 +70,6 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		Convert: makes.Build, Logger: g.logger(),
 	})
 	return g.serveRole(ctx, l, http.Handler(images), b.Run)
-}
-
-// readRuntimes reads the operator's map; a file that is not there has none.
-func readRuntimes(path string) (builder.Runtimes, error) {
-	if path == "" {
-		return nil, nil
-	}
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxRuntimes {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, maxRuntimes)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	var all builder.Runtimes
-	if err := toml.Unmarshal(data, &all); err != nil {
-		return nil, fmt.Errorf("%s: want lines such as \"python3.13\" = \"oci:/images/python\": %w", path, err)
-	}
-	return all, nil
 }
 
 // innerNames are those by which clients know the registry inside.

@@ -9,14 +9,18 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
+	"thaw/builder"
 	"thaw/events"
 	"thaw/frontend"
 	"thaw/functions"
 	"thaw/text"
+	"thaw/worker"
 )
 
 // noteOfUp marks the key that thaw up makes for its own user.
@@ -29,7 +33,7 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer f.conn.Close()
-	runtimes, err := readRuntimes(c.Runtimes)
+	runtimes, err := builder.LoadRuntimes(c.Runtimes)
 	if err != nil {
 		return err
 	}
@@ -61,7 +65,8 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	door := frontend.New(frontend.Options{
 		ID: "frontend-" + l.Addr().String(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: leases, Store: store,
-		Keys: frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: slices.Collect(maps.Keys(runtimes)),
+		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)),
+		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: slices.Collect(maps.Keys(runtimes)),
 		Tenant: g.tenantOf, Log: g.logger(),
 	})
 	return g.serveRole(ctx, l, door.Handler(), door.Run)

@@ -13,6 +13,7 @@ type upCmd struct {
 	Nodes    int      `help:"Nodes of the zone cache on this machine; 0 for none. They take 5 % of the budget and of the free disk at most." default:"5" placeholder:"N"`
 	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
 	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images, for zip packages (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
+	Allow    []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
 	identityFlags
 }
 
@@ -101,6 +102,9 @@ type workerCmd struct {
 	ID      string   `help:"Name in the fleet, the same after a restart (the host's name)." placeholder:"NAME"`
 	Memory  byteSize `help:"Bytes that instances may take (three quarters of the machine's)."`
 	Runtime string   `help:"OCI runtime: runc, crun, runsc, or a path." placeholder:"R"`
+	API     string   `name:"api" help:"Address of the Lambda API, for functions that call it." placeholder:"HOST:PORT"`
+	Range   string   `help:"Addresses that functions get, a /12 to /28 (some /20 of 100.64.0.0/10 that is free)." placeholder:"CIDR"`
+	Allow   []string `help:"Private addresses that functions may reach." placeholder:"CIDR"`
 }
 
 // keysCmd manages access keys.

@@ -29,7 +29,12 @@ import (
 const killsEach = 2
 
 // client gives the SDK's client, which tries nothing twice.
-func (r *region) client(vars map[string]string) *lambda.Client {
+func (r *region) client(t *testing.T) *lambda.Client {
+	t.Helper()
+	var vars map[string]string
+	if err := json.Unmarshal([]byte(r.must("env", "--json")), &vars); err != nil {
+		t.Fatal(err)
+	}
 	return lambda.New(lambda.Options{
 		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(r.endpoint), Retryer: aws.NopRetryer{},
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
@@ -60,65 +65,76 @@ func children(pid int) map[string]int {
 // platformRoles are what thaw up runs.
 var platformRoles = []string{"cluster", "builder", "manager", "worker", "frontend"}
 
+// load invokes a function again and again, and queues events for it.
+type load struct {
+	c         *lambda.Client
+	stop      chan struct{}
+	work      errgroup.Group
+	good, bad atomic.Int64
+	accepted  []string // what the function is to say of each event; to be read once work has ended
+}
+
+func newLoad(ctx context.Context, c *lambda.Client) *load {
+	l := &load{c: c, stop: make(chan struct{})}
+	for range 3 {
+		l.work.Go(func() error { return l.repeat(time.Millisecond, func(int) error { return l.invoke(ctx) }) })
+	}
+	l.work.Go(func() error {
+		return l.repeat(50*time.Millisecond, func(n int) error {
+			text := fmt.Sprintf("event %d.", n)
+			in := &lambda.InvokeInput{FunctionName: aws.String("f"), InvocationType: types.InvocationTypeEvent, Payload: fmt.Appendf(nil, `{"do":{"log_text":%q}}`, text)}
+			if _, err := c.Invoke(ctx, in); err == nil {
+				l.accepted = append(l.accepted, text)
+			}
+			return nil
+		})
+	})
+	return l
+}
+
+// repeat calls f until the load is to end.
+func (l *load) repeat(pace time.Duration, f func(n int) error) error {
+	next := time.NewTicker(pace)
+	defer next.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-l.stop:
+			return nil
+		case <-next.C:
+		}
+		if err := f(n); err != nil {
+			return err
+		}
+	}
+}
+
+// invoke fails if an answer is wrong, late, or none of Lambda's.
+func (l *load) invoke(ctx context.Context) error {
+	began := time.Now()
+	out, err := l.c.Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte(`{"n":1}`)})
+	switch api := smithy.APIError(nil); {
+	case err == nil && (out.FunctionError != nil || string(out.Payload) == `{"n":1}`):
+		l.good.Add(1)
+	case err == nil:
+		return fmt.Errorf("a wrong answer: %q", out.Payload)
+	case errors.As(err, &api) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || strings.Contains(err.Error(), "EOF"):
+		l.bad.Add(1) // what Lambda says, or nobody is there to say it
+	default:
+		return err
+	}
+	if took := time.Since(began); took > time.Minute {
+		return fmt.Errorf("an invoke took %v", took)
+	}
+	return nil
+}
+
 // Whatever is killed while a function is invoked again and again: each invoke
 // ends in time, with an answer or with an error of Lambda's shape; soon all is
 // well again; every event that was accepted is tried; and nothing is left.
 func TestPlatformKill(t *testing.T) {
 	r := newRegion(t)
-	var vars map[string]string
-	if err := json.Unmarshal([]byte(r.must("env", "--json")), &vars); err != nil {
-		t.Fatal(err)
-	}
-	c := r.client(vars)
+	c := r.client(t)
 	r.must("deploy", "f", sampleLayout(t), "--command", "/function", "--timeout", "10")
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	draw := rand.New(rand.NewPCG(seed, 0))
-	var good, bad atomic.Int64
-	var accepted []string // what the function is to say of each event
-	stop := make(chan struct{})
-	var load errgroup.Group
-	for range 3 {
-		load.Go(func() error {
-			for {
-				select {
-				case <-stop:
-					return nil
-				default:
-				}
-				began := time.Now()
-				out, err := c.Invoke(t.Context(), &lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte(`{"n":1}`)})
-				switch api := smithy.APIError(nil); {
-				case err == nil && (out.FunctionError != nil || string(out.Payload) == `{"n":1}`):
-					good.Add(1)
-				case err == nil:
-					return fmt.Errorf("a wrong answer: %q", out.Payload)
-				case errors.As(err, &api) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || strings.Contains(err.Error(), "EOF"):
-					bad.Add(1) // what Lambda says, or nobody is there to say it
-				default:
-					return err
-				}
-				if took := time.Since(began); took > time.Minute {
-					return fmt.Errorf("an invoke took %v", took)
-				}
-			}
-		})
-	}
-	load.Go(func() error {
-		pace := time.NewTicker(50 * time.Millisecond)
-		defer pace.Stop()
-		for n := 0; ; n++ {
-			select {
-			case <-stop:
-				return nil
-			case <-pace.C:
-			}
-			_, err := c.Invoke(t.Context(), &lambda.InvokeInput{FunctionName: aws.String("f"), InvocationType: types.InvocationTypeEvent, Payload: fmt.Appendf(nil, `{"do":{"log_text":"event %d."}}`, n)})
-			if err == nil {
-				accepted = append(accepted, fmt.Sprintf("event %d.", n))
-			}
-		}
-	})
 	kills := killsEach
 	if text := os.Getenv("THAW_KILLS"); text != "" {
 		var err error
@@ -126,39 +142,49 @@ func TestPlatformKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	draw := rand.New(rand.NewPCG(seed, 0))
+	l := newLoad(t.Context(), c)
 	for range kills {
 		for _, name := range platformRoles {
-			pid := children(r.up.cmd.Process.Pid)[name]
-			if pid == 0 {
-				t.Errorf("%s does not run", name)
-				continue
-			}
-			r.until(t, name+" answers before it is killed", func() bool { return r.works(c) })
-			timer := time.NewTimer(time.Duration(draw.IntN(300)) * time.Millisecond)
-			<-timer.C
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-			r.until(t, name+" is there again", func() bool { p := children(r.up.cmd.Process.Pid)[name]; return p != 0 && p != pid })
-			r.until(t, "invokes work after "+name+" was killed", func() bool { return r.works(c) })
+			r.kill(t, c, name, time.Duration(draw.IntN(300))*time.Millisecond)
 		}
 	}
-	close(stop)
-	if err := load.Wait(); err != nil {
+	close(l.stop)
+	if err := l.work.Wait(); err != nil {
 		t.Error(err)
 	}
-	t.Logf("%d invokes were answered, %d refused; %d events were accepted", good.Load(), bad.Load(), len(accepted))
-	if good.Load() == 0 || len(accepted) == 0 {
+	t.Logf("%d invokes were answered, %d refused; %d events were accepted", l.good.Load(), l.bad.Load(), len(l.accepted))
+	if l.good.Load() == 0 || len(l.accepted) == 0 {
 		t.Error("nothing was invoked")
 	}
-	missing := func() []string {
+	r.until(t, "every event that was accepted is tried", func() bool {
 		said := r.must("logs", "f")
-		return slices.DeleteFunc(slices.Clone(accepted), func(event string) bool { return strings.Contains(said, event) })
-	}
-	r.until(t, "every event that was accepted is tried", func() bool { return len(missing()) == 0 })
+		return !slices.ContainsFunc(l.accepted, func(event string) bool { return !strings.Contains(said, event) })
+	})
 	if out := r.must("events", "--json"); out != "" {
 		t.Errorf("events were given up: %s", out)
 	}
+}
+
+// kill kills a role some time after an invoke was answered, and waits until
+// invokes are again.
+func (r *region) kill(t *testing.T, c *lambda.Client, name string, after time.Duration) {
+	t.Helper()
+	up := r.up.cmd.Process.Pid
+	pid := children(up)[name]
+	if pid == 0 {
+		t.Errorf("%s does not run", name)
+		return
+	}
+	r.until(t, name+" answers before it is killed", func() bool { return r.works(c) })
+	<-time.NewTimer(after).C
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+	r.until(t, name+" is there again", func() bool { p := children(up)[name]; return p != 0 && p != pid })
+	r.until(t, "invokes work after "+name+" was killed", func() bool { return r.works(c) })
 }
 
 // works tells whether an invoke is answered.

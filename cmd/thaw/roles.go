@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"thaw/cluster"
 	"thaw/host"
 	"thaw/manager"
+	"thaw/network"
 	"thaw/origin"
 	"thaw/text"
 	"thaw/worker"
@@ -34,6 +36,8 @@ const (
 	joinTime = 30 * time.Second
 	// lastRequests is how long requests may go on after a role is told to end.
 	lastRequests = 5 * time.Second
+	// apiDoor is the gateway's port behind which the Lambda API is, for functions.
+	apiDoor = 9000
 	// roleHeaders bounds a request's headers in bytes, roleIdle how long a
 	// connection between roles is kept without one.
 	roleHeaders = 64 << 10
@@ -161,7 +165,7 @@ func (c *managerCmd) Run(ctx context.Context, g *Globals) error {
 }
 
 // Run runs instances.
-func (c *workerCmd) Run(ctx context.Context, g *Globals) error {
+func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("a worker needs root, for mounts and containers: try with sudo")
 	}
@@ -183,6 +187,10 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) error {
 		return errors.Join(err, l.Close())
 	}
 	o.Address, o.Token = l.Addr().String(), f.token
+	if o.Network, err = c.network(g); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer func() { err = errors.Join(err, o.Network.Close()) }()
 	o.Register = func(ctx context.Context, key string, value []byte) (worker.Registration, error) {
 		return leases.Take(ctx, key, value)
 	}
@@ -191,6 +199,29 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) error {
 		return errors.Join(err, l.Close())
 	}
 	return g.serveRole(ctx, l, w.Handler(), w.Run)
+}
+
+// network is what functions reach: the outside, but nothing private, and through
+// a door the Lambda API.
+func (c *workerCmd) network(g *Globals) (*network.Network, error) {
+	o := network.Options{State: g.State, Doors: map[uint16]string{}}
+	if c.API != "" {
+		o.Doors[apiDoor] = c.API
+	}
+	for _, text := range c.Allow {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("--allow: %w", err)
+		}
+		o.Allow = append(o.Allow, prefix)
+	}
+	if c.Range != "" {
+		var err error
+		if o.CIDR, err = netip.ParsePrefix(c.Range); err != nil {
+			return nil, fmt.Errorf("--range: %w", err)
+		}
+	}
+	return network.Open(o)
 }
 
 // options are what does not depend on the fleet.

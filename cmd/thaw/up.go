@@ -208,8 +208,14 @@ func (up *platformUp) roles() []role {
 	return append(all, cluster,
 		listen("builder", up.Registry, role{args: common("builder", runtimes)}),
 		listen("manager", any, role{args: common("manager")}),
-		listen("worker", any, role{args: common("worker", "--memory="+byteSize(up.plan.instances).String(), "--runtime="+up.Runtime)}),
 		listen("frontend", up.Listen, role{args: common("frontend", "--region="+up.Region, runtimes)}),
+		listen("worker", any, role{args: func() []string {
+			args := common("worker", "--memory="+byteSize(up.plan.instances).String(), "--runtime="+up.Runtime, "--api="+up.at.get("frontend", ""))()
+			for _, cidr := range up.Allow {
+				args = append(args, "--allow="+cidr)
+			}
+			return args
+		}}),
 	)
 }
 
