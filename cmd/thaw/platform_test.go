@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"thaw/internal/testoci"
 )
@@ -53,6 +54,9 @@ func sampleLayout(t *testing.T) string {
 	return testoci.Layout(t, t.TempDir(), []string{"FROM=image"}, testoci.Tar(t, file))
 }
 
+// upLife is how long a platform may be up in a test before it is killed.
+const upLife = 10 * time.Minute
+
 // region is a platform that runs.
 type region struct {
 	*machine
@@ -66,6 +70,7 @@ func newRegion(t *testing.T, more ...string) *region {
 	t.Helper()
 	m := newMachine(t)
 	r := &region{machine: m, up: m.start(append([]string{"up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB"}, more...)...)}
+	r.up.late.Reset(upLife)
 	r.ready(t)
 	var vars map[string]string
 	if err := json.Unmarshal([]byte(m.must("env", "--json")), &vars); err != nil {

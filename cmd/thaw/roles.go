@@ -192,7 +192,11 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 	}
 	defer func() { err = errors.Join(err, o.Network.Close()) }()
 	o.Register = func(ctx context.Context, key string, value []byte) (worker.Registration, error) {
-		return leases.Take(ctx, key, value)
+		lease, err := leases.Take(ctx, key, value)
+		if err != nil {
+			return nil, err // and no lease that is nil in an interface
+		}
+		return lease, nil
 	}
 	w, err := worker.New(o)
 	if err != nil {
