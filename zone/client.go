@@ -58,6 +58,10 @@ type Options struct {
 	FillBytes int64         // of chunks that wait to be put; 32 MiB
 	Repairs   int           // chunks repaired in a second; 20; below 0: none
 
+	// Patient says that a file of members that cannot be read at first is a
+	// warning, as it is later: somebody found it right, and reads go on without.
+	Patient bool
+
 	TLS      *tls.Config // nil: no TLS
 	Resolver *net.Resolver
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -133,7 +137,8 @@ type node struct {
 }
 
 // NewClient reads the list of members. It refuses a list in place that is too
-// short for the code; a file or a name that is gets a warning, as later ones
+// short for the code, and a file that cannot be read unless it is to be Patient;
+// a file or a name that is too short gets a warning, as later ones
 // will, and the stripes without a node are missing. The caller closes it.
 func NewClient(o Options) (*Client, error) {
 	if err := o.complete(); err != nil {
@@ -156,7 +161,7 @@ func NewClient(o Options) (*Client, error) {
 	if err == nil && s.every == 0 && len(m.list) < o.N {
 		err = fmt.Errorf("zone: %d of %d needs %d members, %d are named", o.K, o.N, o.N, len(m.list))
 	}
-	if err != nil && !s.lenient {
+	if err != nil && !s.lenient && (!o.Patient || s.every == 0) {
 		c.cancel()
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -101,6 +102,43 @@ func TestNewClient(t *testing.T) {
 	} {
 		if c, err := NewClient(o); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%+v: %v, %v; want %q", o, c, err, says)
+		}
+	}
+}
+
+// TestPatient: who takes another's place begins with a list that is broken by
+// now, and uses it once it is mended; nonsense stays nonsense.
+func TestPatient(t *testing.T) {
+	noLeaks(t)
+	n := newTestNode(t)
+	path := filepath.Join(t.TempDir(), "zone")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	warned := make(chan error, 10)
+	c, err := NewClient(Options{Zone: "file:" + path, Patient: true, Warn: func(err error) { warned <- err }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s := chunktest.Sample(1, 1000)
+	if _, err := c.Get(t.Context(), s.Name); !errors.Is(err, chunk.ErrNotFound) {
+		t.Errorf("without a list: %v", err)
+	}
+	write(t, path+".new", n.addr()+"\n", 0)
+	if err := errors.Join(os.Remove(path), os.Rename(path+".new", path)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the list is used", func() bool { return c.Put(t.Context(), s.Name, s.Data) == nil })
+	if got, err := c.Get(t.Context(), s.Name); err != nil || !bytes.Equal(got, s.Data) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if err := <-warned; !strings.Contains(err.Error(), "is not a file") || len(warned) > 0 {
+		t.Errorf("warned of %v, and %d more", err, len(warned))
+	}
+	for _, zone := range []string{"", "a:1,a:1", "file:"} {
+		if c, err := NewClient(Options{Zone: zone, Patient: true}); err == nil {
+			t.Errorf("%q: %v", zone, c.Close())
 		}
 	}
 }

@@ -106,7 +106,8 @@ func (g *Globals) zoneArgs() []string {
 }
 
 // zoneClient gives a client of the zone, or nil if there is none. worker asks
-// for leases, "" does not. The caller closes it.
+// for leases, and bears with a list that cannot be read: whoever started it has
+// read it. "" does neither. The caller closes it.
 func (g *Globals) zoneClient(worker string) (*zone.Client, error) {
 	if g.Zone == "" {
 		return nil, nil
@@ -118,7 +119,7 @@ func (g *Globals) zoneClient(worker string) (*zone.Client, error) {
 	if o.TLS, err = g.zoneTLSConfig(); err != nil {
 		return nil, err
 	}
-	o.Worker, o.Warn = worker, func(err error) { g.logger().Warn(text.Line(err.Error())) }
+	o.Worker, o.Patient, o.Warn = worker, worker != "", func(err error) { g.logger().Warn(text.Line(err.Error())) }
 	c, err := zone.NewClient(o)
 	if err != nil {
 		return nil, fmt.Errorf("--zone: %w", err)
