@@ -271,8 +271,8 @@ func TestPeers(t *testing.T) {
 	}
 }
 
-// TestPeersAreToldOfSeldom: any user may connect, as often as it likes, and what
-// is told of that goes to a log that nobody cuts.
+// TestPeersAreToldOfSeldom: who reaches the socket may connect as often as it
+// likes, and what is told of that goes to a log that nobody cuts.
 func TestPeersAreToldOfSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []string

@@ -19,8 +19,8 @@ const (
 	// writeWithin bounds the sending of one frame: a peer that does not read
 	// would keep its chunk's bytes from others.
 	writeWithin = 30 * time.Second
-	// warnEvery is how often somebody is told what peers do wrong: any user of
-	// the machine may connect, and what is told is kept in a log.
+	// warnEvery is how often somebody is told what peers do wrong: an agent that
+	// was taken over does so without end, and what is told is kept in a log.
 	warnEvery = time.Minute
 )
 
