@@ -179,9 +179,12 @@ func (c *conn) put(r *request) bool {
 	c.expire(c.s.n.bounds.body)
 	buf, err := n.buffers.get()
 	if err != nil {
+		// Nobody wants the rest: whoever connects may have this one's place.
+		c.waiting.Store(c.began.UnixNano())
 		if !c.skip(r.length) {
 			return false
 		}
+		c.waiting.Store(0)
 		return c.fail(r, err)
 	}
 	defer n.buffers.put(buf)
