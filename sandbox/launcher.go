@@ -33,6 +33,7 @@ type launcher struct {
 	// starting is held by those who start an instance, and by one who reaps, against them: what a start has made is known by then.
 	starting  sync.RWMutex
 	instances sync.Map // process id → chan ending, until reaped
+	files     sync.Map // *exec.Cmd → []*os.File that it gets besides
 }
 
 func newLauncher(hideUnified bool) (*launcher, error) {
@@ -55,6 +56,9 @@ func (l *launcher) Start(cmd *exec.Cmd) (chan runc.Exit, error) { return l.Start
 
 // StartLocked starts a command; its exit comes over the channel.
 func (l *launcher) StartLocked(cmd *exec.Cmd) (chan runc.Exit, error) {
+	if files, ok := l.files.LoadAndDelete(cmd); ok {
+		cmd.ExtraFiles = files.([]*os.File)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	started := make(chan error)

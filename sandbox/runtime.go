@@ -63,14 +63,11 @@ func find(name string) (Runtime, error) {
 
 // options are what a runtime must be told besides the specification. gVisor has its own kernel: with a network stack of its own, which has
 // the loopback alone, and an overlay of its own, of which there is no need.
-func (r Runtime) options(hostNetwork bool) []string {
-	switch {
-	case r.Name != "runsc":
+func (r Runtime) options(network string) []string {
+	if r.Name != "runsc" {
 		return nil
-	case hostNetwork:
-		return []string{"--platform=systrap", "--overlay2=none", "--network=host"}
 	}
-	return []string{"--platform=systrap", "--overlay2=none", "--network=none"}
+	return []string{"--platform=systrap", "--overlay2=none", "--network=" + network}
 }
 
 func isCgroup2(dir string) bool {

@@ -31,7 +31,8 @@ type streams struct {
 	terminal console.Console // the instance's, our side
 	caller   console.Console // nil if the caller has none
 
-	arrived       func() // once
+	passed        func(*exec.Cmd) // tells of the runtime's command before it starts; or nil
+	arrived       func()          // once
 	output, input sync.WaitGroup
 	stop          *os.File // closed to end input
 	resized       chan os.Signal
@@ -220,4 +221,9 @@ func (s *streams) abandon() error {
 }
 
 // Set gives a runtime's command the streams.
-func (s *streams) Set(cmd *exec.Cmd) { cmd.Stdin, cmd.Stdout, cmd.Stderr = s.stdin, s.stdout, s.stderr }
+func (s *streams) Set(cmd *exec.Cmd) {
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.stdin, s.stdout, s.stderr
+	if s.passed != nil {
+		s.passed(cmd)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -100,8 +101,8 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	hostNetwork := !slices.Contains(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
-	pid, end, err := s.launcher.adopt(func() (int, error) { return s.run(ctx, in, st, hostNetwork) })
+	network := networkOf(spec.Linux.Namespaces)
+	pid, end, err := s.launcher.adopt(func() (int, error) { return s.run(ctx, in, st, network) })
 	if err != nil {
 		return nil, errors.Join(err, st.abandon())
 	}
@@ -134,7 +135,19 @@ func (s *Supervisor) Start(ctx context.Context, in Instance) (*Process, error) {
 	return p, nil
 }
 
-func (s *Supervisor) run(ctx context.Context, in Instance, st *streams, hostNetwork bool) (int, error) {
+// networkOf says in gVisor's words which network an instance has: none but its own, the host's, or that of a namespace which it joins.
+func networkOf(all []specs.LinuxNamespace) string {
+	i := slices.IndexFunc(all, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+	switch {
+	case i < 0:
+		return "host"
+	case all[i].Path != "":
+		return "sandbox"
+	}
+	return "none"
+}
+
+func (s *Supervisor) run(ctx context.Context, in Instance, st *streams, network string) (int, error) {
 	log, pidFile := filepath.Join(in.Bundle, "runtime.log"), filepath.Join(in.Bundle, "pid")
 	_ = os.Remove(log)
 	opts := &runc.CreateOpts{IO: st, PidFile: pidFile, Detach: true}
@@ -143,9 +156,12 @@ func (s *Supervisor) run(ctx context.Context, in Instance, st *streams, hostNetw
 	}
 	client := s.client(in.State)
 	client.Log = log
-	client.ExtraArgs = s.runtime.options(hostNetwork)
-	if opts.ExtraFiles = in.Files; s.runtime.Name == "runsc" {
+	client.ExtraArgs = s.runtime.options(network)
+	if s.runtime.Name == "runsc" { // it knows no --preserve-fds
 		opts.ExtraArgs = passFiles(len(in.Files))
+		st.passed = func(cmd *exec.Cmd) { s.launcher.files.Store(cmd, in.Files) }
+	} else {
+		opts.ExtraFiles = in.Files
 	}
 	if _, err := client.Run(ctx, in.ID, in.Bundle, opts); err != nil {
 		if ctx.Err() != nil {

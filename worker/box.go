@@ -62,10 +62,18 @@ func (w *Worker) newBox(ctx context.Context, s *invokewire.Spec, prepared *slot,
 	if w.runtime.Name == "runsc" {
 		pids = processLimitRunsc
 	}
+	function := &sandbox.Function{Init: []string{initPath}, Tmp: prepared.tmp}
+	if s.Egress && w.runtime.Name == "runsc" { // which looks at its network when it starts
+		var err error
+		if b.network, err = w.o.Network.New(ctx, i.ID, true); err != nil {
+			return b, err
+		}
+		function.NetNS = b.network.Path
+	}
 	err := sandbox.WriteBundle(sandbox.Config{
 		Root: v.path, Bundle: i.Dir("bundle"), Cgroup: i.Cgroup(), Hostname: "localhost", Filters: w.o.Host.Filters(),
 		Memory: int64(s.Memory)<<20 + initMemory, Pids: pids,
-		Function: &sandbox.Function{Init: []string{initPath}, Tmp: prepared.tmp},
+		Function: function,
 	})
 	if err = errors.Join(err, i.Save()); err != nil {
 		return b, err
@@ -82,7 +90,7 @@ func (w *Worker) newBox(ctx context.Context, s *invokewire.Spec, prepared *slot,
 		return b, err
 	}
 	watch.lap("sandbox")
-	if b.group, err = w.groups.Open(i.Cgroup()); err == nil && s.Egress {
+	if b.group, err = w.groups.Open(i.Cgroup()); err == nil && s.Egress && b.network == nil {
 		b.network, err = w.o.Network.Attach(ctx, i.ID, b.process.PID)
 		watch.lap("network")
 	}
