@@ -27,7 +27,6 @@ const (
 
 // sink tells the worker what the API is told.
 func (g *generation) sink() runtimeapi.Sink {
-	streamed := false // the present answer is
 	return runtimeapi.Sink{
 		InitDone: func() {
 			g.flush()
@@ -39,11 +38,10 @@ func (g *generation) sink() runtimeapi.Sink {
 			g.failed(invokewire.InitFailed{ErrorType: errorType, Body: body})
 		},
 		Begin: func(b runtimeapi.Begin) error {
-			streamed = b.Streamed
 			text, err := json.Marshal(invokewire.Begin(b))
-			return errors.Join(err, g.part(streamed, invokewire.FrameBegin, text))
+			return errors.Join(err, g.part(invokewire.FrameBegin, text))
 		},
-		Data: func(p []byte) error { return g.part(streamed, invokewire.FrameData, p) },
+		Data: func(p []byte) error { return g.part(invokewire.FrameData, p) },
 		End: func(e runtimeapi.End) error {
 			return g.link.sendJSON(invokewire.FrameEnd, invokewire.End{ErrorType: e.ErrorType, ErrorBody: e.Body})
 		},
@@ -55,10 +53,11 @@ func (g *generation) sink() runtimeapi.Sink {
 	}
 }
 
-// part sends a part of an answer: at once if that is streamed, else with its end.
-func (g *generation) part(now bool, kind invokewire.Kind, data []byte) error {
+// part sends a part of an answer: at once if its caller takes it as it comes, in
+// whichever mode the runtime gives it, since not all say; else with its end.
+func (g *generation) part(kind invokewire.Kind, data []byte) error {
 	return g.link.send(func(f *invokewire.Frames) error {
-		if now {
+		if g.streaming.Load() {
 			return f.Write(kind, data)
 		}
 		for len(data) > invokewire.MaxFrame {

@@ -45,6 +45,8 @@ type generation struct {
 	*instance
 	setup invokewire.Setup
 	api   *runtimeapi.API
+	// streaming: the caller of the present invoke takes the answer as it comes.
+	streaming atomic.Bool
 	// stop is closed when processes are being ended.
 	stop chan struct{}
 	work sync.WaitGroup // the start of processes, and who waits for their ends
@@ -173,6 +175,7 @@ func (i *instance) invoke(in invokewire.Invoke, payload []byte) error {
 		return fmt.Errorf("%w: an invoke before a setup", invokewire.ErrFrame)
 	}
 	i.phase.Store(phaseBusy)
+	g.streaming.Store(in.Streaming)
 	err := g.api.Invoke(runtimeapi.Invoke{
 		RequestID: in.RequestID, DeadlineMs: in.DeadlineMs, ARN: in.ARN, Trace: in.Trace, ClientContext: in.ClientContext, Cognito: in.Cognito,
 		Payload: payload, Streaming: in.Streaming,
