@@ -12,7 +12,8 @@
 //	manager  POST /release               Release → 204
 //	manager  GET  /state                 200 ManagerState
 //	worker   POST /instances             Start → 202; 429 if no start is admitted; 409 if the id exists
-//	worker   POST /instances/ID/invoke   headers below and the payload → 200 and the answer; 409 busy; 410 gone
+//	worker   POST /instances/ID/invoke   headers below and the payload → 200 and the answer; 409 busy; 410 gone; 502 no such image;
+//	                                     504 HeaderDeadline passed before the function has seen it; 500 it cannot be started
 //	worker   DELETE /instances/ID        204 once it is gone; 409 while it works, unless ?force
 //	worker   GET  /state                 200 WorkerState
 //	worker   GET  /starts                200, the last starts with their stages
@@ -25,7 +26,11 @@
 // HeaderFunctionError, HeaderFunctionErrorBody (base64 of the error's JSON, if
 // the function failed after it had begun to answer), HeaderLogTail (base64 of
 // the last 4 KiB of the log, ending with the REPORT line; only if it was asked
-// for), HeaderBilled, HeaderWasCold. A client that hangs up does not stop the function.
+// for), HeaderBilled (likewise), HeaderStart, HeaderStream. Together they fit into
+// 16 KiB, the least that a client's ReadBufferSize must be. Without a log to wait
+// for, the answer ends with the function's last byte, before the function has
+// asked for its next invoke: one that comes meanwhile waits for that. A client
+// that hangs up does not stop the function.
 //
 // # Inside a machine: frames
 //
