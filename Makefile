@@ -15,12 +15,11 @@ demo: ## convert two images that share a base, print what is shared, start a pro
 	@./setup.sh --demo
 	@$(MAKE) --no-print-directory build
 	@demo/run
-	@[ "$$(id -u)" != 0 ] || demo/functions
 
 test: setup ## go vet and every test; as root, also those that mount and start containers
 	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw
 	@$(GO) test -timeout 20m ./...
-	@$(GO) test -tags cloud ./cmd/thaw -run '^(TestNodesAreAskedThemselves|TestHeapLimit)$$' # what only that build has
+	@$(GO) test -tags cloud ./cmd/thaw -run '^(TestNodesAreAskedThemselves|TestHeapLimit|TestPinBudget)$$' # what only that build has
 
 build: ## bin/thaw, with the programs it starts inside
 	@cmd/thaw/build

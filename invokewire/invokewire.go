@@ -18,6 +18,7 @@
 //	worker   GET  /state                 200 WorkerState
 //	worker   GET  /starts                200, the last starts with their stages
 //	worker   POST /empty[?keep=images]   200 worker.Emptied: idle instances ended, and with them images and slots
+//	worker   GET  /pins                  200 []Pin
 //	worker   GET  /logs?account=A&function=F&stream=S&since=MS&limit=N&follow   200, a LogEvent a line
 //	worker   GET  /logs/streams?account=A&function=F    200 []LogStream
 //
@@ -212,10 +213,20 @@ type WorkerState struct {
 	Used    int64 // bytes measured
 	Queued  int   // starts that wait
 	Running int   // starts that run
+	Slots   int   // that are prepared
 	// Draining: it admits nothing more.
 	Draining  bool
 	Instances []InstanceState   `json:",omitempty"`
 	Starts    map[string]uint64 `json:",omitempty"` // by StartFull …
+}
+
+// Pin is a base image that a worker keeps in its cache.
+type Pin struct {
+	Name, Image string
+	Pinned      int64  // bytes that stay in the cache; chunks that bases share count once
+	Left        int64  // bytes that do not fit into what the worker has for bases
+	Missing     int    // chunks of the pinned that have not come yet
+	Error       string `json:",omitempty"` // why not: it is tried again
 }
 
 // ManagerState is what a manager knows.

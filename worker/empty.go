@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+
+	"thaw/invokewire"
 )
 
 // Emptied tells what POST /empty has done: who measures cold starts has a worker
@@ -66,4 +68,12 @@ func (w *Worker) serveEmpty(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(rw, http.StatusOK, e)
+}
+
+func (w *Worker) servePins(rw http.ResponseWriter, _ *http.Request) {
+	pins := []invokewire.Pin{}
+	if w.o.Pins != nil {
+		pins = append(pins, w.o.Pins()...)
+	}
+	reply(rw, http.StatusOK, pins)
 }

@@ -3,6 +3,7 @@ package worker
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"testing"
 
 	"thaw/invokewire"
@@ -69,5 +70,22 @@ func TestEmptyBusy(t *testing.T) {
 	}
 	if got := <-done; got.status != http.StatusOK || got.failed != "" {
 		t.Errorf("%+v", got)
+	}
+}
+
+// What keeps base images is asked for them; a worker without has none.
+func TestPins(t *testing.T) {
+	for _, pins := range [][]invokewire.Pin{nil, {{Name: "ours", Image: "1", Pinned: 5, Missing: 2}}} {
+		r := newRig(t, func(o *Options) {
+			if pins != nil {
+				o.Pins = func() []invokewire.Pin { return pins }
+			}
+		})
+		resp := r.do("GET", "/pins", nil)
+		var got []invokewire.Pin
+		if err := json.NewDecoder(resp.Body).Decode(&got); err != nil || got == nil || !slices.Equal(got, pins) {
+			t.Errorf("%+v, %v", got, err)
+		}
+		resp.Body.Close()
 	}
 }

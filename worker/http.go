@@ -34,6 +34,7 @@ func (w *Worker) Handler() http.Handler {
 	mux.HandleFunc("GET /state", func(rw http.ResponseWriter, _ *http.Request) { reply(rw, http.StatusOK, w.state(true)) })
 	mux.HandleFunc("GET /starts", func(rw http.ResponseWriter, _ *http.Request) { reply(rw, http.StatusOK, w.history.list()) })
 	mux.HandleFunc("POST /empty", w.serveEmpty)
+	mux.HandleFunc("GET /pins", w.servePins)
 	mux.HandleFunc("GET /logs", w.serveLogs)
 	mux.HandleFunc("GET /logs/streams", w.serveStreams)
 	inner := http.NewServeMux()

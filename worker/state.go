@@ -86,7 +86,7 @@ func (w *Worker) state(instances bool) invokewire.WorkerState {
 	w.mu.Lock()
 	s := invokewire.WorkerState{
 		ID: w.o.ID, Address: w.o.Address, Started: w.started, Cores: runtime.NumCPU(), Memory: w.o.Memory, Used: w.used(),
-		Queued: queued, Running: running, Draining: !w.open, Starts: w.history.byKind(),
+		Queued: queued, Running: running, Slots: w.slots.count(), Draining: !w.open, Starts: w.history.byKind(),
 	}
 	var all []*instance
 	if instances {

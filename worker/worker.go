@@ -31,6 +31,7 @@ import (
 
 	"thaw/cgroups"
 	"thaw/host"
+	"thaw/invokewire"
 	"thaw/network"
 	"thaw/sandbox"
 )
@@ -62,7 +63,9 @@ type Options struct {
 	// Register takes the lease "workers/<id>", with invokewire.WorkerState as its
 	// JSON value; nil: nobody is told.
 	Register func(ctx context.Context, key string, value []byte) (Registration, error)
-	TTL      time.Duration // of the lease, renewed each TTL/3; 0 = 10 s
+	// Pins tells of base images for GET /pins; nil: there are none.
+	Pins func() []invokewire.Pin
+	TTL  time.Duration // of the lease, renewed each TTL/3; 0 = 10 s
 
 	// Network gives functions with Egress a way out; nil: they are not started. The
 	// caller closes it once Run has returned.

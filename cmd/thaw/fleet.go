@@ -36,7 +36,8 @@ type fleetRecord struct {
 	Cluster  string `json:"cluster"`  // URL of the records' server
 	Registry string `json:"registry"` // host:port
 	Region   string `json:"region"`
-	PID      int    `json:"pid"` // of thaw up
+	Zone     string `json:"zone,omitempty"` // as --zone has it
+	PID      int    `json:"pid"`            // of thaw up
 }
 
 // keyPair signs requests.

@@ -66,10 +66,18 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	door := frontend.New(frontend.Options{
 		ID: "frontend-" + l.Addr().String(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: leases, Store: store,
 		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)),
-		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: slices.Collect(maps.Keys(runtimes)),
+		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
 		Tenant: g.tenantOf, Log: g.logger(),
 	})
 	return g.serveRole(ctx, l, door.Handler(), door.Run)
+}
+
+// runtimeNames are those that packages may ask for: what the operator has mapped,
+// and those whose packages bring all that they need.
+func runtimeNames(mapped builder.Runtimes) []string {
+	names := slices.AppendSeq([]string{"provided", "provided.al2", "provided.al2023"}, maps.Keys(mapped))
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // keyStore opens the platform's access keys, for f.

@@ -72,6 +72,8 @@ type cli struct {
 	Logs       logsCmd       `cmd:"" help:"Show what a function has written."`
 	Delete     deleteCmd     `cmd:"" help:"Delete a function, or a version of one."`
 	Coldstarts coldstartsCmd `cmd:"" help:"Show how long a function's cold starts took."`
+	Base       baseCmd       `cmd:"" help:"Keep base images in the caches of all workers, ahead of the functions that are built on them."`
+	Bench      benchCmd      `cmd:"" help:"Measure cold starts of the platform that runs."`
 	Events     eventsCmd     `cmd:"" help:"Show, replay and remove events that were given up."`
 	Keys       keysCmd       `cmd:"" help:"Manage access keys of the platform."`
 	Cluster    clusterCmd    `cmd:"" help:"Run the platform's server of records; back it up and restore it."`

@@ -7,8 +7,8 @@ import "time"
 
 // upCmd runs a whole platform on one machine.
 type upCmd struct {
-	Listen   string   `help:"Address of the Lambda API." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
-	Registry string   `help:"Address of the registry inside, for docker push." default:"127.0.0.1:9005" env:"THAW_REGISTRY" placeholder:"HOST:PORT"`
+	Listen   string   `help:"Address of the Lambda API." default:"127.0.0.1:9000" placeholder:"HOST:PORT"`
+	Registry string   `help:"Address of the registry inside, for docker push." default:"127.0.0.1:9005" placeholder:"HOST:PORT"`
 	Budget   byteSize `help:"Memory that all of it may take (three quarters of what this machine has)."`
 	Nodes    int      `help:"Nodes of the zone cache on this machine; 0 for none. They take 5 % of the budget and of the free disk at most." default:"5" placeholder:"N"`
 	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
@@ -105,6 +105,7 @@ type workerCmd struct {
 	API     string   `name:"api" help:"Address of the Lambda API, for functions that call it." placeholder:"HOST:PORT"`
 	Range   string   `help:"Addresses that functions get, a /12 to /28 (some /20 of 100.64.0.0/10 that is free)." placeholder:"CIDR"`
 	Allow   []string `help:"Private addresses that functions may reach." placeholder:"CIDR"`
+	PinSize byteSize `help:"Most bytes of base images (thaw base) that stay in the cache; half of the cache at most." default:"2GiB"`
 }
 
 // keysCmd manages access keys.
@@ -210,4 +211,73 @@ type eventsReplayCmd struct {
 
 type eventsRemoveCmd struct {
 	ID string `arg:"" help:"The event's request id."`
+}
+
+// baseCmd manages base images.
+type baseCmd struct {
+	Add  baseAddCmd  `cmd:"" help:"Convert an image, put it into the zone, and keep it in the cache of every worker."`
+	List baseListCmd `cmd:"" default:"withargs" help:"List base images, and what workers have of them."`
+	Rm   baseRmCmd   `cmd:"" help:"Keep a base image no longer."`
+}
+
+type baseAddCmd struct {
+	Source string `arg:"" help:"docker://REF, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], or REF alone."`
+	Name   string `help:"Name of the image (by default the source's)." placeholder:"N"`
+	sourceFlags
+	NoWait bool `help:"Do not wait until the workers have it."`
+	JSON   bool `name:"json" help:"One JSON object."`
+}
+
+// Help teaches by example.
+func (baseAddCmd) Help() string {
+	return `Chunks that functions share with a base image are then on every worker before they are deployed.
+Workers that join later fetch it too. What of it does not fit into a worker's --pin-size is cached
+as any other chunk.
+
+  thaw base add debian:12
+  thaw base add oci:./layout:v1 --name ours`
+}
+
+type baseListCmd struct {
+	JSON bool `name:"json" help:"One JSON object a line."`
+}
+
+type baseRmCmd struct {
+	Name string `arg:"" help:"Name that base list shows."`
+}
+
+// benchCmd measures the platform.
+type benchCmd struct {
+	Coldstart benchColdstartCmd `cmd:"" help:"Start many instances at once from nothing, and compare images, memory and packages."`
+}
+
+type benchColdstartCmd struct {
+	Small       string        `help:"The small image, as deploy takes it." placeholder:"SOURCE"`
+	Large       string        `help:"The large image: the small one and a big file." placeholder:"SOURCE"`
+	Zip         string        `help:"The same function as a package." placeholder:"FILE" type:"path"`
+	Runtime     string        `help:"Runtime of the package." default:"provided.al2023"`
+	Command     []string      `help:"Replaces the images' Cmd." sep:"none" placeholder:"WORD"`
+	Rows        []string      `help:"What to measure, in this order: small, large, large-memory, zip (all that have a source)." placeholder:"ROW,…"`
+	Parallel    int           `help:"Events at once." default:"10" placeholder:"N"`
+	Rounds      int           `help:"How often each row is measured, each time from nothing." default:"1" placeholder:"N"`
+	Memory      int           `help:"Memory in MB." default:"128" placeholder:"MB"`
+	LargeMemory int           `help:"Memory of large-memory in MB: as much of it as the worker has for all at once." default:"10240" placeholder:"MB"`
+	Hold        time.Duration `help:"How long the handler sleeps, so that no instance gets two events; the function has to understand it, as the sample function does." default:"1s" placeholder:"TIME"`
+	By          string        `help:"events: queued, as a bucket sends them; invokes: somebody waits for each." enum:"events,invokes" default:"events" placeholder:"WHAT"`
+	Start       string        `help:"full: nothing is there, in no cache of this machine; partial: the image is mounted and slots are prepared." enum:"full,partial" default:"full" placeholder:"KIND"`
+	Pinned      bool          `help:"Leave base images in the cache."`
+	SVG         string        `name:"svg" help:"Draw the distributions of init and total." placeholder:"FILE" type:"path"`
+	JSON        bool          `name:"json" help:"One JSON object."`
+}
+
+// Help teaches by example.
+func (benchColdstartCmd) Help() string {
+	return `Needs a platform with one worker, on this machine, that nobody else uses meanwhile. Before each row
+its idle instances end, images are unmounted, its cache is emptied and the kernel's page cache is
+dropped. TOTAL is from sending to the end of the invoke, hold included; PLATFORM is what of it is
+neither init nor handler.
+
+  thaw bench coldstart --small oci:./small --large oci:./large --parallel 50
+  thaw bench coldstart --small oci:./small --zip f.zip --by invokes --svg cold.svg --json
+  thaw bench coldstart --small oci:./small --rows small --start partial --parallel 1 --rounds 20`
 }

@@ -64,3 +64,15 @@ func (*clusterBackupCmd) Run() error { return errOtherBuild }
 
 // Run is in the other build.
 func (*clusterRestoreCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*baseAddCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*baseListCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*baseRmCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*benchColdstartCmd) Run() error { return errOtherBuild }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -198,11 +199,22 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 		}
 		return lease, nil
 	}
+	pins, err := c.pinner(ctx, g, f, &o)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
 	w, err := worker.New(o)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	return g.serveRole(ctx, l, w.Handler(), w.Run)
+	return g.serveRole(ctx, l, w.Handler(), func(ctx context.Context) error {
+		var beside sync.WaitGroup
+		defer beside.Wait()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		beside.Go(func() { pins.run(ctx) })
+		return w.Run(ctx)
+	})
 }
 
 // network is what functions reach: the outside, but nothing private, and through

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,8 +15,6 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
-
-	"thaw/text"
 )
 
 const (
@@ -50,7 +49,7 @@ func (c *upCmd) plan(g *Globals) (p plan, err error) {
 		p.budget = total / 4 * 3
 	}
 	if p.budget < minBudget || p.budget > total {
-		return p, fmt.Errorf("--budget %s: want %s to what the machine has, %s", text.Bytes(p.budget), text.Bytes(minBudget), text.Bytes(total))
+		return p, fmt.Errorf("--budget %s: want %s to what the machine has, %s", byteSize(p.budget), byteSize(minBudget), byteSize(total))
 	}
 	if c.Nodes < 0 || c.Nodes > maxDev {
 		return p, fmt.Errorf("--nodes %d: want 0 to %d", c.Nodes, maxDev)
@@ -146,7 +145,7 @@ func (up *platformUp) serve(ctx context.Context) error {
 		}
 	}
 	record := fleetRecord{
-		Endpoint: "http://" + up.at.get("frontend", ""), Cluster: up.at.get("cluster", ""), Registry: up.at.get("builder", ""), Region: up.Region, PID: os.Getpid(),
+		Endpoint: "http://" + up.at.get("frontend", ""), Cluster: up.at.get("cluster", ""), Registry: up.at.get("builder", ""), Region: up.Region, Zone: cmp.Or(up.g.Zone, up.at.get("zone", "")), PID: os.Getpid(),
 	}
 	pair, err := up.g.firstKey(ctx, record.Cluster)
 	if err != nil {
@@ -234,7 +233,7 @@ func (up *platformUp) screen(r fleetRecord, pair keyPair) error {
 	_, port, _ := net.SplitHostPort(r.Registry)
 	zone := "no zone cache"
 	if n := int64(up.plan.nodes); n > 0 && up.g.Zone == "" {
-		zone = fmt.Sprintf("%d zone nodes with %s of memory and %s of disk", n, text.Bytes(n*up.plan.nodeMemory), text.Bytes(n*up.plan.nodeFlash))
+		zone = fmt.Sprintf("%d zone nodes with %s of memory and %s of disk", n, byteSize(n*up.plan.nodeMemory), byteSize(n*up.plan.nodeFlash))
 	} else if up.g.Zone != "" {
 		zone = "the zone " + up.g.Zone
 	}
@@ -248,7 +247,7 @@ In another shell:
   eval "$(%sthaw env)"
   thaw deploy hello docker://IMAGE
   aws lambda invoke --function-name hello /dev/stdout
-`, r.Endpoint, text.Bytes(up.plan.instances), zone, text.Bytes(int64(up.g.CacheSize)), up.g.Cache, port, pair.ID, pair.Secret, up.stateHint())
+`, r.Endpoint, byteSize(up.plan.instances), zone, up.g.CacheSize, up.g.Cache, port, pair.ID, pair.Secret, up.stateHint())
 	return err
 }
 

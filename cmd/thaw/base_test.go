@@ -1,0 +1,66 @@
+package main
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"thaw/internal/testoci"
+)
+
+// basesOf is what base add and base list say of each worker.
+type basesOf struct {
+	Base    struct{ Name, Image string }
+	Zone    struct{ Put, Failed int }
+	Workers map[string]struct {
+		Pinned, Left int64
+		Missing      int
+		Error        string
+	}
+}
+
+// A base image is in the zone and in the worker's cache before a function is on
+// it, stays there while all else goes, and is forgotten
+// when it is removed.
+func TestBase(t *testing.T) {
+	r := newRegion(t, "--nodes=5")
+	base := testoci.Layout(t, filepath.Join(t.TempDir(), "base"), []string{"FROM=image"}, testoci.Tar(t, testoci.File("random", testoci.Noise(1, 3<<20))))
+	var added basesOf
+	if err := json.Unmarshal([]byte(r.must("base", "add", base, "--name", "ours", "--json")), &added); err != nil {
+		t.Fatal(err)
+	}
+	if added.Base.Name != "ours" || added.Zone.Put < 6 || added.Zone.Failed != 0 || len(added.Workers) != 1 {
+		t.Errorf("%+v", added)
+	}
+	for id, w := range added.Workers {
+		if w.Pinned < 3<<20 || w.Left != 0 || w.Missing != 0 || w.Error != "" {
+			t.Errorf("worker %s: %+v", id, w)
+		}
+	}
+	sampleLayout(t)
+	file := testoci.File("function", sample.data)
+	file.Mode = 0o755
+	over := testoci.Layout(t, filepath.Join(t.TempDir(), "over"), []string{"FROM=image"}, testoci.Tar(t, testoci.File("random", testoci.Noise(1, 3<<20))), testoci.Tar(t, file))
+	args := []string{"bench", "coldstart", "--large", over, "--rows", "large", "--command", "/function", "--parallel", "1", "--hold", "0s", "--json"}
+	if e := r.thaw(args...); e.code != 1 || !strings.Contains(e.stderr, "thaw base rm") {
+		t.Errorf("a start from nothing is measured with a base in the cache: %+v", e)
+	}
+	var m measuredColdstarts
+	if err := json.Unmarshal([]byte(r.must(append(args, "--pinned")...)), &m); err != nil {
+		t.Fatal(err)
+	}
+	if row := m.Rows[0]; row.Cold != 1 || row.Left < 3<<20 {
+		t.Errorf("%+v", row)
+	}
+	if out := r.must("base"); !strings.Contains(out, "ours") || strings.Count(out, "\n") != 2 {
+		t.Errorf("base list: %s", out)
+	}
+	r.must("base", "rm", "ours")
+	if e := r.thaw("base", "rm", "ours"); e.code != 1 || !strings.Contains(e.stderr, "no base image is called ours") {
+		t.Errorf("%+v", e)
+	}
+	if out := r.must("base", "list", "--json"); out != "" {
+		t.Errorf("base list: %s", out)
+	}
+}
