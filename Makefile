@@ -15,6 +15,7 @@ demo: ## convert two images that share a base, print what is shared, start a pro
 	@./setup.sh --demo
 	@$(MAKE) --no-print-directory build
 	@demo/run
+	@[ "$$(id -u)" != 0 ] || demo/functions
 
 test: setup ## go vet and every test; as root, also those that mount and start containers
 	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw

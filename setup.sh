@@ -3,7 +3,7 @@
 #
 #   ./setup.sh [--no-corpus | --demo]
 #
-# With --demo only what the demo needs: two images of the corpus, and no tools. Says nothing and takes a second when there is nothing to do.
+# With --demo only what the demo needs: four images of the corpus, and no tools. Says nothing and takes a second when there is nothing to do.
 # Only root can install and build images; anybody else is told what is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -87,7 +87,7 @@ corpus=1 tools=1 images=()
 case ${1:-} in
 "") ;;
 --no-corpus) corpus="" ;;
---demo) tools="" images=(python node) ;;
+--demo) tools="" images=(python node fn-go fn-node) ;;
 *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
 command -v go >/dev/null || { say "Go is missing: install the version that go.mod names, or newer"; exit 1; }

@@ -7,8 +7,8 @@ import "time"
 
 // upCmd runs a whole platform on one machine.
 type upCmd struct {
-	Listen   string   `help:"Address of the Lambda API." default:"127.0.0.1:9000" placeholder:"HOST:PORT"`
-	Registry string   `help:"Address of the registry inside, for docker push." default:"127.0.0.1:9005" placeholder:"HOST:PORT"`
+	Listen   string   `help:"Address of the Lambda API." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
+	Registry string   `help:"Address of the registry inside, for docker push." default:"127.0.0.1:9005" env:"THAW_REGISTRY" placeholder:"HOST:PORT"`
 	Budget   byteSize `help:"Memory that all of it may take (three quarters of what this machine has)."`
 	Nodes    int      `help:"Nodes of the zone cache on this machine; 0 for none. They take 5 % of the budget and of the free disk at most." default:"5" placeholder:"N"`
 	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`

@@ -15,6 +15,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"thaw/text"
 )
 
 const (
@@ -49,7 +51,7 @@ func (c *upCmd) plan(g *Globals) (p plan, err error) {
 		p.budget = total / 4 * 3
 	}
 	if p.budget < minBudget || p.budget > total {
-		return p, fmt.Errorf("--budget %s: want %s to what the machine has, %s", byteSize(p.budget), byteSize(minBudget), byteSize(total))
+		return p, fmt.Errorf("--budget %s: want %s to what the machine has, %s", text.Bytes(p.budget), text.Bytes(minBudget), text.Bytes(total))
 	}
 	if c.Nodes < 0 || c.Nodes > maxDev {
 		return p, fmt.Errorf("--nodes %d: want 0 to %d", c.Nodes, maxDev)
@@ -233,7 +235,7 @@ func (up *platformUp) screen(r fleetRecord, pair keyPair) error {
 	_, port, _ := net.SplitHostPort(r.Registry)
 	zone := "no zone cache"
 	if n := int64(up.plan.nodes); n > 0 && up.g.Zone == "" {
-		zone = fmt.Sprintf("%d zone nodes with %s of memory and %s of disk", n, byteSize(n*up.plan.nodeMemory), byteSize(n*up.plan.nodeFlash))
+		zone = fmt.Sprintf("%d zone nodes with %s of memory and %s of disk", n, text.Bytes(n*up.plan.nodeMemory), text.Bytes(n*up.plan.nodeFlash))
 	} else if up.g.Zone != "" {
 		zone = "the zone " + up.g.Zone
 	}
@@ -247,7 +249,7 @@ In another shell:
   eval "$(%sthaw env)"
   thaw deploy hello docker://IMAGE
   aws lambda invoke --function-name hello /dev/stdout
-`, r.Endpoint, byteSize(up.plan.instances), zone, up.g.CacheSize, up.g.Cache, port, pair.ID, pair.Secret, up.stateHint())
+`, r.Endpoint, text.Bytes(up.plan.instances), zone, text.Bytes(int64(up.g.CacheSize)), up.g.Cache, port, pair.ID, pair.Secret, up.stateHint())
 	return err
 }
 
