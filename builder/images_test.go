@@ -240,6 +240,10 @@ func TestImageOfTheRegistryInside(t *testing.T) {
 	w.refused(image(host+"/none:v1"), ImageDeleted, "none")
 	w.refused(job(func(v *functions.Version) { v.Architecture, v.Package.ImageURI = "arm64", host+"/team/app:v1" }), InvalidImage, "this region's workers are x86_64")
 	w.refused(job(func(*functions.Version) {}), InvalidImage, "neither")
+	// No try more would help.
+	w.refused(image("/srv/images/app"), InvalidImage, "is a path")
+	w.refused(image("user:password@"+host+"/team/app:v1"), InvalidImage, "does not take a user")
+	w.refused(image("No Such Thing"), InvalidImage, "no reference such as")
 }
 
 // TestConfigurationAlone converts nothing.

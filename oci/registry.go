@@ -55,7 +55,7 @@ type repository struct {
 func openRegistry(ctx context.Context, ref string, want platform, opt Options) (*Image, error) {
 	parsed, err := name.ParseReference(ref)
 	if err != nil {
-		return nil, fmt.Errorf("no reference such as debian:12 or host:5000/name@sha256:… (%s)", oneLine(err.Error()))
+		return nil, fmt.Errorf("no reference such as debian:12 or host:5000/name@sha256:… (%s): %w", oneLine(err.Error()), ErrUnsupported)
 	}
 	if d, ok := parsed.(name.Digest); ok && !strings.HasPrefix(d.DigestStr(), "sha256:") {
 		return nil, fmt.Errorf("digest of another kind than sha256: %w", ErrUnsupported)

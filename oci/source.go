@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,7 +35,7 @@ func parseSource(s string) (source, error) {
 		return registrySource(ref)
 	}
 	if strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../") {
-		return source{}, fmt.Errorf("oci: %s is a path: say what it is by oci:, oci-archive: or docker-archive: before it", oneLine(s))
+		return source{}, fmt.Errorf("oci: %w: %s is a path: say what it is by oci:, oci-archive: or docker-archive: before it", ErrUnsupported, oneLine(s))
 	}
 	head, rest, colon := strings.Cut(s, ":")
 	switch t := via(head); {
@@ -44,7 +43,7 @@ func parseSource(s string) (source, error) {
 	case t == viaLayout || t == viaLayoutArchive || t == viaDockerArchive:
 		path, tag := splitPath(rest)
 		if path == "" {
-			return source{}, fmt.Errorf("oci: %q names no path: write %s:PATH or %s:PATH:TAG", oneLine(s), t, t)
+			return source{}, fmt.Errorf("oci: %w: %q names no path: write %s:PATH or %s:PATH:TAG", ErrUnsupported, oneLine(s), t, t)
 		}
 		return source{via: t, path: path, tag: tag}, nil
 	case slices.Contains(foreignTransports, head):
@@ -59,7 +58,7 @@ func registrySource(ref string) (source, error) {
 	host, _, slash := strings.Cut(ref, "/")
 	switch {
 	case slash && strings.Contains(host, "@"):
-		return source{}, errors.New("oci: a reference does not take a user and password: log in with docker login, which leaves them in its config")
+		return source{}, fmt.Errorf("oci: %w: a reference does not take a user and password: log in with docker login, which leaves them in its config", ErrUnsupported)
 	case strings.Contains(ref, "://"):
 		return source{}, fmt.Errorf("oci: sources of that kind are not read: a registry's image is docker://HOST/IMAGE: %w", ErrUnsupported)
 	}
