@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -49,12 +50,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // compression nor deduplication makes smaller.
 func withRandom(b testing.TB, below string, mibs int64) string {
 	b.Helper()
-	index, err := layout.ImageIndexFromPath(below)
-	try(b, err)
-	m, err := index.IndexManifest()
-	try(b, err)
-	image, err := index.Image(m.Manifests[0].Digest)
-	try(b, err)
+	image := imageAt(b, below)
 	block, err := aes.NewCipher([]byte("thaw bench: cold starts, 32 byte"))
 	try(b, err)
 	open := func() (io.ReadCloser, error) {
@@ -69,17 +65,51 @@ func withRandom(b testing.TB, below string, mibs int64) string {
 	try(b, err)
 	image, err = mutate.AppendLayers(image, layer)
 	try(b, err)
-	dir := filepath.Join(b.TempDir(), "large")
+	return layoutOf(b, image)
+}
+
+// imageAt reads a layout of one image.
+func imageAt(b testing.TB, dir string) v1.Image {
+	b.Helper()
+	index, err := layout.ImageIndexFromPath(dir)
+	try(b, err)
+	m, err := index.IndexManifest()
+	try(b, err)
+	image, err := index.Image(m.Manifests[0].Digest)
+	try(b, err)
+	return image
+}
+
+// layoutOf writes one.
+func layoutOf(b testing.TB, image v1.Image) string {
+	b.Helper()
+	dir := filepath.Join(b.TempDir(), "layout")
 	path, err := layout.Write(dir, empty.Index)
 	try(b, err)
 	try(b, path.AppendImage(image))
 	return dir
 }
 
-// platform brings a platform up in the place, until the benchmark's end.
-func (p *place) platform(b testing.TB) {
+// over makes an image: the layers of one above those of another, with the
+// configuration of the upper.
+func over(b testing.TB, below, above string) string {
 	b.Helper()
-	up := begin(b, p.thaw, p.args("up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0")...)
+	lower, upper := imageAt(b, below), imageAt(b, above)
+	layers, err := upper.Layers()
+	try(b, err)
+	config, err := upper.ConfigFile()
+	try(b, err)
+	image, err := mutate.AppendLayers(lower, layers...)
+	try(b, err)
+	image, err = mutate.Config(image, config.Config)
+	try(b, err)
+	return layoutOf(b, image)
+}
+
+// platform brings a platform up in the place, until the benchmark's end.
+func (p *place) platform(b testing.TB, flags ...string) {
+	b.Helper()
+	up := begin(b, p.thaw, p.args(append([]string{"up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0"}, flags...)...)...)
 	b.Cleanup(func() {
 		_ = up.cmd.Process.Signal(syscall.SIGINT) // it may have ended
 		err := up.cmd.Wait()
@@ -166,4 +196,28 @@ func BenchmarkColdstart(b *testing.B) {
 		partial.Platform.Median, partial.Platform.P95, partial.Init.Median, partial.stages())
 	b.ReportMetric(slices.Sorted(slices.Values(whole))[len(whole)/2], "large/small")
 	b.ReportMetric(partial.Platform.Median, "ms-platform")
+}
+
+// BenchmarkBase compares cold starts of a function on a base image that workers
+// keep with those of the same function in a small image that was never seen, in
+// turns. There is no zone: what a worker has not, the origin gives, a folder of
+// this machine, so that the base has the least to win.
+func BenchmarkBase(b *testing.B) {
+	asRoot(b)
+	p := newPlace(b)
+	base, function := corpus(b, "python"), corpus(b, "fn-go")
+	p.platform(b, "--nodes=0")
+	timed(b, p.thaw, p.args("base", "add", "oci:"+base, "--name", "python")...)
+	rows := strings.TrimSuffix(strings.Repeat("small,large,", 2*coldPairs), ",")
+	measured := p.coldstarts(b, "--small", "oci:"+withRandom(b, function, 4), "--large", "oci:"+over(b, base, function), "--rows", rows,
+		"--parallel", "1", "--by", "invokes", "--hold", "0s", "--pinned")
+	var whole Ratios
+	for pair := range slices.Chunk(measured, 2) {
+		whole = append(whole, pair[1].start()/pair[0].start())
+	}
+	say("cold start on a base image that the worker keeps, above a small image that was never seen: %v × (less than 1)", whole)
+	for _, r := range measured[len(measured)-2:] {
+		say("%s: init %.1f ms, platform %.1f ms; first touches from cache %d, origin %d", r.Name, r.Init.Median, r.Platform.Median, r.Touched.Cache.Chunks, r.Touched.Origin.Chunks)
+	}
+	b.ReportMetric(slices.Sorted(slices.Values(whole))[len(whole)/2], "base/unseen")
 }
