@@ -95,7 +95,7 @@ type Invoke struct {
 	ClientContext string // JSON
 	Cognito       string // JSON
 	Payload       []byte // not to be changed until it is done
-	// Streaming: a streamed answer may have MaxStreamed bytes.
+	// Streaming: the answer may have MaxStreamed bytes.
 	Streaming bool
 }
 

@@ -415,7 +415,7 @@ func TestSizes(t *testing.T) {
 		"the same in chunks":     {MaxPayload, true, "", false, 0},
 		"a byte more in chunks":  {MaxPayload + 1, true, "", false, MaxPayload},
 		"streamed to a buffer":   {MaxPayload + 1, true, "streaming", false, MaxPayload},
-		"buffered for a stream":  {MaxPayload + 1, true, "", true, MaxPayload},
+		"unsaid for a stream":    {MaxPayload + 1, true, "", true, 0},
 		"streamed":               {MaxPayload + 1, true, "streaming", true, 0},
 		"streamed, all":          {8 << 20, true, "streaming", true, 0},
 		"streamed, a byte more":  {8<<20 + 1, true, "streaming", true, 8 << 20},

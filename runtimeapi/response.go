@@ -67,7 +67,7 @@ func (a *API) respond(r *http1.Request, id string) http1.Answer {
 		return refuse(400, "InvalidFunctionResponseMode", "Invalid function response mode")
 	}
 	most := int64(MaxPayload)
-	if begin.Streamed && i.Streaming {
+	if i.Streaming { // whatever the mode: not all runtimes that stream say it
 		most = a.o.MaxStreamed
 	}
 	return a.stream(r, begin, most)

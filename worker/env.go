@@ -62,7 +62,7 @@ func platformVariables(s *invokewire.Spec, stream, handler string) map[string]st
 		"AWS_REGION": s.Region, "AWS_DEFAULT_REGION": s.Region, "_HANDLER": handler,
 		"AWS_ACCESS_KEY_ID": s.Keys.ID, "AWS_SECRET_ACCESS_KEY": s.Keys.Secret, "AWS_SESSION_TOKEN": s.Keys.Token,
 	}
-	if s.Runtime != "" {
+	if s.Runtime != "" && !strings.HasPrefix(s.Runtime, "provided") { // those are but a system
 		v["AWS_EXECUTION_ENV"] = "AWS_Lambda_" + s.Runtime
 	}
 	if s.LogJSON {

@@ -41,6 +41,11 @@ func TestEnvironment(t *testing.T) {
 	}
 	s.Env["AWS_ENDPOINT_URL"], s.Runtime, s.LogJSON = "https://elsewhere", "python3.13", true
 	env = environment(s, &imageConfig{}, "stream", "")
+	other := testSpec()
+	other.Runtime = "provided.al2023"
+	if kind, ok := environment(other, &imageConfig{}, "stream", "")["AWS_EXECUTION_ENV"]; ok {
+		t.Errorf("a system alone is the environment %s", kind)
+	}
 	if env["AWS_ENDPOINT_URL"] != "https://elsewhere" || env["AWS_EXECUTION_ENV"] != "AWS_Lambda_python3.13" || env["AWS_LAMBDA_LOG_FORMAT"] != "JSON" {
 		t.Error(env)
 	}

@@ -103,8 +103,9 @@ func (p *platformLines) initStart(now time.Time) string {
 	case p.runtime == "":
 		return ""
 	}
-	name := strings.TrimRight(p.runtime, "0123456789.")
-	return fmt.Sprintf("INIT_START Runtime Version: %s:%s\tRuntime Version ARN: arn:aws:lambda:%s::runtime:%s", name, p.runtime[len(name):], p.region, p.runtime)
+	rest := strings.TrimLeft(p.runtime, "abcdefghijklmnopqrstuvwxyz")
+	name, version := strings.TrimSuffix(p.runtime, rest), strings.TrimSuffix(strings.TrimPrefix(rest, "."), ".x")
+	return fmt.Sprintf("INIT_START Runtime Version: %s:%s\tRuntime Version ARN: arn:aws:lambda:%s::runtime:%s", name, version, p.region, p.runtime)
 }
 
 func (p *platformLines) initReport(now time.Time, d time.Duration, phase string, o outcome) string {

@@ -50,6 +50,8 @@ func TestPlatformText(t *testing.T) {
 	for got, want := range map[string]string{
 		p.initStart(noon):                                                           "INIT_START Runtime Version: python:3.13\tRuntime Version ARN: arn:aws:lambda:us-east-1::runtime:python3.13",
 		(&platformLines{}).initStart(noon):                                          "",
+		(&platformLines{runtime: "nodejs22.x"}).initStart(noon):                     "INIT_START Runtime Version: nodejs:22\tRuntime Version ARN: arn:aws:lambda:::runtime:nodejs22.x",
+		(&platformLines{runtime: "provided.al2023"}).initStart(noon):                "INIT_START Runtime Version: provided:al2023\tRuntime Version ARN: arn:aws:lambda:::runtime:provided.al2023",
 		p.start(noon, "8f5"):                                                        "START RequestId: 8f5 Version: $LATEST",
 		p.end(noon, &report{requestID: "8f5"}):                                      "END RequestId: 8f5",
 		p.timedOut(noon, "8f5", time.Second):                                        "2026-11-22T12:00:00.005Z 8f5 Task timed out after 1.00 seconds\n",
