@@ -110,6 +110,9 @@ func (f *Frontend) instance(ctx context.Context, inv *invocation, avoid []string
 	if l := f.pool.get(key, time.Now()); l != nil {
 		return l, nil
 	}
+	if l := f.pool.await(ctx, key); l != nil {
+		return l, nil
+	}
 	a := invokewire.Acquire{Frontend: f.options.ID, Spec: inv.target.spec, Avoid: avoid[max(0, len(avoid)-maxTries):]}
 	a.Spec.Reserved = inv.reserved
 	a.Spec.Keys = f.sessions.issue(a.Spec.Account, time.Now().Add(defaultSession))

@@ -3,6 +3,8 @@ package frontend
 import (
 	"context"
 	"encoding/json"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,7 +19,22 @@ const (
 	poolTick = time.Second
 	// poolTime bounds a request of renewals.
 	poolTime = 5 * time.Second
+	// patience is the longest that an invoke waits for a busy instance before
+	// another is asked for: less than a start takes. Of a function that answers in
+	// two milliseconds hardly ever is another needed, and a few starts that are not
+	// needed take the processor from those that answer.
+	patience = 20 * time.Millisecond
+	// patienceOf is how many of the function's quickest invokes it waits.
+	patienceOf = 4
 )
+
+// pace is what is known of a version's invokes.
+type pace struct {
+	// quick is about the quickest of late: each that was slower lets it grow by a
+	// 64th, so that it follows a version that has become slow.
+	quick   time.Duration
+	waiting []chan *leased // each gets one instance; the first came first
+}
 
 // leased is an instance that this frontend may give invokes to.
 type leased struct {
@@ -26,8 +43,9 @@ type leased struct {
 	expires         time.Time
 	idle            time.Time // since when
 	busy            bool
-	fresh           bool // it has not answered yet: it may be starting
-	gone            bool // not to be used again
+	fresh           bool      // it has not answered yet: it may be starting
+	began           time.Time // of the invoke, while busy
+	gone            bool      // not to be used again
 }
 
 // pool holds the leases of a frontend.
@@ -41,6 +59,7 @@ type pool struct {
 	idle   map[string][]*leased    // by key; the one used last at the end
 	flying map[functions.ID]int    // invokes under way
 	lost   map[string]functions.ID // instances that their workers do not have: to be told
+	paces  map[string]*pace        // by key, while there are leases
 	ttl    time.Duration
 	wake   chan struct{}
 }
@@ -49,6 +68,7 @@ func newPool(id string, idle time.Duration, m *managers) *pool {
 	return &pool{
 		id: id, idleTime: idle, managers: m, ttl: defaultTTL, wake: make(chan struct{}, 1),
 		all: map[string]*leased{}, idle: map[string][]*leased{}, flying: map[functions.ID]int{}, lost: map[string]functions.ID{},
+		paces: map[string]*pace{},
 	}
 }
 
@@ -86,12 +106,51 @@ func (p *pool) get(key string, now time.Time) *leased {
 			delete(p.all, l.id)
 			continue
 		}
-		l.busy = true
+		l.busy, l.began = true, now
 		p.keep(key, list)
 		return l
 	}
 	p.keep(key, list)
 	return nil
+}
+
+// await waits for a busy instance of the key, if its invokes are so quick that
+// one is likely to be free soon; else, or if none was, it gives nil.
+func (p *pool) await(ctx context.Context, key string) *leased {
+	p.mu.Lock()
+	of := p.paces[key]
+	if of == nil || of.quick == 0 || of.quick > patience {
+		p.mu.Unlock()
+		return nil
+	}
+	mine := make(chan *leased, 1)
+	of.waiting = append(of.waiting, mine)
+	limit := time.NewTimer(min(patienceOf*of.quick, patience))
+	p.mu.Unlock()
+	defer limit.Stop()
+	select {
+	case l := <-mine:
+		return l
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.Index(of.waiting, mine); i >= 0 {
+		of.waiting = slices.Delete(of.waiting, i, i+1)
+		return nil
+	}
+	return <-mine // it came at the same moment
+}
+
+// paced notes how long an invoke took.
+func (p *pool) paced(key string, took time.Duration) {
+	of := p.paces[key]
+	if of == nil {
+		of = &pace{quick: took}
+		p.paces[key] = of
+	}
+	of.quick = min(took, of.quick+of.quick/64)
 }
 
 func (p *pool) keep(key string, list []*leased) {
@@ -109,7 +168,7 @@ func (p *pool) add(key string, f functions.ID, granted *invokewire.Lease, asked 
 	if granted.TTL > 0 {
 		p.ttl = granted.TTL
 	}
-	l := &leased{id: granted.Instance, worker: granted.Worker, key: key, function: f, expires: asked.Add(p.ttl), busy: true, fresh: granted.Fresh}
+	l := &leased{id: granted.Instance, worker: granted.Worker, key: key, function: f, expires: asked.Add(p.ttl), busy: true, fresh: granted.Fresh, began: time.Now()}
 	p.all[l.id] = l
 	return l
 }
@@ -118,14 +177,21 @@ func (p *pool) add(key string, f functions.ID, granted *invokewire.Lease, asked 
 func (p *pool) put(l *leased, alive bool, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if alive && !l.fresh {
+		p.paced(l.key, max(now.Sub(l.began), 1))
+	}
 	l.busy, l.fresh, l.idle = false, false, now
-	switch {
+	switch of := p.paces[l.key]; {
 	case !alive:
 		delete(p.all, l.id)
 		p.lost[l.id] = l.function
 		p.signal()
 	case l.gone || p.all[l.id] != l:
 		delete(p.all, l.id)
+	case of != nil && len(of.waiting) > 0 && now.Before(l.expires):
+		l.busy, l.began = true, now
+		of.waiting[0] <- l
+		of.waiting = of.waiting[1:]
 	default:
 		p.idle[l.key] = append(p.idle[l.key], l)
 	}
@@ -211,7 +277,13 @@ func (p *pool) run(ctx context.Context) {
 func (p *pool) stale(now time.Time) map[string]functions.ID {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.takeIdle(func(l *leased) bool { return now.IsZero() || now.Sub(l.idle) >= p.idleTime })
+	taken := p.takeIdle(func(l *leased) bool { return now.IsZero() || now.Sub(l.idle) >= p.idleTime })
+	used := map[string]bool{}
+	for _, l := range p.all {
+		used[l.key] = true
+	}
+	maps.DeleteFunc(p.paces, func(key string, of *pace) bool { return !used[key] && len(of.waiting) == 0 })
+	return taken
 }
 
 // release gives leases back. What is not told ends by itself.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -110,8 +109,15 @@ func readBounded(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxListSize+1))
 }
 
-// ownPort is the end of a connection that is another each time.
-var ownPort = regexp.MustCompile(`\S+->`)
+// withoutPort leaves our own end of a connection, which is another each time,
+// out of what went wrong with it.
+func withoutPort(s string) string {
+	own, other, ok := strings.Cut(s, "->")
+	if !ok {
+		return s
+	}
+	return own[:strings.LastIndexByte(own, ' ')+1] + other
+}
 
 // dnsList resolves a name.
 type dnsList struct {
@@ -166,7 +172,7 @@ func (d *dnsList) read(ctx context.Context) (*Members, error) {
 func (d *dnsList) failed(err error) error {
 	if e := (*net.DNSError)(nil); errors.As(err, &e) {
 		alike := *e
-		alike.Err = ownPort.ReplaceAllString(e.Err, "")
+		alike.Err = withoutPort(e.Err)
 		err = &alike
 	}
 	return fmt.Errorf("zone: members of %s: %w", d.name, err)

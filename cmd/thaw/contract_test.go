@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -130,14 +131,16 @@ func (k *contract) invoke(t *testing.T, name, payload string) reply {
 // report matches REPORT lines as the public tools do that read them: groups are
 // Duration, Billed Duration, Memory Size, Max Memory Used, Restore Duration,
 // Billed Restore Duration, Init Duration.
-var report = regexp.MustCompile(`REPORT RequestId: [0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\t` +
-	`Duration: ([0-9.]+) ms\tBilled Duration: ([0-9]+) ms\tMemory Size: ([0-9]+) MB\tMax Memory Used: ([0-9]+) MB\t` +
-	`(?:Restore Duration: ([0-9.]+) ms\tBilled Restore Duration: ([0-9]+) ms\t)?(?:Init Duration: ([0-9.]+) ms\t)?`)
+var report = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`REPORT RequestId: [0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\t` +
+		`Duration: ([0-9.]+) ms\tBilled Duration: ([0-9]+) ms\tMemory Size: ([0-9]+) MB\tMax Memory Used: ([0-9]+) MB\t` +
+		`(?:Restore Duration: ([0-9.]+) ms\tBilled Restore Duration: ([0-9]+) ms\t)?(?:Init Duration: ([0-9.]+) ms\t)?`)
+}) // not before main: TestQuickStart
 
 // reported checks that a log ends with a REPORT, and whether it tells of an init.
 func (a reply) reported(t *testing.T, cold bool) {
 	t.Helper()
-	m := report.FindAllStringSubmatch(a.log, -1)
+	m := report().FindAllStringSubmatch(a.log, -1)
 	if len(m) != 1 || (m[0][7] != "") != cold || !strings.Contains(a.log, "START RequestId: "+a.id+" Version: ") || !strings.Contains(a.log, "\nEND RequestId: "+a.id+"\n") {
 		t.Errorf("want a log of %s with START, END and REPORT, and an init %t: %q", a.id, cold, a.log)
 	}
@@ -202,7 +205,7 @@ func TestContractFunctionErrors(t *testing.T) {
 				!strings.HasPrefix(body.ErrorMessage, want) || !strings.Contains(a.log, c.status) || aws.ToString(a.ExecutedVersion) != "$LATEST" {
 				t.Errorf("%s: %v %s %.1000s\nlog %q\nwant %s, %s", a.id, aws.ToString(a.FunctionError), aws.ToString(a.ExecutedVersion), a.Payload, a.log, c.kind, want)
 			}
-			if !report.MatchString(a.log) {
+			if !report().MatchString(a.log) {
 				t.Errorf("no REPORT in %q", a.log)
 			}
 		})
