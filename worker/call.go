@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -16,7 +17,7 @@ import (
 // call is one invoke of an instance.
 type call struct {
 	invoke  invokewire.Invoke
-	payload []byte
+	payload *bytes.Buffer // nil: the function has it
 	tail    bool
 	out     *answer
 
@@ -208,10 +209,11 @@ func (i *instance) run(ctx context.Context, c *call) error {
 		return err
 	}
 	if !again || i.initAgain(c) {
-		if err := i.box.frames.WriteInvoke(c.invoke, c.payload); err != nil {
+		if err := i.box.frames.WriteInvoke(c.invoke, c.payload.Bytes()); err != nil {
 			i.box.kill() // read fails the call
 		}
 	}
+	i.w.payloads.put(c.payload) // the function may take a while
 	c.payload = nil
 	<-c.answered
 	return nil

@@ -134,7 +134,7 @@ func (p *payloads) get() *bytes.Buffer {
 }
 
 func (p *payloads) put(b *bytes.Buffer) {
-	if b.Cap() <= keptPayload {
+	if b != nil && b.Cap() <= keptPayload {
 		b.Reset()
 		p.pool.Put(b)
 	}
@@ -157,17 +157,16 @@ func (w *Worker) serveInvoke(rw http.ResponseWriter, r *http.Request) {
 		refuse(rw, statusOf(err), err)
 		return
 	}
-	buffer := w.payloads.get()
-	defer w.payloads.put(buffer)
+	c.payload = w.payloads.get()
+	defer func() { w.payloads.put(c.payload) }()
 	if n := r.ContentLength; n > 0 && n <= invokewire.MaxPayload {
-		buffer.Grow(int(n) + bytes.MinRead)
+		c.payload.Grow(int(n) + bytes.MinRead)
 	}
-	if _, err := buffer.ReadFrom(http.MaxBytesReader(rw, r.Body, invokewire.MaxPayload)); err != nil {
+	if _, err := c.payload.ReadFrom(http.MaxBytesReader(rw, r.Body, invokewire.MaxPayload)); err != nil {
 		i.abandon(c)
 		refuse(rw, http.StatusRequestEntityTooLarge, err)
 		return
 	}
-	c.payload = buffer.Bytes()
 	err = i.run(ctx, c)
 	c.out.close()
 	if err != nil {
