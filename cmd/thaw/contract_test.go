@@ -65,9 +65,13 @@ func timeout(seconds int32) spec {
 	return func(in *lambda.CreateFunctionInput) { in.Timeout = &seconds }
 }
 
+// entryPoint takes another image, with its own entry point unless words say one.
 func entryPoint(image string, words ...string) spec {
 	return func(in *lambda.CreateFunctionInput) {
-		in.Code.ImageUri, in.ImageConfig = &image, &types.ImageConfig{EntryPoint: words}
+		in.Code.ImageUri, in.ImageConfig = &image, nil
+		if len(words) > 0 {
+			in.ImageConfig = &types.ImageConfig{EntryPoint: words}
+		}
 	}
 }
 

@@ -71,9 +71,17 @@ func newRegion(t *testing.T, more ...string) *region {
 	m := newMachine(t)
 	r := &region{machine: m, up: m.start(append([]string{"up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB"}, more...)...)}
 	r.up.late.Reset(upLife)
+	t.Cleanup(r.down)
 	r.ready(t)
+	r.find(t)
+	return r
+}
+
+// find asks where the platform is, and for keys.
+func (r *region) find(t *testing.T) {
+	t.Helper()
 	var vars map[string]string
-	if err := json.Unmarshal([]byte(m.must("env", "--json")), &vars); err != nil {
+	if err := json.Unmarshal([]byte(r.must("env", "--json")), &vars); err != nil {
 		t.Fatal(err)
 	}
 	r.endpoint = vars["AWS_ENDPOINT_URL"]
@@ -81,8 +89,6 @@ func newRegion(t *testing.T, more ...string) *region {
 	for k, v := range vars {
 		r.env = append(r.env, k+"="+v)
 	}
-	t.Cleanup(r.down)
-	return r
 }
 
 // ready waits until all is up.
