@@ -51,13 +51,7 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	logins := builder.NewLogins(records[loginRecords], func(ctx context.Context, account string) (keys.Keeper, error) {
-		s, err := g.forTenant(g.tenantOf(account)).open(ctx, true)
-		if err != nil {
-			return nil, err
-		}
-		return s.key, s.Origin.Close() // the key stays
-	})
+	logins := g.logins(records[loginRecords])
 	makes := &builder.Images{
 		Convert: func(ctx context.Context, account string, o convert.Options) (*convert.Result, error) {
 			return g.forTenant(g.tenantOf(account)).convertQuietly(ctx, o)
@@ -70,6 +64,17 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		Convert: makes.Build, Logger: g.logger(),
 	})
 	return g.serveRole(ctx, l, http.Handler(images), b.Run)
+}
+
+// logins are credentials for registries, under the keys of their tenants.
+func (g *Globals) logins(records *cluster.Records) *builder.Logins {
+	return builder.NewLogins(records, func(ctx context.Context, account string) (keys.Keeper, error) {
+		s, err := g.forTenant(g.tenantOf(account)).open(ctx, true)
+		if err != nil {
+			return nil, err
+		}
+		return s.key, s.Origin.Close() // the key stays
+	})
 }
 
 // innerNames are those by which clients know the registry inside.

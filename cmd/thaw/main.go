@@ -76,6 +76,7 @@ type cli struct {
 	Bench      benchCmd      `cmd:"" help:"Measure cold starts of the platform that runs."`
 	Events     eventsCmd     `cmd:"" help:"Show, replay and remove events that were given up."`
 	Keys       keysCmd       `cmd:"" help:"Manage access keys of the platform."`
+	Registry   registryCmd   `cmd:"" help:"Manage credentials for registries that functions come from."`
 	Cluster    clusterCmd    `cmd:"" help:"Run the platform's server of records; back it up and restore it."`
 	Builder    builderCmd    `cmd:"" help:"Run the platform's builder: it converts what is deployed."`
 	Frontend   frontendCmd   `cmd:"" help:"Run the platform's frontend: the Lambda API."`

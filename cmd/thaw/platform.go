@@ -281,3 +281,32 @@ neither init nor handler.
   thaw bench coldstart --small oci:./small --zip f.zip --by invokes --svg cold.svg --json
   thaw bench coldstart --small oci:./small --rows small --start partial --parallel 1 --rounds 20`
 }
+
+// registryCmd keeps credentials of registries for those who deploy.
+type registryCmd struct {
+	Login  registryLoginCmd  `cmd:"" help:"Keep an account's credentials for a registry, sealed with its tenant's key."`
+	List   registryListCmd   `cmd:"" help:"List registries that there are credentials for."`
+	Logout registryLogoutCmd `cmd:"" help:"Forget credentials."`
+}
+
+type registryLoginCmd struct {
+	Registry string `arg:"" help:"HOST or HOST:PORT, as images name it."`
+	Username string `short:"u" help:"User." required:""`
+	Account  string `help:"Account whose functions may use them." default:"000000000000"`
+}
+
+// Help teaches by example.
+func (registryLoginCmd) Help() string {
+	return `The password comes from standard input, so that it is in no history and no list of processes.
+
+  pass registry | thaw registry login registry.example -u deployer`
+}
+
+type registryListCmd struct {
+	Account string `help:"Account." default:"000000000000"`
+}
+
+type registryLogoutCmd struct {
+	Registry string `arg:"" help:"HOST or HOST:PORT."`
+	Account  string `help:"Account." default:"000000000000"`
+}

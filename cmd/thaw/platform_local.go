@@ -76,3 +76,12 @@ func (*baseRmCmd) Run() error { return errOtherBuild }
 
 // Run is in the other build.
 func (*benchColdstartCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*registryLoginCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*registryListCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*registryLogoutCmd) Run() error { return errOtherBuild }

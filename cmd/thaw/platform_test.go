@@ -147,6 +147,15 @@ func TestPlatform(t *testing.T) {
 	if out := r.must("logs", "hello"); strings.Count(out, "REPORT RequestId") != 2 {
 		t.Errorf("logs: %s", out)
 	}
+	login := r.command("registry", "login", "registry.example:5000", "-u", "somebody")
+	login.Stdin = strings.NewReader("a secret\n")
+	if out, err := login.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("registry login: %s %v", out, err)
+	}
+	if out := r.must("registry", "list"); out != "registry.example:5000\n" {
+		t.Errorf("registry list: %q", out)
+	}
+	r.must("registry", "logout", "registry.example:5000")
 	r.must("delete", "hello")
 	if out := r.must("functions", "--json"); out != "" {
 		t.Errorf("functions after delete: %s", out)
