@@ -3,7 +3,6 @@ package frontend
 import (
 	"crypto/subtle"
 	"encoding/json"
-	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -127,31 +126,45 @@ func isLoopback(address string) bool {
 // record checks that its bucket may invoke the function, and gives the record as
 // S3 would have sent it: others prefix their events' names, and call themselves
 // by their own.
-func (f *Frontend) record(raw json.RawMessage, fn *functions.Function, name functions.Name) (json.RawMessage, error) {
-	var r struct {
-		EventName string `json:"eventName"`
-		S3        struct {
-			Bucket struct {
-				Name string `json:"name"`
-			} `json:"bucket"`
-		} `json:"s3"`
-	}
+func (f *Frontend) record(raw json.RawMessage, fn *functions.Function, of functions.Name) (json.RawMessage, error) {
 	var members map[string]json.RawMessage
-	if err := errors.Join(json.Unmarshal(raw, &r), json.Unmarshal(raw, &members)); err != nil || r.S3.Bucket.Name == "" {
+	var name, kind string
+	err := json.Unmarshal(raw, &members)
+	if err == nil {
+		err = json.Unmarshal(member(raw, "s3", "bucket", "name"), &name)
+	}
+	if given, ok := members["eventName"]; ok && err == nil {
+		err = json.Unmarshal(given, &kind)
+	}
+	if err != nil || name == "" {
 		return nil, lambdaapi.InvalidRequestContentException.Errorf("A record of the notification names no bucket.")
 	}
-	bucket := "arn:aws:s3:::" + r.S3.Bucket.Name
-	if !allowed(fn.Policies[name.Qualifier], func(s functions.Statement) bool { return letsBucket(s, bucket) }) {
+	bucket := "arn:aws:s3:::" + name
+	if !allowed(fn.Policies[of.Qualifier], func(s functions.Statement) bool { return letsBucket(s, bucket) }) {
 		return nil, lambdaapi.AccessDeniedException.Errorf(
 			"The function's policy does not allow %s to invoke it for %.100s: see AddPermission, with SourceArn.", s3Principal, bucket)
 	}
 	members["eventSource"] = json.RawMessage(`"aws:s3"`)
-	event, err := json.Marshal(strings.TrimPrefix(r.EventName, "s3:"))
+	event, err := json.Marshal(strings.TrimPrefix(kind, "s3:"))
 	if err != nil {
 		return nil, err
 	}
 	members["eventName"] = event
 	return json.Marshal(members)
+}
+
+// member follows names into an object, to the letter: the function that is given
+// the record may not take "S3" for "s3", as decoding into a struct does. It gives
+// nothing where there is nothing.
+func member(raw json.RawMessage, path ...string) json.RawMessage {
+	for _, name := range path {
+		var members map[string]json.RawMessage
+		if json.Unmarshal(raw, &members) != nil {
+			return nil
+		}
+		raw = members[name]
+	}
+	return raw
 }
 
 // letsBucket says whether a statement lets S3 invoke for a bucket. One without

@@ -70,6 +70,7 @@ func TestS3Notifications(t *testing.T) {
 		{"another bucket", path, "", `{"Records":[` + s3Record("videos") + `]}`, 403},
 		{"one of them another", path, "", `{"Records":[` + s3Record("photos-1") + `,` + s3Record("videos") + `]}`, 403},
 		{"a version that has no policy", path + ":1", "", good, 403},
+		{"two names", path, "", `{"Records":[` + twoBuckets + `]}`, 403},
 		{"no function", "/s3/000000000000/g", "", good, 404},
 		{"no account", "/s3/f", "", good, 404},
 		{"no JSON", path, "", "{", 400},
