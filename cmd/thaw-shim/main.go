@@ -39,7 +39,9 @@ type keeper struct {
 	recording      *recording
 }
 
-func main() {
+func main() { os.Exit(host.Aside(keepOne)) }
+
+func keepOne() int {
 	debug.SetMemoryLimit(smallHeap)
 	if !signal.Ignored(unix.SIGPIPE) { // that nobody takes the output is the program's end, not ours
 		signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
@@ -47,9 +49,9 @@ func main() {
 	k, err := newKeeper(os.Args[1:])
 	if err != nil {
 		say("%v", err)
-		os.Exit(exitFailed)
+		return exitFailed
 	}
-	os.Exit(k.keep())
+	return k.keep()
 }
 
 func newKeeper(args []string) (*keeper, error) {

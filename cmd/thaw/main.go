@@ -17,6 +17,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"thaw/host"
 	"thaw/keys"
 	"thaw/text"
 )
@@ -110,9 +111,11 @@ func main() {
 
 // mainWith is main with programs to hold.
 func mainWith(parts fs.FS) int {
-	ctx, signals := catchSignals()
-	defer signals.settle()
-	return run(ctx, program{parts, signals.settle}, os.Args[1:], os.Stdout, os.Stderr)
+	return host.Aside(func() int {
+		ctx, signals := catchSignals()
+		defer signals.settle()
+		return run(ctx, program{parts, signals.settle}, os.Args[1:], os.Stdout, os.Stderr)
+	})
 }
 
 // program is what the process is made of besides its command line.
