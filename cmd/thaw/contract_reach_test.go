@@ -196,13 +196,15 @@ func (k *contract) calls(t *testing.T) {
 	}
 }
 
-// keyed gives a client with other keys.
+// keyed gives a client with other keys. It shares nothing with others: a signer
+// keeps what it has derived of a secret by the key's id alone.
 func (k *contract) keyed(id, secret, token string) *lambda.Client {
-	o := k.c.Options()
-	o.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-		return aws.Credentials{AccessKeyID: id, SecretAccessKey: secret, SessionToken: token}, nil
+	return lambda.New(lambda.Options{
+		Region: "us-east-1", BaseEndpoint: &k.endpoint, Retryer: aws.NopRetryer{},
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: id, SecretAccessKey: secret, SessionToken: token}, nil
+		}),
 	})
-	return lambda.New(o)
 }
 
 // tenants tries another account's keys, a function's own, and forged ones.

@@ -12,6 +12,7 @@ import (
 // The sample functions in shell, Python, JavaScript and Java run cold and warm
 // under each OCI runtime that is here: deployed once, under the first.
 func TestContractRuntimes(t *testing.T) {
+	t.Parallel()
 	samples := []string{"shell", "python", "node", "java"}
 	layouts := map[string]string{}
 	for _, name := range samples {

@@ -163,6 +163,7 @@ func refused(t *testing.T, err error, status int, kind, text string) {
 // Everything that can go wrong with a function, as a client sees it: status 200,
 // Unhandled, and Lambda's own words; and the function works afterwards.
 func TestContractFunctionErrors(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	k := newContract(t)
 	const ids = "RequestId: ID Error: "
 	makes := map[string][]spec{
