@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -117,7 +118,7 @@ func (l *load) invoke(ctx context.Context) error {
 		l.good.Add(1)
 	case err == nil:
 		return fmt.Errorf("a wrong answer: %q", out.Payload)
-	case errors.As(err, &api) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || strings.Contains(err.Error(), "EOF"):
+	case errors.As(err, &api) || errors.As(err, new(*net.OpError)) || strings.Contains(err.Error(), "EOF"):
 		l.bad.Add(1) // what Lambda says, or nobody is there to say it
 	default:
 		return err
