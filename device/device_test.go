@@ -182,7 +182,7 @@ func TestMemory(t *testing.T) {
 		m.Chunks = append(m.Chunks, manifest.Entry{Index: uint32(i), Size: chunk.DefaultSize})
 	}
 	var d *Device
-	if n := allocated(func() { d, _ = New(m, nil) }); n > 8<<10 {
+	if n := allocated(func() { d, _ = New(m, nil) }); n > 16<<10 { // its own 8 KiB, and what the runtime takes meanwhile
 		t.Errorf("a device of 20,000 chunks takes %d bytes more", n)
 	}
 	runtime.KeepAlive(d)

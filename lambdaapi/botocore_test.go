@@ -26,10 +26,14 @@ for name in sys.argv[2:]:
         typed = type(e).__name__ if hasattr(c.exceptions, name) else "-"
         r = e.response
         print(name, r["Error"]["Code"], typed, r["ResponseMetadata"]["HTTPStatusCode"], r["ResponseMetadata"]["RequestId"], r["Error"]["Message"])
-r = c.invoke_with_response_stream(FunctionName="f")
-for event in r["EventStream"]:
-    print(event)
-print(r["ExecutedVersion"], c.list_functions()["Functions"], c.get_function_event_invoke_config(FunctionName="f")["LastModified"].timestamp())
+if hasattr(c, "invoke_with_response_stream"):
+    r = c.invoke_with_response_stream(FunctionName="f")
+    for event in r["EventStream"]:
+        print(event)
+    print(r["ExecutedVersion"], end=" ")
+else:
+    print("STREAMS NOT TESTED", end=" ")
+print(c.list_functions()["Functions"], c.get_function_event_invoke_config(FunctionName="f")["LastModified"].timestamp())
 `
 
 // botocore, which the AWS CLI is made of, reads errors, streams and times.
@@ -77,7 +81,13 @@ func TestBotocore(t *testing.T) {
 		}
 		fmt.Fprintf(&want, "%s %s %s %d the-id text <é> of it\n", k, k, typed, f.status)
 	}
-	want.WriteString("{'PayloadChunk': {'Payload': b'part'}}\n{'InvokeComplete': {'LogResult': 'bG9n'}}\n$LATEST [] 1795290511.25\n")
+	if strings.Contains(got, "STREAMS NOT TESTED") {
+		t.Log("NOT TESTED: streams: this boto3 is older (1.26.127), as Debian 12's is")
+		want.WriteString("STREAMS NOT TESTED")
+	} else {
+		want.WriteString("{'PayloadChunk': {'Payload': b'part'}}\n{'InvokeComplete': {'LogResult': 'bG9n'}}\n$LATEST")
+	}
+	want.WriteString(" [] 1795290511.25\n")
 	if got != want.String() {
 		t.Errorf("got\n%s\nwant\n%s", got, want.String())
 	}

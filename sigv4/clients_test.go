@@ -76,8 +76,8 @@ func TestCLI(t *testing.T) {
 	o := options()
 	o.Now = nil
 	g := newGate(t, o)
-	run(t, g, "aws", "lambda", "get-function", "--function-name", arn)
-	run(t, g, "aws", "lambda", "untag-resource", "--resource", arn, "--tag-keys", odd, "~", "a b")
+	run(t, g, "aws", "--endpoint-url", g.URL, "lambda", "get-function", "--function-name", arn)
+	run(t, g, "aws", "--endpoint-url", g.URL, "lambda", "untag-resource", "--resource", arn, "--tag-keys", odd, "~", "a b")
 	g.passed(t, 2)
 }
 
