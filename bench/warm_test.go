@@ -15,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -38,21 +37,16 @@ const (
 // region is a platform of the program, with what clients need.
 type region struct {
 	*place
-	up  *running
 	env map[string]string
 }
 
 // newRegion brings a platform up, and down at the end.
 func newRegion(b testing.TB, flags ...string) *region {
 	b.Helper()
-	p := newPlace(b)
-	r := &region{place: p, up: begin(b, p.thaw, p.args(append([]string{"up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0"}, flags...)...)...)}
-	b.Cleanup(func() {
-		try(b, r.up.cmd.Process.Signal(syscall.SIGINT))
-		_ = r.up.cmd.Wait() // what is left says whether it went well
-	})
+	r := &region{place: newPlace(b)}
+	r.platform(b, flags...)
 	for len(r.env) == 0 { // it says its endpoint as soon as the record is there
-		out, err := exec.Command(p.thaw, p.args("env", "--json")...).Output()
+		out, err := exec.Command(r.thaw, r.args("env", "--json")...).Output()
 		try(b, err)
 		try(b, json.Unmarshal(out, &r.env))
 	}

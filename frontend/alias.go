@@ -64,11 +64,7 @@ func (c *control) route(f *functions.Function, a *functions.Alias, q *lambdaapi.
 }
 
 func (c *control) getAlias(ctx context.Context, in call, q *lambdaapi.GetAliasRequest) (*lambdaapi.AliasConfiguration, error) {
-	n, err := c.bare(in, q.FunctionName)
-	if err != nil {
-		return nil, err
-	}
-	f, err := c.find(ctx, n)
+	f, err := c.findBare(ctx, in, q.FunctionName)
 	if err != nil {
 		return nil, err
 	}
@@ -120,11 +116,7 @@ func (c *control) deleteAlias(ctx context.Context, in call, q *lambdaapi.DeleteA
 }
 
 func (c *control) listAliases(ctx context.Context, in call, q *lambdaapi.ListAliasesRequest) (*lambdaapi.ListAliasesResponse, error) {
-	n, err := c.bare(in, q.FunctionName)
-	if err != nil {
-		return nil, err
-	}
-	f, err := c.find(ctx, n)
+	f, err := c.findBare(ctx, in, q.FunctionName)
 	if err != nil {
 		return nil, err
 	}

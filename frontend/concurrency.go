@@ -21,11 +21,7 @@ func (c *control) putConcurrency(ctx context.Context, in call, q *lambdaapi.PutF
 }
 
 func (c *control) getConcurrency(ctx context.Context, in call, q *lambdaapi.GetFunctionConcurrencyRequest) (*lambdaapi.GetFunctionConcurrencyResponse, error) {
-	n, err := c.bare(in, q.FunctionName)
-	if err != nil {
-		return nil, err
-	}
-	f, err := c.find(ctx, n)
+	f, err := c.findBare(ctx, in, q.FunctionName)
 	if err != nil {
 		return nil, err
 	}

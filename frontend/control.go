@@ -173,6 +173,29 @@ func (c *control) find(ctx context.Context, n functions.Name) (*functions.Functi
 	return f, instead(err, "Function not found: %s", n.ARN(c.region))
 }
 
+// findBare is bare, and find.
+func (c *control) findBare(ctx context.Context, in call, function string) (*functions.Function, error) {
+	n, err := c.bare(in, function)
+	if err != nil {
+		return nil, err
+	}
+	return c.find(ctx, n)
+}
+
+// qualified is name, find, and the version that the qualifier stands for.
+func (c *control) qualified(ctx context.Context, in call, function string, qualifier *string) (functions.Name, *functions.Function, *functions.Version, error) {
+	n, err := c.name(in, function, qualifier)
+	if err != nil {
+		return n, nil, nil, err
+	}
+	f, err := c.find(ctx, n)
+	if err != nil {
+		return n, nil, nil, err
+	}
+	v, err := c.version(ctx, f, n)
+	return n, f, v, err
+}
+
 // change updates the function of a name.
 func (c *control) change(ctx context.Context, n functions.Name, change func(*functions.Function) error) (*functions.Function, error) {
 	f, err := c.store.Update(ctx, n.ID(), change)

@@ -90,15 +90,7 @@ func settings(q *lambdaapi.CreateFunctionRequest) *lambdaapi.UpdateFunctionConfi
 
 // getFunction tells all of one version.
 func (c *control) getFunction(ctx context.Context, in call, q *lambdaapi.GetFunctionRequest) (*lambdaapi.GetFunctionResponse, error) {
-	n, err := c.name(in, q.FunctionName, q.Qualifier)
-	if err != nil {
-		return nil, err
-	}
-	f, err := c.find(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	v, err := c.version(ctx, f, n)
+	n, f, v, err := c.qualified(ctx, in, q.FunctionName, q.Qualifier)
 	if err != nil {
 		return nil, err
 	}
@@ -113,15 +105,7 @@ func (c *control) getFunction(ctx context.Context, in call, q *lambdaapi.GetFunc
 }
 
 func (c *control) getFunctionConfiguration(ctx context.Context, in call, q *lambdaapi.GetFunctionConfigurationRequest) (*lambdaapi.FunctionConfiguration, error) {
-	n, err := c.name(in, q.FunctionName, q.Qualifier)
-	if err != nil {
-		return nil, err
-	}
-	f, err := c.find(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	v, err := c.version(ctx, f, n)
+	n, f, v, err := c.qualified(ctx, in, q.FunctionName, q.Qualifier)
 	if err != nil {
 		return nil, err
 	}

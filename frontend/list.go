@@ -139,11 +139,7 @@ func (c *control) appendVersion(ctx context.Context, to []lambdaapi.FunctionConf
 
 // listVersions lists $LATEST and the published versions of one function.
 func (c *control) listVersions(ctx context.Context, in call, q *lambdaapi.ListVersionsByFunctionRequest) (*lambdaapi.ListVersionsByFunctionResponse, error) {
-	n, err := c.bare(in, q.FunctionName)
-	if err != nil {
-		return nil, err
-	}
-	f, err := c.find(ctx, n)
+	f, err := c.findBare(ctx, in, q.FunctionName)
 	if err != nil {
 		return nil, err
 	}

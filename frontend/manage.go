@@ -60,11 +60,7 @@ func (c *control) putRuntimeManagement(ctx context.Context, in call, q *lambdaap
 }
 
 func (c *control) getRecursion(ctx context.Context, in call, q *lambdaapi.GetFunctionRecursionConfigRequest) (*lambdaapi.GetFunctionRecursionConfigResponse, error) {
-	n, err := c.bare(in, q.FunctionName)
-	if err != nil {
-		return nil, err
-	}
-	f, err := c.find(ctx, n)
+	f, err := c.findBare(ctx, in, q.FunctionName)
 	if err != nil {
 		return nil, err
 	}

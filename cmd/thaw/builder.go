@@ -24,11 +24,11 @@ const (
 
 // Run makes devices of what is deployed, and serves the registry inside.
 func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
-	f, err := c.join(ctx, g)
+	f, err := c.enter(ctx, g)
 	if err != nil {
 		return err
 	}
-	defer f.conn.Close()
+	defer f.leave()
 	runtimes, err := builder.LoadRuntimes(c.Runtimes)
 	if err != nil {
 		return err
@@ -39,31 +39,23 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 			return err
 		}
 	}
-	leases, err := f.leases(ctx)
-	if err != nil {
-		return err
-	}
 	images, err := registry.New(g.fleetPath("registry"), registry.Options{Logger: g.logger()})
 	if err != nil {
 		return fmt.Errorf("the registry inside: %w", err)
-	}
-	l, err := c.socket(ctx)
-	if err != nil {
-		return err
 	}
 	logins := g.logins(records[loginRecords])
 	makes := &builder.Images{
 		Convert: func(ctx context.Context, account string, o convert.Options) (*convert.Result, error) {
 			return g.forTenant(g.tenantOf(account)).convertQuietly(ctx, o)
 		},
-		Zip: packages{g}.open, Login: logins.Get, PlainHTTP: innerNames(l.Addr().String()),
+		Zip: packages{g}.open, Login: logins.Get, PlainHTTP: innerNames(f.address()),
 		Local: func(account string) bool { return account == usualAccount }, Runtimes: runtimes, Prime: g.Zone != "",
 	}
 	b := builder.New(builder.Options{
-		ID: "builder-" + l.Addr().String(), Functions: functions.NewStore(records[functionRecords]), Leases: leases, TTL: fleetTTL, Records: records[buildRecords],
+		ID: "builder-" + f.address(), Functions: functions.NewStore(records[functionRecords]), Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],
 		Convert: makes.Build, Logger: g.logger(),
 	})
-	return g.serveRole(ctx, l, http.Handler(images), b.Run)
+	return g.serveRole(ctx, f.socket, http.Handler(images), b.Run)
 }
 
 // logins are credentials for registries, under the keys of their tenants.

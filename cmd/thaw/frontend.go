@@ -28,11 +28,11 @@ const noteOfUp = "thaw up"
 
 // Run is the door: the Lambda API and what belongs to it.
 func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
-	f, err := c.join(ctx, g)
+	f, err := c.enter(ctx, g)
 	if err != nil {
 		return err
 	}
-	defer f.conn.Close()
+	defer f.leave()
 	runtimes, err := builder.LoadRuntimes(c.Runtimes)
 	if err != nil {
 		return err
@@ -45,10 +45,6 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	leases, err := f.leases(ctx)
-	if err != nil {
-		return err
-	}
 	store := functions.NewStore(records)
 	queue, err := events.Open(ctx, f.conn, events.Options{
 		Policy: frontend.EventPolicy(store), Grace: lastRequests, Warn: func(line string) { g.logger().Warn(text.Line(line)) },
@@ -56,20 +52,16 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	l, err := c.socket(ctx)
-	if err != nil {
-		return err
-	}
 	if c.Endpoint == "" {
-		c.Endpoint = "http://" + l.Addr().String()
+		c.Endpoint = "http://" + f.address()
 	}
 	door := frontend.New(frontend.Options{
-		ID: "frontend-" + l.Addr().String(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: leases, Store: store,
+		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: f.fleet, Store: store,
 		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)),
 		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
 		Tenant: g.tenantOf, Log: g.logger(),
 	})
-	return g.serveRole(ctx, l, door.Handler(), door.Run)
+	return g.serveRole(ctx, f.socket, door.Handler(), door.Run)
 }
 
 // runtimeNames are those that packages may ask for: what the operator has mapped,

@@ -23,31 +23,14 @@ import (
 var sample struct {
 	once sync.Once
 	data []byte
-	err  string
 }
 
 // sampleLayout makes an image of the sample function: one file, /function.
 func sampleLayout(t *testing.T) string {
 	t.Helper()
-	sample.once.Do(func() {
-		dir, err := os.MkdirTemp("", "thaw-sample")
-		if err != nil {
-			sample.err = err.Error()
-			return
-		}
-		defer os.RemoveAll(dir)
-		cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", filepath.Join(dir, "function"), "thaw/corpus/functions/go")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			sample.err = string(out)
-			return
-		}
-		if sample.data, err = os.ReadFile(filepath.Join(dir, "function")); err != nil {
-			sample.err = err.Error()
-		}
-	})
-	if sample.err != "" {
-		t.Fatal("building the sample function: ", sample.err)
+	sample.once.Do(func() { sample.data = testoci.GoProgram(t) })
+	if sample.data == nil {
+		t.Fatal("the sample function was not built: an earlier test says why")
 	}
 	file := testoci.File("function", sample.data)
 	file.Mode = 0o755

@@ -73,6 +73,40 @@ type joined struct {
 	conn  *cluster.Conn
 }
 
+// entered is a role that the others can find: it knows who is there, and listens
+// without having said where.
+type entered struct {
+	*joined
+	fleet  *cluster.Leases
+	socket net.Listener
+}
+
+// address is where the role listens.
+func (e *entered) address() string { return e.socket.Addr().String() }
+
+// leave undoes enter. The role's server may have closed the socket before.
+func (e *entered) leave() {
+	e.conn.Close()
+	_ = e.socket.Close()
+}
+
+// enter joins the fleet. The caller leaves.
+func (f *fleetFlags) enter(ctx context.Context, g *Globals) (*entered, error) {
+	j, err := f.join(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	e := &entered{joined: j}
+	if e.fleet, err = j.leases(ctx); err == nil {
+		e.socket, err = f.listen(ctx)
+	}
+	if err != nil {
+		j.conn.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
 // join finds the records' server. The caller closes conn.
 func (f *fleetFlags) join(ctx context.Context, g *Globals) (*joined, error) {
 	url, err := f.clusterURL(g)
@@ -97,8 +131,8 @@ func (m *joined) leases(ctx context.Context) (*cluster.Leases, error) {
 	return m.conn.Leases(ctx, fleetLeases, fleetTTL)
 }
 
-// socket listens where the role is to, on loopback, without saying so yet.
-func (f *fleetFlags) socket(ctx context.Context) (net.Listener, error) {
+// listen listens where the role is to, on loopback, without saying so yet.
+func (f *fleetFlags) listen(ctx context.Context) (net.Listener, error) {
 	if !loopback(f.Listen) {
 		return nil, fmt.Errorf("--listen %s: without TLS a role listens on loopback only", f.Listen)
 	}
@@ -148,21 +182,13 @@ func (g *Globals) serveRole(ctx context.Context, l net.Listener, h http.Handler,
 
 // Run decides which instance an invoke gets, and where instances start.
 func (c *managerCmd) Run(ctx context.Context, g *Globals) error {
-	f, err := c.join(ctx, g)
+	f, err := c.enter(ctx, g)
 	if err != nil {
 		return err
 	}
-	defer f.conn.Close()
-	leases, err := f.leases(ctx)
-	if err != nil {
-		return err
-	}
-	l, err := c.socket(ctx)
-	if err != nil {
-		return err
-	}
-	m := manager.New(manager.Options{Address: l.Addr().String(), Token: f.token, Leases: leases, Idle: c.Idle, Log: g.logger()})
-	return g.serveRole(ctx, l, m.Handler(), m.Run)
+	defer f.leave()
+	m := manager.New(manager.Options{Address: f.address(), Token: f.token, Leases: f.fleet, Idle: c.Idle, Log: g.logger()})
+	return g.serveRole(ctx, f.socket, m.Handler(), m.Run)
 }
 
 // Run runs instances.
@@ -170,44 +196,36 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("a worker needs root, for mounts and containers: try with sudo")
 	}
-	f, err := c.join(ctx, g)
+	f, err := c.enter(ctx, g)
 	if err != nil {
 		return err
 	}
-	defer f.conn.Close()
-	leases, err := f.leases(ctx)
-	if err != nil {
-		return err
-	}
-	l, err := c.socket(ctx)
-	if err != nil {
-		return err
-	}
+	defer f.leave()
 	o, err := c.options(g)
 	if err != nil {
-		return errors.Join(err, l.Close())
+		return err
 	}
-	o.Address, o.Token = l.Addr().String(), f.token
+	o.Address, o.Token = f.address(), f.token
 	if o.Network, err = c.network(g); err != nil {
-		return errors.Join(err, l.Close())
+		return err
 	}
 	defer func() { err = errors.Join(err, o.Network.Close()) }()
 	o.Register = func(ctx context.Context, key string, value []byte) (worker.Registration, error) {
-		lease, err := leases.Take(ctx, key, value)
+		lease, err := f.fleet.Take(ctx, key, value)
 		if err != nil {
 			return nil, err // and no lease that is nil in an interface
 		}
 		return lease, nil
 	}
-	pins, err := c.pinner(ctx, g, f, &o)
+	pins, err := c.pinner(ctx, g, f.joined, &o)
 	if err != nil {
-		return errors.Join(err, l.Close())
+		return err
 	}
 	w, err := worker.New(o)
 	if err != nil {
-		return errors.Join(err, l.Close())
+		return err
 	}
-	return g.serveRole(ctx, l, w.Handler(), func(ctx context.Context) error {
+	return g.serveRole(ctx, f.socket, w.Handler(), func(ctx context.Context) error {
 		var beside sync.WaitGroup
 		defer beside.Wait()
 		ctx, cancel := context.WithCancel(ctx)

@@ -88,11 +88,10 @@ func Layout(t testing.TB, dir string, env []string, layers ...[]byte) string {
 	return layout{t, dir}.write(map[string]any{"Env": env, "Cmd": []string{"/bin/true"}}, layers)
 }
 
-// GoFunction is Layout for the sample function in Go, alone in its image: it is
-// compiled, which takes a second.
-func GoFunction(t testing.TB, dir string) string {
+// GoProgram compiles the sample function in Go, which takes a second.
+func GoProgram(t testing.TB) []byte {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "bootstrap")
+	program := filepath.Join(t.TempDir(), "function")
 	c := exec.Command("go", "build", "-ldflags=-s -w", "-o", program, "thaw/corpus/functions/go")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
@@ -102,7 +101,13 @@ func GoFunction(t testing.TB, dir string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := File("var/task/bootstrap", body)
+	return body
+}
+
+// GoFunction is Layout for GoProgram, alone in its image.
+func GoFunction(t testing.TB, dir string) string {
+	t.Helper()
+	e := File("var/task/bootstrap", GoProgram(t))
 	e.Mode = 0o755
 	config := map[string]any{"Entrypoint": []string{"/var/task/bootstrap"}, "WorkingDir": "/var/task"}
 	return layout{t, dir}.write(config, [][]byte{Tar(t, Dir("dev"), Dir("proc"), Dir("sys"), Dir("tmp"), Dir("etc"), Dir("opt"), Dir("var"), Dir("var/task"), e)})
