@@ -44,7 +44,8 @@ const (
 	defaultStart = 5 * time.Minute
 	// defaultRegion is what clients take who are told none.
 	defaultRegion = "us-east-1"
-	// defaultSession is what functions' keys last at least; instances end before.
+	// defaultSession is what functions' keys last at least: an instance is leased
+	// for half of that, see manager.Options.MaxAge, and then ends when it is idle.
 	defaultSession = 12 * time.Hour
 )
 

@@ -197,6 +197,7 @@ type InstanceState struct {
 	Version   string
 	Phase     string
 	Memory    int       // MB
+	Asked     time.Time // when its start was asked for: its keys are as old
 	Since     time.Time // of the phase
 	Invokes   uint64
 	LogStream string

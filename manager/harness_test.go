@@ -188,7 +188,7 @@ func (w *fakeWorker) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.starts++
 		w.instances[s.ID] = &invokewire.InstanceState{
 			ID: s.ID, Key: s.Spec.Key(), Account: s.Spec.Account, Function: s.Spec.Function, Version: s.Spec.Version,
-			Phase: invokewire.PhaseIdle, Memory: s.Spec.Memory, Since: time.Now(),
+			Phase: invokewire.PhaseIdle, Memory: s.Spec.Memory, Asked: time.Now(), Since: time.Now(),
 		}
 		rw.WriteHeader(http.StatusAccepted)
 	case r.Method == http.MethodDelete && w.instances[id] == nil:

@@ -364,6 +364,36 @@ func TestOldInstancesEnd(t *testing.T) {
 	})
 }
 
+// A manager that comes up later counts an instance's age from its start, not from
+// when it has heard of it. One that works is let be until it is done.
+func TestAgeOutlastsManagers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 1)
+		o := Options{MaxAge: time.Hour}
+		_, stop := f.manager(o)
+		l := f.lease(spec("f", "1"))
+		f.renewing(40*time.Minute, l.Instance)
+		stop()
+		_, stop = f.manager(o)
+		w := f.workers["w0"]
+		w.mu.Lock()
+		w.instances[l.Instance].Phase = invokewire.PhaseBusy
+		w.mu.Unlock()
+		f.renewing(30*time.Minute, l.Instance)
+		if f.running() != 1 {
+			t.Fatal("it was ended while it worked")
+		}
+		w.mu.Lock()
+		w.instances[l.Instance].Phase = invokewire.PhaseIdle
+		w.mu.Unlock()
+		f.renewing(time.Minute, l.Instance)
+		if f.running() != 0 {
+			t.Error("it outlived its keys")
+		}
+		stop()
+	})
+}
+
 // Memory: idle instances make room, and what is leased does not.
 func TestMakesRoomOnAWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

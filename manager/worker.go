@@ -98,6 +98,9 @@ func (t *table) see(w *worker, s *invokewire.InstanceState, began, now time.Time
 			id: s.ID, key: s.Key, name: function{s.Account, s.Function}, version: s.Version,
 			worker: w.id, born: now, idle: now, accepted: now,
 		}
+		if !s.Asked.IsZero() && s.Asked.Before(now) { // by a manager before this one
+			i.born = s.Asked
+		}
 		if s.Phase == invokewire.PhaseIdle && s.Since.Before(now) {
 			i.idle = s.Since
 		}

@@ -34,6 +34,7 @@ type instance struct {
 	id    string
 	spec  *invokewire.Spec
 	force string
+	asked time.Time // when it was to be started
 	lines platformLines
 	log   *stream
 
@@ -69,10 +70,11 @@ type initResult struct {
 }
 
 func (w *Worker) newInstance(s invokewire.Start) (*instance, error) {
+	now := time.Now()
 	var random [16]byte
 	_, _ = rand.Read(random[:]) // never fails
 	i := &instance{
-		w: w, id: s.ID, spec: &s.Spec, force: s.Force, phase: invokewire.PhaseQueued, since: time.Now(),
+		w: w, id: s.ID, spec: &s.Spec, force: s.Force, phase: invokewire.PhaseQueued, asked: now, since: now,
 		lines: platformLines{json: s.Spec.LogJSON, function: s.Spec.Function, version: s.Spec.Version, runtime: s.Spec.Runtime, region: s.Spec.Region},
 		ready: make(chan struct{}), inits: make(chan initResult, 1), resets: make(chan struct{}, 1), over: make(chan struct{}), gone: make(chan struct{}),
 	}
@@ -91,7 +93,7 @@ func (i *instance) state() invokewire.InstanceState {
 	defer i.mu.Unlock()
 	return invokewire.InstanceState{
 		ID: i.id, Key: i.spec.Key(), Account: i.spec.Account, Function: i.spec.Function, Version: i.spec.Version,
-		Phase: i.phase, Memory: i.spec.Memory, Since: i.since, Invokes: i.invokes, LogStream: i.log.name,
+		Phase: i.phase, Memory: i.spec.Memory, Asked: i.asked, Since: i.since, Invokes: i.invokes, LogStream: i.log.name,
 	}
 }
 
