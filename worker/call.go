@@ -24,6 +24,7 @@ type call struct {
 	answered chan struct{} // closed when the caller has all that it waits for
 	done     chan struct{} // closed when the instance can take the next
 	release  sync.Once     // of answered
+	pace     pace          // read's alone
 
 	// instance.mu guards what follows.
 	kind    string // StartFull …
@@ -306,6 +307,9 @@ func (i *instance) takeAnswer(f invokewire.Frame) error {
 		i.mu.Unlock()
 		c.out.begin(begin.ContentType, begin.ErrorType)
 	case invokewire.FrameData:
+		if c.invoke.Streaming {
+			c.hold(len(f.Data))
+		}
 		c.out.data(f.Data, c.invoke.Streaming)
 	case invokewire.FrameEnd:
 		var end invokewire.End
