@@ -135,6 +135,13 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
 	}
 	v.keeper.Image, v.keeper.ImageID = image.Name, image.ID
 	entries, err := w.skeletonEntries(s.Egress)
+	if err == nil && len(w.o.CABundle) > 0 {
+		err = w.o.Host.Interruptible(ctx, v.image, func() error {
+			env, err := trust(w.o.Host.Rootfs(v.image, true), w.o.CABundle, entries)
+			v.config.Env = slices.Concat(env, v.config.Env) // the image's own win
+			return w.o.Host.Explain(ctx, v.image, err)
+		})
+	}
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -71,6 +72,9 @@ type Options struct {
 	// caller closes it once Run has returned.
 	Network *network.Network
 
+	// CABundle is certificates, in PEM, that functions trust besides their image's.
+	CABundle []byte
+
 	MaxStarts int           // that run at once; 0 = 2 × cores
 	Queue     int           // starts that wait; 0 = 1000
 	Memory    int64         // bytes that instances may take; 0 = three quarters of the machine's
@@ -124,6 +128,11 @@ type Worker struct {
 func New(o Options) (*Worker, error) {
 	if o.ID == "" || o.Address == "" || o.State == "" || o.Host == nil || o.Fetcher == nil || o.Image == nil || o.Init == "" {
 		return nil, errors.New("worker: an option is missing: ID, Address, State, Host, Fetcher, Image and Init are needed")
+	}
+	if len(o.CABundle) > 0 {
+		if err := checkBundle(o.CABundle); err != nil {
+			return nil, fmt.Errorf("worker: CA bundle: %w", err)
+		}
 	}
 	o = o.withDefaults()
 	w := &Worker{

@@ -14,6 +14,7 @@ type upCmd struct {
 	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
 	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images, for zip packages (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
 	Allow    []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
+	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
 	identityFlags
 }
 
@@ -99,13 +100,14 @@ type managerCmd struct {
 
 type workerCmd struct {
 	fleetFlags
-	ID      string   `help:"Name in the fleet, the same after a restart (the host's name)." placeholder:"NAME"`
-	Memory  byteSize `help:"Bytes that instances may take (three quarters of the machine's)."`
-	Runtime string   `help:"OCI runtime: runc, crun, runsc, or a path." placeholder:"R"`
-	API     string   `name:"api" help:"Address of the Lambda API, for functions that call it." placeholder:"HOST:PORT"`
-	Range   string   `help:"Addresses that functions get, a /12 to /28 (some /20 of 100.64.0.0/10 that is free)." placeholder:"CIDR"`
-	Allow   []string `help:"Private addresses that functions may reach." placeholder:"CIDR"`
-	PinSize byteSize `help:"Most bytes of base images (thaw base) that stay in the cache; half of the cache at most." default:"2GiB"`
+	ID       string   `help:"Name in the fleet, the same after a restart (the host's name)." placeholder:"NAME"`
+	Memory   byteSize `help:"Bytes that instances may take (three quarters of the machine's)."`
+	Runtime  string   `help:"OCI runtime: runc, crun, runsc, or a path." placeholder:"R"`
+	API      string   `name:"api" help:"Address of the Lambda API, for functions that call it." placeholder:"HOST:PORT"`
+	Range    string   `help:"Addresses that functions get, a /12 to /28 (some /20 of 100.64.0.0/10 that is free)." placeholder:"CIDR"`
+	Allow    []string `help:"Private addresses that functions may reach." placeholder:"CIDR"`
+	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
+	PinSize  byteSize `help:"Most bytes of base images (thaw base) that stay in the cache; half of the cache at most." default:"2GiB"`
 }
 
 // keysCmd manages access keys.

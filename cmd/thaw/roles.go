@@ -266,6 +266,11 @@ func (c *workerCmd) options(g *Globals) (o worker.Options, err error) {
 			return o, err
 		}
 	}
+	if c.CABundle != "" {
+		if o.CABundle, err = os.ReadFile(c.CABundle); err != nil {
+			return o, err
+		}
+	}
 	if o.Host, err = host.Open(g.State); err != nil {
 		return o, err
 	}
