@@ -39,7 +39,7 @@ func program(t *testing.T) string {
 }
 
 // patience bounds every wait.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // keeper is a manifest.Wrapper that keeps nothing secret.
 type keeper struct{}

@@ -108,7 +108,7 @@ func (f *fleet) create(name string) functions.ID {
 // wait polls a function until it is as wanted.
 func (f *fleet) wait(id functions.ID, what string, as func(*functions.Version) bool) *functions.Version {
 	f.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(3 * time.Minute)
 	for {
 		fn, err := f.store.Get(f.t.Context(), id)
 		if err != nil {

@@ -178,13 +178,13 @@ func newGroup(t *testing.T) *Group {
 
 // within waits for something to become true.
 func within(true func() bool) error {
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); {
 		if true() {
 			return nil
 		}
 		<-time.After(time.Millisecond)
 	}
-	return errors.New("not within 10 s")
+	return errors.New("not within 3 minutes")
 }
 
 // used is the processor time that a group takes in a while.

@@ -187,8 +187,11 @@ func TestSealProperties(t *testing.T) {
 			t.Fatal("a zero tail of a whole grain changed the name")
 		}
 		other := chunk.Seal(chunk.Salt{salt[0], 1}, bytes.Clone(plain))
-		if len(s.Data) > 0 && (other.Name == s.Name || other.Key == s.Key) {
-			t.Fatal("two salts gave one name or key")
+		if len(s.Data) > 0 && other.Key == s.Key {
+			t.Fatal("two salts gave one key")
+		}
+		if len(s.Data) >= 16 && other.Name == s.Name { // one sealed byte is the same under every 256th key
+			t.Fatal("two salts gave one name")
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -185,15 +186,16 @@ func (c *three) url() string {
 // leader gives the server that leads the streams of the test's bucket.
 func (c *three) leader(t *testing.T, conn *cluster.Conn) int {
 	t.Helper()
-	s, err := conn.JetStream().Stream(t.Context(), "KV_"+t.Name())
-	is(t, err, nil)
-	for i, o := range c.options {
-		if o.Name == s.CachedInfo().Cluster.Leader {
-			return i
+	found := -1
+	eventually(t, "somebody leads", func() bool {
+		s, err := conn.JetStream().Stream(t.Context(), "KV_"+t.Name())
+		if err != nil {
+			return false // elections take a while
 		}
-	}
-	t.Fatalf("nobody leads: %+v", s.CachedInfo().Cluster)
-	return 0
+		found = slices.IndexFunc(c.options[:], func(o cluster.ServerOptions) bool { return o.Name == s.CachedInfo().Cluster.Leader })
+		return found >= 0
+	})
+	return found
 }
 
 // TestThree: what one server does, three do.
@@ -248,23 +250,28 @@ func TestThreeOneKilled(t *testing.T) {
 	has(t, r, acknowledged)
 }
 
-// has fails unless all keys have their values.
+// has fails unless all keys have their values, and are listed in the end.
 func has(t *testing.T, r *cluster.Records, keys []string) {
 	t.Helper()
-	all, err := r.List(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	values := map[string]string{}
-	for _, e := range all {
-		values[e.Key] = string(e.Value)
-	}
 	for _, k := range keys {
-		if values[k] != k {
-			t.Fatalf("%q was acknowledged and has %q; %d of %d are there", k, values[k], len(values), len(keys))
+		var got cluster.Record
+		eventually(t, "somebody answers", func() (answered bool) {
+			var err error
+			got, err = r.Get(t.Context(), k)
+			return !errors.Is(err, cluster.ErrUnavailable)
+		})
+		if string(got.Value) != k {
+			t.Fatalf("%q was acknowledged and has %q", k, got.Value)
 		}
 	}
-	t.Logf("%d were acknowledged, %d are there", len(keys), len(values))
+	eventually(t, "all are listed", func() bool {
+		all, err := r.List(t.Context(), "")
+		values := map[string]string{}
+		for _, e := range all {
+			values[e.Key] = string(e.Value)
+		}
+		return err == nil && !slices.ContainsFunc(keys, func(k string) bool { return values[k] != k })
+	})
 }
 
 // TestKill: a server that is killed while it writes has all that it has

@@ -11,7 +11,8 @@ import (
 // Records is a bucket of durable records. Many may use it at a time.
 //
 // A change that returns without an error is on disk, on a majority of the
-// servers if there are several. All methods wait up to 15 s for a server that
+// servers if there are several. From then on Get sees it; List and Watch do a
+// moment later if there are several servers. All methods wait up to 15 s for a server that
 // can answer, or until ctx ends.
 type Records struct{ b *bucket }
 
@@ -90,13 +91,27 @@ func (b *bucket) open(ctx context.Context) (jetstream.KeyValue, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s, ok := status.(*jetstream.KeyValueBucketStatus); ok && s.StreamInfo().Config.Storage != b.config.Storage {
-		return nil, fmt.Errorf("%w: it is there, and is of the other kind; records and leases need names of their own", errRefused)
-	}
 	if have := status.TTL(); have != b.config.TTL {
 		return nil, fmt.Errorf("%w: it keeps values for %v, and %v was asked for; end all that use it, and the server, and start again", errRefused, have, b.config.TTL)
 	}
-	return kv, nil
+	s, ok := status.(*jetstream.KeyValueBucketStatus)
+	if !ok {
+		return kv, nil
+	}
+	config := s.StreamInfo().Config
+	if config.Storage != b.config.Storage {
+		return nil, fmt.Errorf("%w: it is there, and is of the other kind; records and leases need names of their own", errRefused)
+	}
+	if config.Replicas == 1 || !config.AllowDirect {
+		return kv, nil
+	}
+	// With direct gets, any of several servers answers, also one that has not seen
+	// yet what the leader has acknowledged.
+	config.AllowDirect = false
+	if _, err := b.conn.js.UpdateStream(ctx, config); err != nil {
+		return nil, err
+	}
+	return b.conn.js.KeyValue(ctx, b.config.Bucket)
 }
 
 // do runs an operation on the bucket. A bucket in memory is made again if the

@@ -68,7 +68,7 @@ func function(t *testing.T, env []string, command ...string) (*runtimeAPI, *exec
 
 func (a *runtimeAPI) invoke(t *testing.T, event string) post {
 	t.Helper()
-	limit := time.After(time.Minute)
+	limit := time.After(3 * time.Minute)
 	select {
 	case a.events <- event:
 	case <-limit:

@@ -86,6 +86,8 @@ func Open(ctx context.Context, c *cluster.Conn, o Options) (*Queue, error) {
 		o.Warn = func(string) {}
 	}
 	q := &Queue{conn: c, js: c.JetStream(), nats: c.JetStream().Conn(), o: o}
+	// No direct gets: of several servers one that is a little behind would say that
+	// there is no such event.
 	for _, s := range []struct {
 		stream *jetstream.Stream
 		config jetstream.StreamConfig
@@ -93,9 +95,9 @@ func Open(ctx context.Context, c *cluster.Conn, o Options) (*Queue, error) {
 		{&q.queue, jetstream.StreamConfig{Name: streamQueue, Subjects: []string{prefixQueue + "*.*"}, Retention: jetstream.WorkQueuePolicy,
 			Discard: jetstream.DiscardNew, MaxMsgsPerSubject: maxWaiting, DiscardNewPerSubject: true}},
 		{&q.later, jetstream.StreamConfig{Name: streamLater, Subjects: []string{prefixLater + "*.*.*.*"},
-			Discard: jetstream.DiscardNew, MaxMsgs: maxLater, AllowDirect: true}},
+			Discard: jetstream.DiscardNew, MaxMsgs: maxLater}},
 		{&q.dead, jetstream.StreamConfig{Name: streamDead, Subjects: []string{prefixDead + "*.*.*"},
-			Discard: jetstream.DiscardOld, MaxMsgsPerSubject: 1, MaxAge: maxDead, AllowDirect: true}},
+			Discard: jetstream.DiscardOld, MaxMsgsPerSubject: 1, MaxAge: maxDead}},
 	} {
 		s.config.Storage, s.config.MaxBytes, s.config.Duplicates = jetstream.FileStorage, maxBytes, window
 		s.config.MaxMsgSize = MaxPayload + maxHeader + 4096 // and the other headers

@@ -66,7 +66,7 @@ func TestFunctionLife(t *testing.T) {
 	_, err = c.PublishVersion(ctx, &lambda.PublishVersionInput{FunctionName: f})
 	wantError(t, err, "ResourceConflictException", "following state: Pending")
 	r.build("f", ready)
-	if err := lambda.NewFunctionActiveV2Waiter(c).Wait(ctx, &lambda.GetFunctionInput{FunctionName: f}, time.Minute); err != nil {
+	if err := lambda.NewFunctionActiveV2Waiter(c).Wait(ctx, &lambda.GetFunctionInput{FunctionName: f}, 3*time.Minute); err != nil {
 		t.Fatal(err)
 	}
 
@@ -80,7 +80,7 @@ func TestFunctionLife(t *testing.T) {
 	_, err = c.UpdateFunctionCode(ctx, &lambda.UpdateFunctionCodeInput{FunctionName: f, ImageUri: aws.String(testImage)})
 	wantError(t, err, "ResourceConflictException", "The operation cannot be performed at this time. An update is in progress for resource: arn:aws:lambda:us-east-1:000000000000:function:f")
 	r.build("f", ready)
-	if err := lambda.NewFunctionUpdatedV2Waiter(c).Wait(ctx, &lambda.GetFunctionInput{FunctionName: f}, time.Minute); err != nil {
+	if err := lambda.NewFunctionUpdatedV2Waiter(c).Wait(ctx, &lambda.GetFunctionInput{FunctionName: f}, 3*time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	got := must(c.GetFunctionConfiguration(ctx, &lambda.GetFunctionConfigurationInput{FunctionName: f}))

@@ -346,7 +346,7 @@ func (d *door) ok(name, payload string) *lambda.InvokeOutput {
 // until waits for a condition.
 func (d *door) until(what string, ok func() bool) {
 	d.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); <-time.After(5 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			d.t.Fatalf("waited in vain: %s", what)
 		}

@@ -144,7 +144,7 @@ func TestPoolRuns(t *testing.T) {
 	p.put(lost, false, time.Now())
 	wait := func(what string, ok func() bool) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); !ok(); <-time.After(10 * time.Millisecond) {
+		for end := time.Now().Add(3 * time.Minute); !ok(); <-time.After(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("waited in vain: %s", what)
 			}

@@ -42,7 +42,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const testPatience = time.Minute
+const testPatience = 3 * time.Minute
+
+// imageDeadline is how long reads of an image may take whose chunks cannot be had.
+const imageDeadline = 3 * time.Second
 
 // openTest gives a host for the time of the test, after which nothing of it may
 // be left.

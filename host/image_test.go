@@ -102,7 +102,7 @@ func ext4Image(t *testing.T) (Fetcher, Image) {
 		t.Fatal(err)
 	}
 	return Fetcher{Origin: "none", Cache: dir + "/cache", Args: []string{self, asFetcher, dir + "/cache"}},
-		Image{ID: id.String(), Name: "app", Root: "r1", Agent: program, Cache: dir + "/cache", Deadline: testPatience / 20, Manifest: sealed, DataKey: key}
+		Image{ID: id.String(), Name: "app", Root: "r1", Agent: program, Cache: dir + "/cache", Deadline: imageDeadline, Manifest: sealed, DataKey: key}
 }
 
 // openImage gives a host, and an image whose fetcher is in use.

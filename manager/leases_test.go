@@ -11,7 +11,7 @@ import (
 
 // The directory against a real cluster.
 func TestLeasesInCluster(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	s, err := cluster.Serve(ctx, cluster.ServerOptions{Dir: t.TempDir(), Listen: "127.0.0.1:0", Token: token})
 	if err != nil {
@@ -75,7 +75,7 @@ func TestLeasesInCluster(t *testing.T) {
 
 // A manager on a real cluster registers, and gives everything back.
 func TestManagerInCluster(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	s, err := cluster.Serve(ctx, cluster.ServerOptions{Dir: t.TempDir(), Listen: "127.0.0.1:0", Token: token})
 	if err != nil {

@@ -306,11 +306,14 @@ func neighbour(link int, a netip.Addr, at net.HardwareAddr) *netlink.Neigh {
 	return &netlink.Neigh{LinkIndex: link, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: at}
 }
 
-// cleanHost removes the link and the table, if they are there.
+// cleanHost removes the link and the table, if they are there. The link may go by
+// itself meanwhile, with the hub's namespace.
 func cleanHost(n *names) error {
 	var err error
 	if link, e := netlink.LinkByName(n.link); e == nil {
-		err = netlink.LinkDel(link)
+		if err = netlink.LinkDel(link); errors.Is(err, unix.ENODEV) {
+			err = nil
+		}
 	} else if _, missing := e.(netlink.LinkNotFoundError); !missing {
 		err = fmt.Errorf("link %s: %w", n.link, e)
 	}

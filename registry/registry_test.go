@@ -311,7 +311,7 @@ func TestBrokenUploadGoesOn(t *testing.T) {
 		resp.Body.Close()
 	}
 	// The server may still be at it: the upload is busy, then it says how far it is.
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(3 * time.Minute)
 	for {
 		resp, _ := c.do("GET", at, "")
 		if resp.StatusCode == 204 && resp.Header.Get("Range") == "0-4" {

@@ -20,7 +20,7 @@ import (
 
 const (
 	functionEnv = "THAW_TEST_FUNCTION"
-	patience    = 30 * time.Second
+	patience    = 3 * time.Minute
 )
 
 // TestMain is also a function, with Lambda's own client, if it is told to be.

@@ -220,7 +220,7 @@ func mustPipe(t testing.TB) (r, w *os.File) {
 }
 
 func readAll(f *os.File) string {
-	_ = f.SetReadDeadline(time.Now().Add(time.Minute)) // a test that hangs says where
+	_ = f.SetReadDeadline(time.Now().Add(3 * time.Minute)) // a test that hangs says where
 	data, _ := io.ReadAll(f)
 	return string(data)
 }

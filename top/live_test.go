@@ -14,7 +14,7 @@ import (
 )
 
 // patience bounds every wait: nothing takes it all unless it hangs.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // show runs what a test looks at, and gives what waits for its end.
 func show(ctx context.Context, t *testing.T, p *testpty.Terminal, f func(context.Context) (Sample, error)) (end func()) {

@@ -240,7 +240,7 @@ func until(t testing.TB, what string, true func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(time.Minute); !true(); {
+	for end := time.After(3 * time.Minute); !true(); {
 		select {
 		case <-tick.C:
 		case <-end:

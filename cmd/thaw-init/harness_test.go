@@ -19,7 +19,7 @@ import (
 
 const (
 	// patience is far more than anything here takes.
-	patience = 60 * time.Second
+	patience = 3 * time.Minute
 	// functionUser is whom functions run as.
 	functionUser = 61234
 	// roleEnv tells the test binary what it is inside of an instance.

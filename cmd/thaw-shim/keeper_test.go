@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds every wait.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // kept is an instance as thaw hands it over, on a host folder of its own. Its
 // agent and its fetcher are processes that do nothing; the test answers for the

@@ -399,7 +399,7 @@ func (k *contract) reserved(t *testing.T) {
 	k.until(t, "reserved concurrency 0 throttles", throttled)
 	reserve(1)
 	k.until(t, "reserved concurrency 1 lets one through", func() bool { return !throttled() })
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	held := make(chan error, 1)
 	go func() {

@@ -274,12 +274,12 @@ func (m *machine) runDir() string {
 }
 
 // left lists what of the state is on this machine: processes, mounts, loop
-// devices, groups, files. Some ends take the kernel a moment.
+// devices, groups, networks, files. Some ends take the kernel a moment.
 func (m *machine) left() (left []string, err error) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for range 200 {
-		if left, err = m.leftNow(); err != nil || len(left) == 0 {
+	for late := time.Now().Add(patience); ; {
+		if left, err = m.leftNow(); err != nil || len(left) == 0 || time.Now().After(late) {
 			break
 		}
 		<-tick.C
@@ -305,7 +305,7 @@ func (m *machine) leftNow() (left []string, err error) {
 	for pid, what := range processes {
 		left = append(left, fmt.Sprintf("process %d: %s", pid, what))
 	}
-	for _, pattern := range []string{m.runDir() + "/fetchers/*", m.runDir() + "/images/*", m.runDir() + "/instances/*", m.runDir() + "/instances/.*", m.state + "/overlays/*"} {
+	for _, pattern := range []string{m.runDir() + "/fetchers/*", m.runDir() + "/images/*", m.runDir() + "/instances/*", m.runDir() + "/instances/.*", m.state + "/overlays/*", "/run/thaw-network/" + key, "/sys/class/net/thaw-" + key[:10]} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return nil, err

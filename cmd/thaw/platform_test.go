@@ -38,7 +38,7 @@ func sampleLayout(t *testing.T) string {
 }
 
 // upLife is how long a platform may be up in a test before it is killed.
-const upLife = 10 * time.Minute
+const upLife = 15 * time.Minute
 
 // region is a platform that runs.
 type region struct {

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 
 // patience bounds every wait for another process; nothing takes it all unless
 // it hangs.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // TestScripts runs the transcripts in testdata/script. Each has a state of its
 // own, and these commands besides testscript's:

@@ -409,7 +409,7 @@ func (f *fleet) calls() int64 {
 func (f *fleet) flipped() {
 	f.t.Helper()
 	f.way.Set(faults.Link{Flip: 1e-7, Body: true})
-	if failed := f.pass(patience); len(failed) > len(f.names)/2 {
+	if failed := f.pass(time.Minute); len(failed) > len(f.names)/2 {
 		f.t.Errorf("%d of %d reads failed, such as: %v", len(failed), len(f.names), failed[0])
 	}
 	f.way.Set(faults.Link{Flip: 1e-4, Body: true})

@@ -278,7 +278,7 @@ func TestOriginMoves(t *testing.T) {
 	if _, err := b.Get(t.Context(), key(sample), chunk.MaxSize); !errors.Is(err, errStalled) {
 		t.Errorf("%v", err)
 	}
-	for end := time.Now().Add(time.Minute); proxy.Counts().Connections == before; { // it may not have looked yet
+	for end := time.Now().Add(3 * time.Minute); proxy.Counts().Connections == before; { // it may not have looked yet
 		if time.Now().After(end) {
 			t.Fatal("the further attempts made no connection")
 		}

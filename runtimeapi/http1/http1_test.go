@@ -16,7 +16,7 @@ import (
 )
 
 // patience is far more than anything here takes.
-const patience = 20 * time.Second
+const patience = 3 * time.Minute
 
 // serving runs a server until the test ends, and gives its address.
 func serving(t *testing.T, handler func(*Request) Answer) string {

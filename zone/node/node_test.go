@@ -23,7 +23,7 @@ import (
 )
 
 // patience bounds waits; nothing takes it all unless it hangs.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // code says which stripe of how many.
 type code struct{ k, n, index int }
@@ -104,24 +104,35 @@ func fronts() map[string]func(testing.TB, *Node) front {
 // serve serves a node until the end of the test, and gives its address.
 func serve(t testing.TB, n *Node, secure *tls.Config) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	address := l.Addr().String()
 	if secure != nil {
 		l = tls.NewListener(l, secure)
 	}
+	runs(t, func(ctx context.Context) error { return n.Serve(ctx, l) })
+	return address
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// runs has a server run until the test ends.
+func runs(t testing.TB, run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- n.Serve(ctx, l) }()
+	go func() { ended <- run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
-	return address
 }
 
 // reply is an answer with its body.

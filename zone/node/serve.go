@@ -70,8 +70,17 @@ type client interface {
 // anything else is net/http's with Handler, from that request on. Requests that
 // are under way at the end get 5 s.
 func (n *Node) Serve(ctx context.Context, l net.Listener) error {
+	return n.newServer(l).run(ctx, l)
+}
+
+func (n *Node) newServer(l net.Listener) *server {
 	s := &server{n: n, done: make(chan struct{}), conns: map[client]struct{}{}}
 	s.http = handover{addr: l.Addr(), conns: make(chan net.Conn), done: s.done}
+	return s
+}
+
+func (s *server) run(ctx context.Context, l net.Listener) error {
+	n := s.n
 	hs := n.httpServer()
 	s.work.Go(func() { _ = hs.Serve(&s.http) }) // it ends with the handover
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })

@@ -207,7 +207,9 @@ func TestConnectionsAreBounded(t *testing.T) {
 	warned := make(chan error, 10)
 	n := open(t, Options{Warn: func(err error) { warned <- err }})
 	n.bounds.conns = 2
-	address := serve(t, n, nil)
+	l := listen(t)
+	address, s := l.Addr().String(), n.newServer(l)
+	runs(t, func(ctx context.Context) error { return s.run(ctx, l) })
 	id, _ := usualStripe(1)
 	asks := func(c net.Conn, path string) (open bool) {
 		if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path); err != nil {
@@ -220,13 +222,28 @@ func TestConnectionsAreBounded(t *testing.T) {
 		}
 		return err == nil
 	}
-	waits := func(most int64) { waitFor(t, "room", func() bool { return n.conns.Load() <= most }) }
+	// A client has its answer a moment before the server says that the connection waits.
+	waiting := func(open int64, want int) {
+		t.Helper()
+		waitFor(t, fmt.Sprintf("%d connections, %d of them waiting", open, want), func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			have := 0
+			for c := range s.conns {
+				if c.since().Load() != 0 {
+					have++
+				}
+			}
+			return n.conns.Load() == open && have == want
+		})
+	}
 	silent := dial(t, address)
-	waitFor(t, "the first", func() bool { return n.conns.Load() == 1 })
+	waiting(1, 1)
 	second := dial(t, address)
 	if !asks(second, id.Path()) {
 		t.Fatal("not served")
 	}
+	waiting(2, 2)
 	third := dial(t, address)
 	if !asks(third, "/status") { // net/http has it
 		t.Fatal("not served")
@@ -234,19 +251,20 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if _, err := silent.Read(make([]byte, 1)); err == nil {
 		t.Error("the silent one is still there")
 	}
-	waits(2)
+	waiting(2, 2)
 	busy := dial(t, address) // in the place of the second
 	send(t, busy, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", id.Path())
 	if _, err := second.Read(make([]byte, 1)); err == nil {
 		t.Error("the second is still there")
 	}
-	waits(2)
-	// net/http says a moment after its answer that the third waits.
-	waitFor(t, "the third's place", func() bool { return asks(dial(t, address), id.Path()) })
+	waiting(2, 1)
+	if !asks(dial(t, address), id.Path()) { // in the third's
+		t.Error("the last was not served")
+	}
 	if asks(third, "/status") {
 		t.Error("the third was not closed for the last")
 	}
-	if s := n.Stats(); s.Refused < 3 || len(warned) != 1 {
+	if s := n.Stats(); s.Refused != 3 || len(warned) != 1 {
 		t.Errorf("%d warnings, %+v", len(warned), s)
 	}
 }

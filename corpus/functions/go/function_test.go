@@ -89,7 +89,7 @@ func start(t *testing.T, env ...string) (*api, *exec.Cmd) {
 
 func (a *api) invoke(t *testing.T, event string) answer {
 	t.Helper()
-	limit := time.After(30 * time.Second)
+	limit := time.After(3 * time.Minute)
 	select {
 	case a.events <- event:
 	case <-limit:
