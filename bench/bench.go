@@ -18,6 +18,8 @@ func (r Ratios) String() string {
 	if len(r) == 0 {
 		return "no measurement"
 	}
-	s := slices.Sorted(slices.Values(r))
-	return fmt.Sprintf("%.2f (%.2f to %.2f, %d rounds)", s[len(s)/2], s[0], s[len(s)-1], len(s))
+	return fmt.Sprintf("%.2f (%.2f to %.2f, %d rounds)", r.median(), slices.Min(r), slices.Max(r), len(r))
 }
+
+// median is of at least one.
+func (r Ratios) median() float64 { return slices.Sorted(slices.Values(r))[len(r)/2] }

@@ -129,7 +129,9 @@ type coldRow struct {
 	Init, Total, Platform struct {
 		Median float64 `json:"median_ms"`
 		P95    float64 `json:"p95_ms"`
+		Max    float64 `json:"max_ms"`
 	}
+	CPU     float64 `json:"cpu_ms"` // of all processors, for one start
 	Starts  map[string]int
 	Stages  map[string]float64 `json:"stages_ms"`
 	Touched struct {
@@ -194,7 +196,7 @@ func BenchmarkColdstart(b *testing.B) {
 	}
 	say("partial cold start, cache warm: the platform takes %.1f ms in the median, %.1f at p95 (at most 60); init %.1f; stages in ms, medians: %s",
 		partial.Platform.Median, partial.Platform.P95, partial.Init.Median, partial.stages())
-	b.ReportMetric(slices.Sorted(slices.Values(whole))[len(whole)/2], "large/small")
+	b.ReportMetric(whole.median(), "large/small")
 	b.ReportMetric(partial.Platform.Median, "ms-platform")
 }
 
@@ -219,5 +221,5 @@ func BenchmarkBase(b *testing.B) {
 	for _, r := range measured[len(measured)-2:] {
 		say("%s: init %.1f ms, platform %.1f ms; first touches from cache %d, origin %d", r.Name, r.Init.Median, r.Platform.Median, r.Touched.Cache.Chunks, r.Touched.Origin.Chunks)
 	}
-	b.ReportMetric(slices.Sorted(slices.Values(whole))[len(whole)/2], "base/unseen")
+	b.ReportMetric(whole.median(), "base/unseen")
 }

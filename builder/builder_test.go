@@ -222,19 +222,20 @@ func TestOneOfSeveral(t *testing.T) {
 // TestChangedMeanwhile ends a build that is not wanted any more.
 func TestChangedMeanwhile(t *testing.T) {
 	f := newFleet(t)
-	ended := make(chan error, 2)
+	begun, ended := make(chan bool, 2), make(chan error, 2)
 	f.start(func(o *Options) {
 		o.Convert = func(ctx context.Context, j *Job) (functions.Result, error) {
 			if j.Version.Package.ImageURI == "second" {
 				return built, nil
 			}
+			begun <- true
 			<-ctx.Done()
 			ended <- context.Cause(ctx)
 			return functions.Result{}, ctx.Err()
 		}
 	})
 	id := f.create("deleted")
-	f.wait(id, "begun", func(*functions.Version) bool { return f.leased(id) })
+	<-begun
 	if err := f.store.Delete(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +243,7 @@ func TestChangedMeanwhile(t *testing.T) {
 		t.Errorf("ended by %v", err)
 	}
 	id = f.create("again")
-	f.wait(id, "begun", func(*functions.Version) bool { return f.leased(id) })
+	<-begun
 	if _, err := f.store.Update(t.Context(), id, func(fn *functions.Function) error {
 		fn.Latest.Build, fn.Latest.Package.ImageURI = "another", "second"
 		return nil
@@ -250,18 +251,6 @@ func TestChangedMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.wait(id, "active", active)
-}
-
-// leased tells whether a builder is at work on a function.
-func (f *fleet) leased(id functions.ID) bool {
-	f.t.Helper()
-	o, closeAll, err := connect(f.t.Context(), f.url)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer closeAll()
-	_, err = o.Leases.Get(f.t.Context(), leaseKey(id))
-	return err == nil
 }
 
 // TestStopped ends a builder in the middle, again and again, which uses up no

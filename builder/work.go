@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,8 +44,7 @@ func (b *Builder) work(ctx context.Context, cancel context.CancelCauseFunc, j *J
 	b.end(j, err == nil)
 }
 
-// begin notes that a job is worked on, if it is still to be: another builder may
-// have settled it just before it gave the lease back.
+// begin notes that a job is worked on, if it is still to be.
 func (b *Builder) begin(j *Job, cancel context.CancelCauseFunc) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -120,6 +120,9 @@ func (b *Builder) report(ctx context.Context, j *Job) {
 // try converts until it succeeds, is refused, or has been tried often enough,
 // and settles the build.
 func (b *Builder) try(ctx context.Context, j *Job) error {
+	if f, err := b.o.Functions.Get(ctx, j.ID); err != nil || f.Latest.Build != j.Build {
+		return cmp.Or(err, functions.ErrConflict) // the watch lags: somebody has settled it just before the lease was free
+	}
 	pause := b.o.pause
 	last := error(nil)
 	for {

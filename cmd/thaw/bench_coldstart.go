@@ -47,6 +47,8 @@ type coldRow struct {
 	Init     summary `json:"init"`     // of cold ones
 	Total    summary `json:"total"`    // of cold ones, from sending to the end
 	Platform summary `json:"platform"` // of cold ones: total without init and handler
+	// CPU is the time that all processors of the machine were busy, for one invoke.
+	CPU float64 `json:"cpu_ms"`
 	// Starts counts by kind, Stages are medians of what workers have measured.
 	Starts map[string]int     `json:"starts"`
 	Stages map[string]float64 `json:"stages_ms"`
@@ -58,6 +60,7 @@ type coldRow struct {
 	CacheLeft int64 `json:"cache_left_bytes"`
 
 	inits, totals, platforms []float64
+	busy                     float64 // ms
 	stages                   map[string][]float64
 }
 
@@ -186,6 +189,9 @@ func (c *benchColdstartCmd) open(ctx context.Context, g *Globals) (*coldBench, e
 // summarize fills in what follows from the samples.
 func (r *coldRow) summarize() {
 	r.Init, r.Total, r.Platform = summarize(r.inits), summarize(r.totals), summarize(r.platforms)
+	if n := r.Cold + r.Warm + r.Failed; n > 0 {
+		r.CPU = r.busy / float64(n)
+	}
 	for stage, values := range r.stages {
 		r.Stages[stage] = summarize(values).Median
 	}
@@ -202,9 +208,9 @@ func printColdstarts(g *Globals, rows []*coldRow) error {
 			fmt.Fprintf(w, "%s\t%d MB\t%s\t%d\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\n", r.Name, r.MemoryMB, s.name, s.Count, s.Min, s.Max, s.Mean, s.Median, s.P95)
 		}
 	}
-	fmt.Fprintln(w, "\nROW\tCOLD\tWARM\tFAILED\tTOUCHED: CACHE\tZONE\tORIGIN\tFETCHED: ZONE\tORIGIN")
+	fmt.Fprintln(w, "\nROW\tCOLD\tWARM\tFAILED\tCPU MS EACH\tTOUCHED: CACHE\tZONE\tORIGIN\tFETCHED: ZONE\tORIGIN")
 	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%v\t%v\t%v\t%v\t%v\n", r.Name, r.Cold, r.Warm, r.Failed, r.Touched.Cache, r.Touched.Zone, r.Touched.Origin, r.Fetched.Zone, r.Fetched.Origin)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%.0f\t%v\t%v\t%v\t%v\t%v\n", r.Name, r.Cold, r.Warm, r.Failed, r.CPU, r.Touched.Cache, r.Touched.Zone, r.Touched.Origin, r.Fetched.Zone, r.Fetched.Origin)
 	}
 	fmt.Fprintln(w, "\nROW\tSTARTS\tSTAGES, MEDIAN MS")
 	for _, r := range rows {
