@@ -17,7 +17,7 @@ const (
 )
 
 // reportTimes finds what a REPORT line says of times.
-var reportTimes = regexp.MustCompile(`REPORT .*\tDuration: ([0-9.]+) ms\t.*?(?:Init Duration: ([0-9.]+) ms|$)`)
+var reportTimes = regexp.MustCompile(`(?m)REPORT .*\tDuration: ([0-9.]+) ms\t.*?(?:Init Duration: ([0-9.]+) ms|$)`)
 
 // report invokes a function and reads its REPORT line: the handler's time and the
 // init's, 0 if there was none, in ms.
