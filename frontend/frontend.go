@@ -33,6 +33,7 @@ import (
 	"thaw/cluster"
 	"thaw/events"
 	"thaw/functions"
+	"thaw/quiet"
 )
 
 // Defaults of Options.
@@ -120,10 +121,10 @@ func tenantOf(account string) string {
 // newClient keeps a connection per instance that is busy, and notices within
 // some ten seconds that a worker's machine is gone.
 func newClient() *http.Client {
-	dialer := net.Dialer{
+	dialer := quiet.Dialer{Dialer: net.Dialer{
 		Timeout:         5 * time.Second,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 3},
-	}
+	}}
 	return &http.Client{Transport: &http.Transport{
 		DialContext: dialer.DialContext, MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute,
 		DisableCompression: true, WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,

@@ -14,6 +14,7 @@ import (
 	"thaw/cgroups"
 	"thaw/invokewire"
 	"thaw/network"
+	"thaw/quiet"
 	"thaw/sandbox"
 )
 
@@ -84,7 +85,7 @@ func (w *Worker) newBox(ctx context.Context, s *invokewire.Spec, prepared *slot,
 		return b, err
 	}
 	defer theirs.Close()
-	b.conn, b.frames = ours, invokewire.NewFrames(ours)
+	b.conn, b.frames = ours, invokewire.NewFrames(quiet.Conn(ours))
 	b.process, err = w.supervisor.Start(ctx, sandbox.Instance{ID: i.ID, Bundle: i.Dir("bundle"), State: i.Dir("runtime"), Files: []*os.File{theirs}})
 	if err != nil {
 		return b, err

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"thaw/invokewire"
+	"thaw/quiet"
 	"thaw/runtimeapi"
 	"thaw/runtimeapi/http1"
 )
@@ -150,7 +151,7 @@ func (i *instance) listen(address string) error {
 		return fmt.Errorf("serving the Runtime API, is the loopback interface up? %w", err)
 	}
 	i.listener = l
-	go func() { _ = i.server.Serve(l) }() // to this process's end
+	go func() { _ = i.server.Serve(quiet.Listener(l)) }() // to this process's end
 	return nil
 }
 

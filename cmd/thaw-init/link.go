@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"thaw/invokewire"
+	"thaw/quiet"
 )
 
 var (
@@ -70,7 +71,7 @@ func (l *link) connect() (*invokewire.Frames, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.conn, l.frames = conn, invokewire.NewFrames(conn)
+	l.conn, l.frames = conn, invokewire.NewFrames(quiet.Conn(conn))
 	return l.frames, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"thaw/invokewire"
+	"thaw/quiet"
 )
 
 // maxPipe is the most that a pipe holds, should its writer have enlarged it; a
@@ -70,19 +71,15 @@ func (p *pump) run() {
 // read takes what is there, once: 0 bytes are the end, and -1 says that there is
 // nothing now.
 func (p *pump) read(fd uintptr) int {
-	for {
-		n, err := syscall.Read(int(fd), p.buf[len(p.buf):cap(p.buf)])
-		switch {
-		case err == syscall.EINTR:
-		case err == syscall.EAGAIN:
-			return -1
-		case err != nil:
-			return 0
-		default:
-			p.add(n)
-			return n
-		}
+	n, err := quiet.Read(fd, p.buf[len(p.buf):cap(p.buf)])
+	switch {
+	case err == syscall.EAGAIN:
+		return -1
+	case err != nil:
+		return 0
 	}
+	p.add(n)
+	return n
 }
 
 // add takes n bytes that were read behind the others, and sends what is whole.

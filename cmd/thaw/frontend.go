@@ -28,6 +28,7 @@ const noteOfUp = "thaw up"
 
 // Run is the door: the Lambda API and what belongs to it.
 func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
+	shareProcessors()
 	f, err := c.enter(ctx, g)
 	if err != nil {
 		return err

@@ -59,8 +59,9 @@ func allowed() map[string]string {
 		"runtimeapi":       "runtimeapi/http1",
 		"runtimeapi/http1": "", // net/http makes a program too large that runs in each instance
 		"invokewire":       "",
-		"cmd/thaw-init":    "runtimeapi runtimeapi/http1 invokewire",
-		"worker":           "agent sandbox cgroups network invokewire cache cluster host latency text",
+		"quiet":            "",
+		"cmd/thaw-init":    "runtimeapi runtimeapi/http1 invokewire quiet",
+		"worker":           "agent sandbox cgroups network invokewire cache cluster host latency quiet text",
 		"cluster":          "",
 		"functions":        "cluster",
 		"events":           "cluster",
@@ -68,7 +69,7 @@ func allowed() map[string]string {
 		"lambdaapi":        "",
 		"lambdaapi/gen":    "", // the generator
 		"sigv4":            "",
-		"frontend":         "lambdaapi sigv4 functions cluster invokewire events latency text",
+		"frontend":         "lambdaapi sigv4 functions cluster invokewire events latency quiet text",
 		"builder":          "convert flatten functions cluster oci keys",
 		"registry":         "",
 		"console":          "",
