@@ -7,7 +7,10 @@
 // image's tag is not resolved again. How often a build was begun is a record of
 // its own, so that one which kills its builder each time ends as Failed.
 //
+// It also removes from the origin what no version of a function needs any more.
+//
 //	leases    build/<account>/<name>   id of the builder
+//	          sweep                    id of the builder that removes
 //	records   <account>/<name>         {"build": word, "tries": n}; there while a build is tried
 package builder
 
@@ -55,9 +58,11 @@ type Options struct {
 	// Failed; others are tried again, some times. It is called from several
 	// goroutines, and returns soon after its context has ended.
 	Convert  func(context.Context, *Job) (functions.Result, error)
-	Parallel int          // jobs at a time; 0: one
-	Tries    int          // 0: 4
-	Logger   *slog.Logger // nil: none
+	Kept     Kept          // what is swept; nil: nothing
+	Keep     time.Duration // how long what no function needs is kept at least; 0: 15 min
+	Parallel int           // jobs at a time; 0: one
+	Tries    int           // 0: 4
+	Logger   *slog.Logger  // nil: none
 
 	pause, every time.Duration // replace firstPause and reportEvery in tests
 }
@@ -136,6 +141,7 @@ func New(o Options) *Builder {
 	o.TTL = cmp.Or(o.TTL, defaultTTL)
 	o.Parallel = cmp.Or(o.Parallel, 1)
 	o.Tries = cmp.Or(o.Tries, defaultTries)
+	o.Keep = cmp.Or(o.Keep, defaultKeep)
 	o.pause, o.every = cmp.Or(o.pause, firstPause), cmp.Or(o.every, reportEvery)
 	b := &Builder{
 		o: o, log: o.Logger, wake: make(chan struct{}, 1),
@@ -175,6 +181,7 @@ func (b *Builder) Run(ctx context.Context) error {
 		return fmt.Errorf("builder: watch leases: %w", err)
 	})
 	g.Go(func() error { return b.schedule(ctx) })
+	g.Go(func() error { return b.sweeps(ctx) })
 	return g.Wait()
 }
 

@@ -63,7 +63,7 @@ func (m *Images) Build(ctx context.Context, j *Job) (functions.Result, error) {
 	case p.ImageURI == "":
 		return functions.Result{}, Refuse(InvalidImage, "The function has neither an image nor a package.")
 	case p.Image != "": // another configuration of what is there
-		return functions.Result{Image: p.Image, Root: p.Root}, nil
+		return functions.Result{Image: p.Image, Root: p.Root, Reference: p.Reference}, nil
 	}
 	return m.buildImage(ctx, j, dir)
 }
@@ -87,32 +87,25 @@ func (m *Images) buildImage(ctx context.Context, j *Job, dir string) (functions.
 	return m.convert(ctx, j, img, digest)
 }
 
-// convert converts what is open. The reference's name is the function's and the
-// code's, so that versions with the same code have one.
+// convert converts what is open, and names it after the function and the build.
 func (m *Images) convert(ctx context.Context, j *Job, img *oci.Image, digest string) (functions.Result, error) {
 	code := strings.TrimPrefix(digest, "sha256:")
 	size := int64(0)
 	for _, l := range img.Layers() {
 		size += max(l.Size, 0)
 	}
+	name := j.Reference(j.Build)
 	res, err := m.Convert(ctx, j.Account, convert.Options{
-		Opened: img, Name: ReferenceName(j.ID, code), Prime: m.Prime, Progress: &progress{report: j.Report},
+		Opened: img, Name: name, Prime: m.Prime, Progress: &progress{report: j.Report},
 	})
 	if err != nil {
 		return functions.Result{}, m.explain(err)
 	}
-	r := functions.Result{Image: res.Image, Root: res.Root, ResolvedURI: j.Version.Package.ResolvedURI}
+	r := functions.Result{Image: res.Image, Root: res.Root, Reference: name, ResolvedURI: j.Version.Package.ResolvedURI}
 	if j.Version.Package.Zip == "" { // the package's own were known when it came
 		r.CodeSha256, r.CodeSize = code, size
 	}
 	return r, nil
-}
-
-// ReferenceName is the name that keeps a function's device in the origin: code
-// is the hex of the image's digest. It may be removed when no version has that
-// code any more.
-func ReferenceName(id functions.ID, code string) string {
-	return "function/" + id.Name + ":" + code[:min(len(code), 32)]
 }
 
 // open opens an image's source for a job.

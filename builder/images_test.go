@@ -223,7 +223,7 @@ func TestImageOfTheRegistryInside(t *testing.T) {
 	said = append(said, j.said)
 	j.mu.Unlock()
 	if r.CodeSha256 != digest.Hex || r.CodeSize < 20_000 || r.Root != "r1" || len(r.Image) != 64 ||
-		r.ResolvedURI != "localhost:"+port+"/team/app@"+digest.String() || w.last.Name != ReferenceName(j.ID, digest.Hex) {
+		r.ResolvedURI != "localhost:"+port+"/team/app@"+digest.String() || w.last.Name != j.Reference(j.Build) {
 		t.Errorf("got %+v", r)
 	}
 	if !strings.HasPrefix(said[0], "Converting the image: 100 %, layer 3 of 3") {

@@ -118,6 +118,22 @@ func (c *Catalog) Remove(ctx context.Context, name string) error {
 	return err
 }
 
+// Forget is Remove for a name that is never set again: it leaves nothing of it.
+// That there is nothing is no error. Killed in between, the name means nothing.
+func (c *Catalog) Forget(ctx context.Context, name string) error {
+	key, err := c.key(name)
+	if err != nil {
+		return err
+	}
+	if err := c.Remove(ctx, name); err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if err := c.origin.Forget(ctx, key); err != nil {
+		return fmt.Errorf("catalog: name %s: %w", name, err)
+	}
+	return nil
+}
+
 func (c *Catalog) put(ctx context.Context, name string, r record) (Reference, error) {
 	key, err := c.key(name)
 	if err != nil {

@@ -409,3 +409,33 @@ func FuzzRecord(f *testing.F) {
 		}
 	})
 }
+
+// A forgotten name leaves nothing in the origin, also if it has meant nothing, or
+// nobody can read it.
+func TestForget(t *testing.T) {
+	o, ctx := memory(t), t.Context()
+	c := New(o, "acme", newKeeper(t))
+	id := strings.Repeat("a", 64)
+	for _, name := range []string{"f/x:1", "f/x:2", "f/x:3"} {
+		if _, err := c.Set(ctx, name, id, "r1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Remove(ctx, "f/x:2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.PutNext(ctx, "names/acme/f!x:3", func(uint64) ([]byte, error) { return []byte("{"), nil }); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"f/x:1", "f/x:2", "f/x:3", "f/x:4", "f/x:1"} {
+		if err := c.Forget(ctx, name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, err := range o.Children(ctx, "names/acme") {
+		t.Errorf("%s is left, %v", name, err)
+	}
+	if err := c.Forget(ctx, " "); err == nil {
+		t.Error("a name that is none")
+	}
+}

@@ -32,9 +32,10 @@ func newControl(c control) *control {
 
 // Packages keeps zip packages until they have been built.
 type Packages interface {
-	// Put keeps a package, of which sha256 is the digest in hex, and gives the
-	// key under which a builder finds it. Putting one again changes nothing.
-	Put(ctx context.Context, account, sha256 string, data []byte) (key string, err error)
+	// Put keeps a package for a function, of which sha256 is the digest in hex, and
+	// gives the key, a new one each time, under which a builder finds it. What no
+	// version refers to is removed after a while.
+	Put(ctx context.Context, id functions.ID, sha256 string, data []byte) (key string, err error)
 }
 
 // call is a request whose signature has been checked.

@@ -43,10 +43,10 @@ type region struct {
 }
 
 // Put keeps a zip package.
-func (r *region) Put(_ context.Context, account, sha256 string, data []byte) (string, error) {
+func (r *region) Put(_ context.Context, id functions.ID, sha256 string, data []byte) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := account + "/" + sha256
+	key := id.Account + "/" + sha256
 	r.zips[key] = bytes.Clone(data)
 	return key, nil
 }

@@ -32,7 +32,7 @@ func (c *control) createFunction(ctx context.Context, in call, q *lambdaapi.Crea
 	if len(q.Architectures) > 0 {
 		v.Architecture = q.Architectures[0]
 	}
-	if err := c.pack(ctx, in, &v, sourceOf(q)); err != nil {
+	if err := c.pack(ctx, n.ID(), &v, sourceOf(q)); err != nil {
 		return nil, err
 	}
 	f := functions.NewFunction(n.ID(), v, c.now())

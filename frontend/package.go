@@ -53,7 +53,7 @@ func sourceOfUpdate(q *lambdaapi.UpdateFunctionCodeRequest, v *functions.Version
 }
 
 // pack checks a request's code and puts it into the version.
-func (c *control) pack(ctx context.Context, in call, v *functions.Version, s source) error {
+func (c *control) pack(ctx context.Context, id functions.ID, v *functions.Version, s source) error {
 	if s.kind == "" {
 		s.kind = packageZip
 	}
@@ -77,7 +77,7 @@ func (c *control) pack(ctx context.Context, in call, v *functions.Version, s sou
 	case len(s.zip) == 0:
 		return refuse("Please provide a source for function code.")
 	}
-	return c.packZip(ctx, in, v, s.zip)
+	return c.packZip(ctx, id, v, s.zip)
 }
 
 // packImage takes an image's name. Who builds it asks its registry.
@@ -97,7 +97,7 @@ func packImage(v *functions.Version, uri string) error {
 }
 
 // packZip keeps a zip package for who builds it.
-func (c *control) packZip(ctx context.Context, in call, v *functions.Version, data []byte) error {
+func (c *control) packZip(ctx context.Context, id functions.ID, v *functions.Version, data []byte) error {
 	if err := checkZip(data); err != nil {
 		return err
 	}
@@ -108,9 +108,9 @@ func (c *control) packZip(ctx context.Context, in call, v *functions.Version, da
 		return refuse("Zip packages are not supported here. Please provide an image.")
 	}
 	sum := sha256.Sum256(data)
-	key, err := c.packages.Put(ctx, in.account, hex.EncodeToString(sum[:]), data)
+	key, err := c.packages.Put(ctx, id, hex.EncodeToString(sum[:]), data)
 	if err != nil {
-		return fmt.Errorf("keep a zip package of account %s: %w", in.account, err)
+		return fmt.Errorf("keep a zip package of %s: %w", id, err)
 	}
 	v.Package = functions.Package{Zip: key}
 	v.CodeSha256, v.CodeSize = base64.StdEncoding.EncodeToString(sum[:]), int64(len(data))

@@ -25,7 +25,7 @@ func (c *control) updateFunctionCode(ctx context.Context, in call, q *lambdaapi.
 	}
 	// The package is checked, and a zip kept, before the record is changed, which may take several tries.
 	packed := f.Latest
-	if err := c.pack(ctx, in, &packed, sourceOfUpdate(q, &f.Latest)); err != nil {
+	if err := c.pack(ctx, n.ID(), &packed, sourceOfUpdate(q, &f.Latest)); err != nil {
 		return nil, err
 	}
 	if len(q.Architectures) > 0 {

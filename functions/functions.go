@@ -145,7 +145,12 @@ type Package struct {
 	Zip         string `json:",omitempty"` // key of the package in the origin
 	Image       string `json:",omitempty"` // image id; empty: not made yet
 	Root        string `json:",omitempty"` // of the origin, that holds the image
+	Reference   string `json:",omitempty"` // the name that keeps the image in the origin
 }
+
+// Reference names the image that one build of a function makes. No two builds
+// have the same: a name that no version refers to is never referred to again.
+func (id ID) Reference(build string) string { return "function/" + id.Name + ":" + build }
 
 // Alias is a name for a version, or for two with a weight.
 type Alias struct {

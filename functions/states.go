@@ -18,6 +18,7 @@ type Result struct {
 	ResolvedURI string // of an image, with its digest
 	Image       string // image id
 	Root        string // of the origin, that holds the image
+	Reference   string // the name that keeps it there
 	CodeSha256  string // empty: as it is
 	CodeSize    int64  // bytes; 0: as it is
 	// Code and Reason say why the build failed: Code is a StateReasonCode, as
@@ -89,7 +90,7 @@ func (v *Version) settle(r Result) {
 		}
 		return
 	}
-	v.Package.Image, v.Package.Root = r.Image, r.Root
+	v.Package.Image, v.Package.Root, v.Package.Reference = r.Image, r.Root, r.Reference
 	v.State, v.StateReason, v.StateReasonCode = Active, "", ""
 	v.LastUpdateStatus, v.LastUpdateReason, v.LastUpdateReasonCode = successful, "", ""
 }

@@ -36,6 +36,13 @@ func (o *Origin) Packages(root, tenant string) *Objects {
 	return &Objects{o, "packages", root, tenant}
 }
 
+// Condemned gives copies of a tenant's manifests in a root that are being
+// removed, by the same names: whoever is killed meanwhile leaves one, from which
+// the manifest can be put back.
+func (o *Origin) Condemned(root, tenant string) *Objects {
+	return &Objects{o, "condemned", root, tenant}
+}
+
 func (m *Objects) prefix() (string, error) {
 	return "roots/" + m.root + "/" + m.kind + "/" + m.tenant + "/",
 		errors.Join(check(rootRule, "root", m.root), CheckTenant(m.tenant))

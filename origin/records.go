@@ -97,6 +97,28 @@ func (o *Origin) prune(ctx context.Context, key string, seqs []uint64) {
 	}
 }
 
+// Forget removes all records under key, the oldest first: killed in between, the
+// highest is still the highest. It is for keys that never get a record again,
+// for their numbers would start anew.
+func (o *Origin) Forget(ctx context.Context, key string) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	seqs, err := o.records(ctx, key)
+	if err != nil {
+		return err
+	}
+	slices.Sort(seqs)
+	for _, seq := range seqs {
+		k := recordKey(key, seq)
+		err := o.do(ctx, "remove", k, func() error { return o.bucket.Remove(ctx, k) })
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
 // Latest gives the record of the highest number under key, or ErrNotFound.
 func (o *Origin) Latest(ctx context.Context, key string) (data []byte, seq uint64, err error) {
 	if err := checkKey(key); err != nil {

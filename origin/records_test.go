@@ -248,3 +248,50 @@ func FuzzState(f *testing.F) {
 		}
 	})
 }
+
+// TestForget leaves nothing of a key, and of a forgetter that is stopped the
+// highest record at least.
+func TestForget(t *testing.T) {
+	o, err := Open(t.Context(), "mem://")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := o.PutNext(t.Context(), "names/a/b", numbered); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.Forget(t.Context(), "../b"); err == nil {
+		t.Error("a key that is none")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	whole := o.bucket
+	o.bucket = Bucket{whole, &leaver{whole, cancel}}
+	if err := o.Forget(ctx, "names/a/b"); err == nil {
+		t.Error("it goes on after its context has ended")
+	}
+	o.bucket = whole
+	if data, seq, err := o.Latest(t.Context(), "names/a/b"); err != nil || seq != 3 || string(data) != "record 3" {
+		t.Errorf("half forgotten: %q %d %v", data, seq, err)
+	}
+	for range 2 {
+		if err := o.Forget(t.Context(), "names/a/b"); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, _, err := o.Latest(t.Context(), "names/a/b"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("forgotten: %v", err)
+	}
+}
+
+// leaver ends its user after one removal.
+type leaver struct {
+	Writer
+	leave func()
+}
+
+func (l *leaver) Remove(ctx context.Context, key string) error {
+	err := l.Writer.Remove(ctx, key)
+	l.leave()
+	return err
+}

@@ -53,7 +53,7 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	b := builder.New(builder.Options{
 		ID: "builder-" + f.address(), Functions: functions.NewStore(records[functionRecords]), Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],
-		Convert: makes.Build, Logger: g.logger(),
+		Convert: makes.Build, Kept: kept{g}, Logger: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, http.Handler(images), b.Run)
 }

@@ -10,8 +10,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"thaw/functions"
 	"thaw/keys"
 	"thaw/origin"
 )
@@ -24,11 +26,12 @@ func TestPackages(t *testing.T) {
 	data := bytes.Repeat([]byte("what is in the package "), 1000)
 	sum := sha256.Sum256(data)
 	digest := hex.EncodeToString(sum[:])
-	key, err := p.Put(t.Context(), usualAccount, digest, data)
+	id := functions.ID{Account: usualAccount, Name: "-f"}
+	key, err := p.Put(t.Context(), id, digest, data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := p.Put(t.Context(), usualAccount, digest, data); err != nil || again != key {
+	if again, err := p.Put(t.Context(), id, digest, data); err != nil || again == key {
 		t.Errorf("put again: %q, %v", again, err)
 	}
 	read := func(account, key string) ([]byte, error) {
@@ -45,10 +48,10 @@ func TestPackages(t *testing.T) {
 	if _, err := read("111111111111", key); err == nil {
 		t.Error("another account has read it")
 	}
-	if _, err := read(usualAccount, "r1/"+hex.EncodeToString(make([]byte, 32))); !errors.Is(err, origin.ErrNotFound) {
+	if _, err := read(usualAccount, "r1/p:f:0000000000000000:"+hex.EncodeToString(make([]byte, 32))); !errors.Is(err, origin.ErrNotFound) {
 		t.Errorf("one that is not there: %v", err)
 	}
-	path := filepath.Join(state, "origin", "roots", "r1", "packages", "default", digest)
+	path := filepath.Join(state, "origin", "roots", "r1", "packages", "default", strings.TrimPrefix(key, "r1/"))
 	stored, err := os.ReadFile(path)
 	if err != nil || bytes.Contains(stored, []byte("in the package")) {
 		t.Fatalf("%d bytes in clear, %v", len(stored), err)
