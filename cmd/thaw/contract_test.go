@@ -169,6 +169,7 @@ func TestContractFunctionErrors(t *testing.T) {
 	makes := map[string][]spec{
 		"plain":     {},
 		"brief":     {timeout(1)},
+		"patient":   {timeout(300)}, // memory is touched slowly with so little processor time
 		"entry":     {entryPoint(k.layout, "/nothing")},
 		"workdir":   {func(in *lambda.CreateFunctionInput) { in.ImageConfig.WorkingDirectory = aws.String("/nothing") }},
 		"exits":     {env("FUNCTION_INIT_EXIT", "3")},
@@ -185,7 +186,7 @@ func TestContractFunctionErrors(t *testing.T) {
 		{"timeout", "brief", `{"do":{"sleep_ms":5000}}`, "Sandbox.Timedout", ids + "Task timed out after 1.00 seconds", "Status: timeout"},
 		{"exit status", "plain", `{"do":{"exit":7}}`, "Runtime.ExitError", ids + "Runtime exited with error: exit status 7", "Status: error\tError Type: Runtime.ExitError"},
 		{"exit 0", "plain", `{"do":{"exit":0}}`, "Runtime.ExitError", ids + "Runtime exited without providing a reason", "Status: error\tError Type: Runtime.ExitError"},
-		{"memory", "plain", `{"do":{"allocate_mb":400}}`, "Runtime.ExitError", ids + "Runtime exited with error: signal: killed", "Status: error\tError Type: Runtime.ExitError"},
+		{"memory", "patient", `{"do":{"allocate_mb":400}}`, "Runtime.ExitError", ids + "Runtime exited with error: signal: killed", "Status: error\tError Type: Runtime.ExitError"},
 		{"error", "plain", `{"do":{"error":"no luck"}}`, "errorString", "no luck", ""},
 		{"panic", "plain", `{"do":{"panic":"oh"}}`, "string", "oh", ""},
 		{"answer", "plain", `{"do":{"answer_bytes":6291557}}`, "Function.ResponseSizeTooLarge", "Response payload size exceeded maximum allowed payload size (6291556 bytes).", ""},
