@@ -109,7 +109,7 @@ func BenchmarkWarm(b *testing.B) {
 			alone = append(alone, took)
 		}
 		b.Logf("claim: %s MB, one client: p50 %v, p99 %v", memory, quantile(alone, .5), quantile(alone, .99))
-		open := openLoop(b, client, q, payload)
+		open := steadily(b, client, pace{warmRate, warmTime}, q, payload)
 		b.Logf("claim: %s MB, open loop of %d/s: p50 %v, p99 %v of %d", memory, warmRate, quantile(open, .5), quantile(open, .99), len(open))
 		if memory == "1769" {
 			bare := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -133,19 +133,28 @@ func BenchmarkWarm(b *testing.B) {
 	}
 }
 
-// openLoop sends requests at a rate, however long answers take, and gives the
-// times from when each was due.
-func openLoop(b testing.TB, c *http.Client, q func() *http.Request, want []byte) (all []time.Duration) {
+// pace is how many requests a second are sent, and for how long.
+type pace struct {
+	rate int
+	time time.Duration
+}
+
+// steadily sends requests at a rate, however long answers take, and gives the
+// times from when each was due: an open loop.
+func steadily(b testing.TB, c *http.Client, p pace, q func() *http.Request, want []byte) (all []time.Duration) {
+	b.Helper()
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	var failed atomic.Int64
+	var first atomic.Value
 	began := time.Now()
-	for i := range int(warmTime.Seconds() * warmRate) {
-		due := began.Add(time.Duration(i) * time.Second / warmRate)
+	for i := range int(p.time.Seconds() * float64(p.rate)) {
+		due := began.Add(time.Duration(i) * time.Second / time.Duration(p.rate))
 		<-time.After(time.Until(due))
 		work.Go(func() {
 			if _, err := ask(c, q(), want); err != nil {
 				failed.Add(1)
+				first.CompareAndSwap(nil, err.Error())
 				return
 			}
 			took := time.Since(due)
@@ -156,7 +165,7 @@ func openLoop(b testing.TB, c *http.Client, q func() *http.Request, want []byte)
 	}
 	work.Wait()
 	if failed.Load() > 0 {
-		b.Errorf("%d invokes failed", failed.Load())
+		b.Errorf("%d invokes failed, one with: %v", failed.Load(), first.Load())
 	}
 	return all
 }

@@ -49,6 +49,7 @@ type instance struct {
 	over   chan struct{}   // closed when the sandbox has ended, and nothing is read any more
 	gone   chan struct{}   // closed when nothing is left
 	used   atomic.Int64    // bytes of memory, as measured last
+	logged pace            // of what read has taken
 
 	mu         sync.Mutex // guards what follows
 	phase      string
@@ -265,6 +266,9 @@ func (i *instance) take(f invokewire.Frame) error {
 		_, text, err := f.Log()
 		if err == nil {
 			i.log.write(text)
+			if ahead := i.logged.take(len(text), time.Now()); ahead > 0 {
+				time.Sleep(ahead) // its writers wait meanwhile, and nobody else does
+			}
 		}
 		return err
 	case invokewire.FrameInitDone:

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,16 @@ type logStore struct {
 	limits LogLimits
 	log    *slog.Logger
 	bytes  atomic.Int64 // of all files, as far as known
+	text   logText
+
+	mu    sync.Mutex     // guards what follows
+	inUse map[string]int // logs that are written, by folder
+	users int            // in all
+}
+
+// logText counts what functions have written since the worker's start.
+type logText struct {
+	kept, dropped atomic.Uint64 // bytes
 }
 
 func newLogStore(dir string, limits LogLimits, log *slog.Logger) *logStore {
@@ -41,7 +52,33 @@ func newLogStore(dir string, limits LogLimits, log *slog.Logger) *logStore {
 	limits.Streams = cmp.Or(limits.Streams, 1000)
 	limits.Age = cmp.Or(limits.Age, 14*24*time.Hour)
 	limits.Invoke = cmp.Or(limits.Invoke, 1<<20)
-	return &logStore{dir: dir, limits: limits, log: log}
+	return &logStore{dir: dir, limits: limits, log: log, inUse: map[string]int{}}
+}
+
+// leastLog is what a log may take at least, in bytes, of however many.
+const leastLog = 64 << 10
+
+// begin counts a log of a folder that is written from now on, and end one that is
+// not any more.
+func (l *logStore) begin(dir string) { l.count(dir, 1) }
+func (l *logStore) end(dir string)   { l.count(dir, -1) }
+
+func (l *logStore) count(dir string, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.users += n
+	if l.inUse[dir] += n; l.inUse[dir] == 0 {
+		delete(l.inUse, dir)
+	}
+}
+
+// limit is what one log of a folder may take: logs that are written are not
+// pruned, so they share what a function's, and all, may take.
+func (l *logStore) limit(dir string) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	share := min(l.limits.Function/int64(max(1, l.inUse[dir])), l.limits.Total/int64(max(1, l.users)))
+	return min(l.limits.Stream, max(share, leastLog))
 }
 
 func (l *logStore) grown(n int64) { l.bytes.Add(n) }
@@ -70,10 +107,11 @@ func (l *logStore) open(account, function, name string) (*stream, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	f := &logFile{path: filepath.Join(dir, url.PathEscape(name)), limit: l.limits.Stream, store: l}
+	f := &logFile{path: filepath.Join(dir, url.PathEscape(name)), store: l}
 	if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
 		return nil, err
 	}
+	l.begin(dir)
 	return newStream(name, f, l.limits.Invoke), nil
 }
 

@@ -86,7 +86,7 @@ func TestTailIsBounded(t *testing.T) {
 // A flood is cut and counted, does not reach the next invoke, and the disk stays
 // within its limit.
 func TestFlood(t *testing.T) {
-	l := testLogs(t, LogLimits{Invoke: 10000, Stream: 30000})
+	l := testLogs(t, LogLimits{Invoke: 100 * (99 + lineCost), Stream: 30000})
 	s := openStream(t, l, "s")
 	line := []byte(strings.Repeat("x", 99) + "\n")
 	for range 20 {
@@ -97,7 +97,7 @@ func TestFlood(t *testing.T) {
 		s.end("END")
 	}
 	all := lines(t, l, query{})
-	if got, want := all[len(all)-2], "[thaw] 900 more lines, 90000 bytes, were not kept: an invoke may log 10000 bytes"; got != want {
+	if got, want := all[len(all)-2], "[thaw] 900 more lines, 90000 bytes, were not kept: an invoke may log 11400 bytes"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	var size int64
@@ -247,4 +247,58 @@ func FuzzParseLine(f *testing.F) {
 			t.Errorf("%q: %+v", line, e)
 		}
 	})
+}
+
+// Logs that are written are not pruned: however many there are, together they
+// keep to what a function's may take.
+func TestLogsInUseShareTheirLimit(t *testing.T) {
+	const each, all = 8 * leastLog, 16 * leastLog
+	l := testLogs(t, LogLimits{Stream: each, Function: all, Invoke: each})
+	var streams []*stream
+	for n := range 16 {
+		streams = append(streams, openStream(t, l, fmt.Sprint(n)))
+	}
+	line := append(bytes.Repeat([]byte("x"), 1023), '\n')
+	for _, s := range streams {
+		for range 2 * each / len(line) {
+			s.write(line)
+		}
+		s.end()
+		s.flushNow()
+	}
+	if n := l.bytes.Load(); n > all || n < all/4 {
+		t.Errorf("16 logs take %d bytes, want %d at most", n, all)
+	}
+	for _, s := range streams[1:] {
+		s.close()
+	}
+	if got := l.limit(filepath.Dir(streams[0].file.path)); got != each {
+		t.Errorf("a log alone may take %d bytes, want %d", got, each)
+	}
+	if kept, dropped := l.text.kept.Load(), l.text.dropped.Load(); kept > 16*each || kept+dropped != 2*16*each {
+		t.Errorf("kept %d bytes, dropped %d", kept, dropped)
+	}
+}
+
+// flushNow is flush for who does not hold mu.
+func (s *stream) flushNow() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.flush()
+}
+
+// An instance may log a burst at once, and no more than logRate for long.
+func TestPace(t *testing.T) {
+	var p pace
+	now := time.Now()
+	if ahead := p.take(logBurst, now); ahead > 0 {
+		t.Errorf("a burst has to wait %v", ahead)
+	}
+	if ahead := p.take(logRate/2, now); ahead != time.Second/2 {
+		t.Errorf("half a second's bytes have to wait %v", ahead)
+	}
+	now = now.Add(time.Second/2 + time.Second*logBurst/logRate)
+	if ahead := p.take(logBurst, now); ahead > 0 {
+		t.Errorf("after that time a burst has to wait %v", ahead)
+	}
 }

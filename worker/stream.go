@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -19,7 +20,28 @@ const (
 	flushSize = 32 << 10
 	// maxLine bounds a line: thaw-init cuts longer ones as well.
 	maxLine = 64 << 10
+	// lineCost is what a line takes in the file beside its text: the time and two
+	// characters. It counts: most lines could be empty.
+	lineCost = 13 + 2
+	// logRate is how many bytes a second are taken from an instance for long, kept
+	// or not, and logBurst how many at once: reading what a function floods its log
+	// with costs the worker, and those beside it. No quota of its own bounds that.
+	logRate, logBurst = 4 << 20, 1 << 20
 )
+
+// pace is how much an instance's log is ahead of logRate. It is for one goroutine.
+type pace struct {
+	ahead time.Duration
+	last  time.Time
+}
+
+// take counts n bytes and gives how long no more are to be taken.
+func (p *pace) take(n int, now time.Time) time.Duration {
+	const burst = time.Second * logBurst / logRate
+	p.ahead = max(0, p.ahead-now.Sub(p.last)) + time.Second*time.Duration(n)/logRate
+	p.last = now
+	return max(0, p.ahead-burst)
+}
 
 // stream is the log of one instance: a file of lines, each with the time in ms
 // since 1970 before it. It is safe for concurrent use: lines are whole.
@@ -94,11 +116,13 @@ func (s *stream) write(text []byte) {
 	for len(text) > 0 {
 		var line []byte
 		line, text, _ = bytes.Cut(text, []byte{'\n'})
-		if s.quota -= int64(len(line)) + 1; s.quota < 0 {
+		if s.quota -= int64(len(line)) + lineCost; s.quota < 0 {
 			s.cut++
 			s.cutSize += int64(len(line)) + 1
+			s.file.store.text.dropped.Add(uint64(len(line)) + 1)
 			continue
 		}
+		s.file.store.text.kept.Add(uint64(len(line)) + 1)
 		s.line(bytes.TrimSuffix(line, []byte{'\r'}), now)
 	}
 }
@@ -174,20 +198,21 @@ func (s *stream) close() {
 	s.file.close()
 }
 
-// logFile is a file that only grows, to its limit: then its older half goes.
+// logFile is a file that only grows, to its store's limit: then its older half
+// goes.
 type logFile struct {
 	path  string
-	limit int64
 	store *logStore
 	file  *os.File // nil once closed, or after an error, which is told once
 	size  int64
+	ended bool // the store knows that it is not written any more
 }
 
 func (f *logFile) append(text []byte) {
 	if f.file == nil {
 		return
 	}
-	if f.size+int64(len(text)) > f.limit/2 && f.size > 0 {
+	if f.size+int64(len(text)) > f.store.limit(filepath.Dir(f.path))/2 && f.size > 0 {
 		f.rotate()
 	}
 	if f.file == nil {
@@ -227,6 +252,10 @@ func (f *logFile) fail(err error) {
 }
 
 func (f *logFile) close() {
+	if !f.ended {
+		f.ended = true
+		f.store.end(filepath.Dir(f.path))
+	}
 	if f.file != nil {
 		f.file.Close()
 		f.file = nil

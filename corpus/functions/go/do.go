@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -29,7 +30,7 @@ type Do struct {
 
 	AllocateMB int `json:"allocate_mb"` // touched, and kept for the life of the process
 	WriteMB    int `json:"write_mb"`    // to a file of its own in /tmp, which stays; -1: without end
-	Forks      int `json:"forks"`       // children that only sleep; -1: without end
+	Forks      int `json:"forks"`       // children that only sleep; -1: without end, also when no more can be had
 
 	Env     []string `json:"env"`     // variables to tell
 	Files   []string `json:"files"`   // files to tell, 64 KiB of each at most
@@ -39,8 +40,10 @@ type Do struct {
 	// Calls are requests to the Runtime API, "METHOD PATH" or "METHOD PATH BODY",
 	// for whoever wants to call it out of order.
 	Calls []string `json:"calls"`
-	// Connections are opened to the Runtime API and kept.
-	Connections int `json:"connections"`
+	// Connections are opened and kept: to host:port, or to the Runtime API.
+	Connections int    `json:"connections"`
+	ConnectTo   string `json:"connect_to"`
+	HoldMS      int    `json:"hold_ms"` // sleep, after all that stands above
 
 	Error string `json:"error"` // fail with this text
 	Panic string `json:"panic"`
@@ -98,9 +101,10 @@ func (f *function) do(ctx context.Context, d *Do) (Found, error) {
 	found.Calls = each(d.Calls, func(call string) (string, error) {
 		return request(ctx, strings.Replace(call, " ", " http://"+api, 1))
 	})
-	if err := f.connect(api, d.Connections); err != nil {
+	if err := f.connect(cmp.Or(d.ConnectTo, api), d.Connections); err != nil {
 		return found, err
 	}
+	time.Sleep(milliseconds(d.HoldMS))
 	return found, end(d)
 }
 
@@ -223,12 +227,12 @@ func write(dir string, n int) string {
 	return fmt.Sprintf("%d MiB", n)
 }
 
-// fork starts children and leaves them, until it cannot.
+// fork starts n children and leaves them. Without end it goes on when it cannot.
 func fork(n int) string {
 	for i := 0; i != n; i++ {
 		c := exec.Command("/proc/self/exe")
 		c.Env = []string{childVariable + "=1"}
-		if err := c.Start(); err != nil {
+		if err := c.Start(); err != nil && n > 0 {
 			return fmt.Sprintf("error: after %d: %v", i, err)
 		}
 	}

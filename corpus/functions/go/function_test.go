@@ -302,3 +302,25 @@ func TestTellsOfTheInvoke(t *testing.T) {
 		t.Errorf("told %+v", told)
 	}
 }
+
+// What an event can ask for can be asked for before the first one.
+func TestInitDo(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f := newFunction()
+	f.init(func(name string) string {
+		if name == "FUNCTION_INIT_DO" {
+			return `{"connections":3,"connect_to":"` + l.Addr().String() + `","allocate_mb":1,"hold_ms":1}`
+		}
+		return ""
+	})
+	if len(f.kept) != 3 || len(f.held) != 1 {
+		t.Errorf("%d connections and %d MiB are kept", len(f.kept), len(f.held))
+	}
+	for _, c := range f.kept {
+		c.Close()
+	}
+}

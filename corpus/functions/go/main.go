@@ -9,6 +9,7 @@
 //	FUNCTION_INIT_SLEEP_MS=N   sleep
 //	FUNCTION_INIT_CPU_MS=N     compute for that much processor time
 //	FUNCTION_INIT_HASH_MB=N    a fixed amount of work: hash that many MiB
+//	FUNCTION_INIT_DO=JSON      what an event's "do" asks for
 //	FUNCTION_INIT_EXIT=N       exit with that status
 //	FUNCTION_INIT_PANIC=TEXT   panic
 //	FUNCTION_SIGTERM=1         ask for SIGTERM, as the library does it: an internal extension
@@ -79,6 +80,16 @@ func (f *function) init(variable func(string) string) {
 	time.Sleep(milliseconds(number("SLEEP_MS")))
 	compute(milliseconds(number("CPU_MS")))
 	hashMB(number("HASH_MB"))
+	if text := variable("FUNCTION_INIT_DO"); text != "" {
+		var d Do
+		err := json.Unmarshal([]byte(text), &d)
+		if err == nil {
+			_, err = f.do(context.Background(), &d)
+		}
+		if err != nil {
+			panic(err)
+		}
+	}
 	if variable("FUNCTION_INIT_EXIT") != "" {
 		os.Exit(number("EXIT"))
 	}
