@@ -234,6 +234,27 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// A limit of memory can be raised and lowered.
+func TestSetMemory(t *testing.T) {
+	g := newGroup(t)
+	start(t, g, "burn")
+	dir, file := g.v1["memory"], "memory.limit_in_bytes"
+	if dir == "" {
+		dir, file = g.v2, "memory.max"
+	}
+	for _, limit := range []int64{64 << 20, 512 << 20, 32 << 20} {
+		if err := g.SetMemory(limit); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := readFrom(dir, file); err != nil || strings.TrimSpace(string(text)) != strconv.FormatInt(limit, 10) {
+			t.Errorf("%q, %v, want %d", text, err, limit)
+		}
+	}
+	if err := (&Group{}).SetMemory(1 << 20); !errors.Is(err, ErrNoController) {
+		t.Error(err)
+	}
+}
+
 func TestQuotaRefused(t *testing.T) {
 	g := newGroup(t)
 	if err := g.SetQuota(5*time.Millisecond, 20*time.Millisecond); err != nil {

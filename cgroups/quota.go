@@ -32,6 +32,22 @@ func (g *Group) SetQuota(quota, period time.Duration) error {
 // hold at once, in one write(2).
 func (g *Group) Unlimited() error { return g.setLimit(unlimited(g.splitCPU()), "") }
 
+// SetMemory limits the memory of the group's processes, in bytes. It fails if
+// they have more, and the kernel cannot take it from them.
+func (g *Group) SetMemory(limit int64) error {
+	dir, file := g.v1["memory"], "memory.limit_in_bytes"
+	if dir == "" {
+		dir, file = g.v2, "memory.max"
+	}
+	if dir == "" {
+		return fmt.Errorf("cgroup %s: memory: %w", g.path, ErrNoController)
+	}
+	if err := writeTo(dir, file, strconv.FormatInt(limit, 10)); err != nil {
+		return fmt.Errorf("cgroup %s: %s %d: %w", g.path, file, limit, err)
+	}
+	return nil
+}
+
 // splitCPU tells whether quota and period are two files, as on v1.
 func (g *Group) splitCPU() bool { return g.v1["cpu"] != "" }
 

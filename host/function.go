@@ -37,6 +37,19 @@ func (i *Instance) MountRoot(image *Use, skeleton string) (string, error) {
 	return at, mount.MountOverlay(at, mount.Overlay{Lower: []string{skeleton, i.host.Rootfs(image, true)}})
 }
 
+// WithBareRoot calls f with a root file system of nothing but the folder
+// skeleton, which is only read, and is there until f returns.
+func (i *Instance) WithBareRoot(skeleton string, f func(root string) error) error {
+	at, empty := i.Dir("rootfs"), i.Dir("empty")
+	if err := makeDir(empty, searchOnly); err != nil {
+		return err
+	}
+	if err := mount.MountOverlay(at, mount.Overlay{Lower: []string{skeleton, empty}}); err != nil {
+		return err
+	}
+	return errors.Join(f(at), mount.Unmount(at))
+}
+
 // MountScratch gives the instance a file system of its own on disk, into which
 // size bytes of files fit and no more, and gives the folder that is its root,
 // open to all users. Nothing of it is kept: it ends with the instance. What is

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -76,7 +77,7 @@ func TestSharedSupervisor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ours := startFunction(t, r)
+		ours, _ := startFunction(t, r, "say3", "hello")
 		if line, err := bufio.NewReader(ours).ReadString('\n'); err != nil || line != "hello\n" {
 			t.Errorf("the instance said %q, %v", line, err)
 		}
@@ -93,21 +94,83 @@ func TestSharedSupervisor(t *testing.T) {
 	})
 }
 
-// startFunction runs the probe as an instance's first process, and gives the other
-// end of its descriptor 3.
-func startFunction(t *testing.T, r *rig) net.Conn {
+func try(t *testing.T, errs ...error) {
 	t.Helper()
-	c := functionConfig(r.dir)
-	c.Root = r.root
-	for _, dir := range []string{"proc", "dev", "sys", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(r.root, dir), 0o755); err != nil {
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// folders makes those that an instance's root must have.
+func folders(t *testing.T, root string) {
+	t.Helper()
+	for _, dir := range []string{"proc", "dev", "sys", "tmp", RootPlace} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// A started instance is given another root: what it finds from then on is there,
+// read-only, and what its specification mounts is as before.
+func TestGiveRoot(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, r *rig) {
+		if !r.supervisor.runtime.SharesKernel() {
+			t.Skip("gVisor's root is what it started on")
+		}
+		other := newRoot(t)
+		write(t, other, "etc/data", "another root\n")
+		folders(t, other)
+		place := filepath.Join(newFolder(t), "mounted")
+		try(t, os.Mkdir(place, 0o755), unix.Mount(other, place, "", unix.MS_BIND, ""))
+		defer func() { try(t, unix.Unmount(place, unix.MNT_DETACH)) }()
+		c, p := startFunction(t, r, "told3", "/etc/data", "/proc/self/mounts", RootPlace+"/etc/data", "/proc/1/cmdline")
+		try(t, r.supervisor.GiveRoot(p, place))
+		if _, err := io.WriteString(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+		said, err := io.ReadAll(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := string(said)
+		if !strings.HasPrefix(text, "another root\n") || !strings.Contains(text, "no such file") || !strings.HasSuffix(text, "/proc/1/cmdline\x00") {
+			t.Errorf("%q", text)
+		}
+		roots := 0
+		for line := range strings.Lines(text) {
+			if f := strings.Fields(line); len(f) > 4 && f[1] == "/" {
+				roots++
+				if !strings.HasPrefix(f[3], "ro,nosuid,nodev") {
+					t.Error(line)
+				}
+			}
+		}
+		for _, at := range []string{" /proc proc ", " /dev tmpfs ", " /dev/shm tmpfs ", " /sys sysfs ", " /tmp "} {
+			if !strings.Contains(text, at) {
+				t.Errorf("nothing at%s: %s", at, text)
+			}
+		}
+		if roots != 1 || strings.Contains(text, RootPlace+" ") {
+			t.Errorf("%d roots: %s", roots, text)
+		}
+		if err := r.supervisor.GiveRoot(p, filepath.Join(place, "none")); err == nil {
+			t.Error("a root that is not there")
+		}
+	})
+}
+
+// startFunction runs the probe as an instance's first process, and gives the other
+// end of its descriptor 3.
+func startFunction(t *testing.T, r *rig, args ...string) (net.Conn, *Process) {
+	t.Helper()
+	c := functionConfig(r.dir)
+	c.Root = r.root
+	folders(t, r.root)
 	if err := os.Mkdir(c.Function.Tmp, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	c.Function.Init = []string{"/bin/probe", "say3", "hello"}
+	c.Function.Init = append([]string{"/bin/probe"}, args...)
 	if err := WriteBundle(c); err != nil {
 		t.Fatal(err)
 	}
@@ -137,5 +200,5 @@ func startFunction(t *testing.T, r *rig) net.Conn {
 			t.Error(err)
 		}
 	})
-	return conn
+	return conn, p
 }

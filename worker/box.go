@@ -11,9 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"thaw/cgroups"
 	"thaw/invokewire"
-	"thaw/network"
 	"thaw/quiet"
 	"thaw/sandbox"
 )
@@ -35,67 +33,83 @@ const (
 	startLimit = 60 * time.Second
 )
 
-// box is the sandbox of an instance, and the connection to its thaw-init.
+// box is the sandbox of an instance, and the connection to its thaw-init: a slot
+// that is somebody's.
 type box struct {
-	w       *Worker
-	slot    *slot
-	root    *root
-	process *sandbox.Process
-	conn    net.Conn
-	frames  *invokewire.Frames
-	group   *cgroups.Group
-	network *network.Namespace // nil: it has no way out
-	share   time.Duration      // of each cpuPeriod
+	*slot
+	w     *Worker
+	root  *root
+	share time.Duration // of each cpuPeriod
 
 	mu      sync.Mutex // guards what follows
 	peak    int64      // bytes
 	sampled time.Time
 }
 
-// newBox starts a sandbox for an instance of a function version, on a root that
-// it takes over. What it has taken it gives back by close, also after an error.
+// newBox makes a slot the sandbox of an instance of a function version, on a root
+// that it takes over. What it has taken it gives back by close, also after an error.
 func (w *Worker) newBox(ctx context.Context, s *invokewire.Spec, prepared *slot, v *root, watch *stopwatch) (*box, error) {
-	b := &box{w: w, slot: prepared, root: v, share: cpuShare(s.Memory)}
+	b := &box{slot: prepared, w: w, root: v, share: cpuShare(s.Memory)}
 	i := prepared.host
 	i.Image, i.ImageID, i.Runtime, i.Command = v.keeper.Image, v.keeper.ImageID, w.runtime.Name, []string{s.ARN + ":" + s.Version}
 	i.Assign(v.image, w.fetcher)
-	pids := int64(processLimit)
+	if err := i.Save(); err != nil {
+		return b, err
+	}
+	memory := int64(s.Memory)<<20 + initMemory
+	if b.process == nil {
+		return b, w.launch(ctx, prepared, v.path, memory, watch)
+	}
+	err := w.supervisor.GiveRoot(b.process, v.path)
+	if err == nil {
+		err = b.group.SetMemory(memory)
+	}
+	watch.lap("sandbox")
+	return b, err
+}
+
+// launch starts a slot's sandbox on a root file system, with thaw-init in it.
+func (w *Worker) launch(ctx context.Context, s *slot, root string, memory int64, watch *stopwatch) (err error) {
+	i, pids := s.host, int64(processLimit)
+	function := &sandbox.Function{Init: []string{initPath}, Tmp: s.tmp}
 	if w.runtime.Name == "runsc" {
 		pids = processLimitRunsc
-	}
-	function := &sandbox.Function{Init: []string{initPath}, Tmp: prepared.tmp}
-	if s.Egress && w.runtime.Name == "runsc" { // which looks at its network when it starts
-		var err error
-		if b.network, err = w.o.Network.New(ctx, i.ID, true); err != nil {
-			return b, err
+		if s.kind.egress && s.network == nil { // it looks at its network when it starts
+			if s.network, err = w.egress(ctx, s); err != nil {
+				return err
+			}
 		}
-		function.NetNS = b.network.Path
+		if s.network != nil {
+			function.NetNS = s.network.Path
+		}
 	}
-	err := sandbox.WriteBundle(sandbox.Config{
-		Root: v.path, Bundle: i.Dir("bundle"), Cgroup: i.Cgroup(), Hostname: "localhost", Filters: w.o.Host.Filters(),
-		Memory: int64(s.Memory)<<20 + initMemory, Pids: pids,
-		Function: function,
+	err = sandbox.WriteBundle(sandbox.Config{
+		Root: root, Bundle: i.Dir("bundle"), Cgroup: i.Cgroup(), Hostname: "localhost", Filters: w.o.Host.Filters(),
+		Memory: memory, Pids: pids, Function: function,
 	})
-	if err = errors.Join(err, i.Save()); err != nil {
-		return b, err
+	if err != nil {
+		return err
 	}
 	watch.lap("bundle")
 	ours, theirs, err := socketpair()
 	if err != nil {
-		return b, err
+		return err
 	}
 	defer theirs.Close()
-	b.conn, b.frames = ours, invokewire.NewFrames(quiet.Conn(ours))
-	b.process, err = w.supervisor.Start(ctx, sandbox.Instance{ID: i.ID, Bundle: i.Dir("bundle"), State: i.Dir("runtime"), Files: []*os.File{theirs}})
+	s.conn, s.frames = ours, invokewire.NewFrames(quiet.Conn(ours))
+	s.process, err = w.supervisor.Start(ctx, sandbox.Instance{ID: i.ID, Bundle: i.Dir("bundle"), State: i.Dir("runtime"), Files: []*os.File{theirs}})
 	if err != nil {
-		return b, err
+		return err
 	}
 	watch.lap("sandbox")
-	if b.group, err = w.groups.Open(i.Cgroup()); err == nil && s.Egress && b.network == nil {
-		b.network, err = w.o.Network.Attach(ctx, i.ID, b.process.PID)
+	if s.group, err = w.groups.Open(i.Cgroup()); err == nil && s.kind.egress && s.network == nil {
+		if w.o.Network == nil {
+			return errNoNetwork
+		}
+		s.network, err = w.o.Network.Attach(ctx, i.ID, s.process.PID)
 		watch.lap("network")
 	}
-	return b, err
+	return err
 }
 
 // cpuShare is how much of each cpuPeriod a function of so much memory may run.
@@ -159,21 +173,7 @@ func (b *box) kill() {
 
 // close ends what is left and gives everything back.
 func (b *box) close(ctx context.Context) error {
-	if b.group != nil {
-		_ = b.group.Thaw()
-		_ = b.group.Close()
-	}
-	err := b.slot.host.End(ctx)
-	if b.network != nil {
-		err = errors.Join(err, b.network.Remove())
-	}
-	if b.conn != nil {
-		_ = b.conn.Close()
-	}
-	if b.process != nil {
-		_, _ = b.process.Wait() // End has killed it
-		err = errors.Join(err, b.process.Close())
-	}
+	err := b.slot.close(ctx)
 	b.w.roots.release(b.root)
 	return err
 }

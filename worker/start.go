@@ -115,14 +115,14 @@ func (i *instance) open(ctx context.Context) (err error) {
 	prepared, kind := w.takeSlot(i), invokewire.StartPartial
 	if prepared == nil {
 		kind = invokewire.StartFull
-		if prepared, err = makeSlot(ctx, w.o.Host, i.spec.Tmp); err != nil {
+		if prepared, err = w.makeSlot(ctx, kindOf(i.spec), false); err != nil {
 			return err
 		}
 	}
 	watch.lap("slot")
 	v, fresh, err := w.roots.use(ctx, i.spec)
 	if err != nil {
-		return errors.Join(err, prepared.host.End(context.WithoutCancel(ctx)))
+		return errors.Join(err, prepared.close(context.WithoutCancel(ctx)))
 	}
 	if fresh {
 		kind = invokewire.StartFull
@@ -142,7 +142,14 @@ func (w *Worker) takeSlot(i *instance) *slot {
 	if i.force == invokewire.StartFull {
 		return nil
 	}
-	return w.slots.take(i.spec.Tmp)
+	for {
+		s := w.slots.take(kindOf(i.spec))
+		if s == nil || s.alive() {
+			return s
+		}
+		w.log.Warn("a sandbox that was prepared has ended by itself")
+		w.work.Go(func() { _ = s.close(w.life) }) // what is left of it thaw prune removes
+	}
 }
 
 // force brings about what a start is to find, for experiments: nothing, or all.
@@ -156,7 +163,7 @@ func (w *Worker) force(ctx context.Context, i *instance) error {
 			return err
 		}
 		w.roots.release(v)
-		return w.slots.ensure(ctx, i.spec.Tmp)
+		return w.slots.ensure(ctx, kindOf(i.spec))
 	}
 	return nil
 }

@@ -108,7 +108,9 @@ func TestCABundle(t *testing.T) {
 	if want := map[string]string{"SSL_CERT_FILE": "/" + usualBundle, "NODE_EXTRA_CA_CERTS": "/" + ownBundle}; !maps.Equal(v.Env, want) {
 		t.Errorf("%v, want %v", v.Env, want)
 	}
-	r.start("own", "", spec(func(s *invokewire.Spec) { s.Egress, s.Env["SSL_CERT_FILE"], s.Env["SSL_CERT_DIR"] = true, "/nothing", "/nothing" }))
+	r.start("own", "", spec(func(s *invokewire.Spec) {
+		s.Egress, s.Env["SSL_CERT_FILE"], s.Env["SSL_CERT_DIR"] = true, "/nothing", "/nothing"
+	}))
 	if v, _ := r.ask("own", "r1", ask); !strings.Contains(v.Get[url], "certificate signed by unknown authority") || v.Env["SSL_CERT_FILE"] != "/nothing" {
 		t.Errorf("with a variable of the function's own: %+v", v)
 	}

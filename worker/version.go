@@ -12,6 +12,7 @@ import (
 
 	"thaw/host"
 	"thaw/invokewire"
+	"thaw/sandbox"
 )
 
 // initPath is thaw-init's in every root.
@@ -145,7 +146,7 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
 	if err != nil {
 		return err
 	}
-	skeleton, err := v.keeper.MakeSkeleton(entries, map[string]string{initPath[1:]: w.program})
+	skeleton, err := v.keeper.MakeSkeleton(entries, w.links())
 	if err == nil {
 		err = v.keeper.Save()
 	}
@@ -182,6 +183,19 @@ func (w *Worker) skeletonEntries(egress bool) (map[string]string, error) {
 	entries["etc/hosts"] += fmt.Sprintf("%s\t%s\n", gateway, GatewayName)
 	entries["etc/resolv.conf"] = fmt.Sprintf("nameserver %s\noptions ndots:0\n", gateway)
 	return entries, err
+}
+
+// links is what skeletons have of the worker's files.
+func (w *Worker) links() map[string]string { return map[string]string{initPath[1:]: w.program} }
+
+// makeBare makes a skeleton with thaw-init alone.
+func (w *Worker) makeBare(keeper *host.Instance) (string, error) {
+	entries, err := w.skeletonEntries(false)
+	if err != nil {
+		return "", err
+	}
+	entries[sandbox.RootPlace[1:]+"/"] = ""
+	return keeper.MakeSkeleton(entries, w.links())
 }
 
 // release gives a root back.

@@ -8,7 +8,8 @@
 // /tmp of its own, hard limits on memory and CPU time, and thaw-init as its
 // first process, which speaks frames (invokewire) to the worker over one socket.
 //
-// What a start needs and no image decides is kept prepared in slots.
+// What a start needs and no image decides is kept prepared in slots: a sandbox
+// that runs, and waits for its root.
 package worker
 
 import (
@@ -106,6 +107,7 @@ type Worker struct {
 	groups     *cgroups.Host
 	fetcher    *host.Use
 	program    string // thaw-init, where skeletons link it from
+	bare       string // a skeleton without an image, for sandboxes that are started ahead; "" if they cannot be
 	logs       *logStore
 	slots      *slots
 	roots      *roots
@@ -138,8 +140,8 @@ func New(o Options) (*Worker, error) {
 	w := &Worker{
 		o: o, log: o.Logger, started: time.Now(), initLimit: initLimit, life: context.Background(), instances: map[string]*instance{}, users: map[string]uint32{},
 		logs: newLogStore(filepath.Join(o.State, "logs"), o.Logs, o.Logger), history: &history{counts: map[string]uint64{}},
-		slots: newSlots(o.Host, o.Slots),
 	}
+	w.slots = newSlots(o.Slots, slotKind{slotTmp, o.Network != nil}, func(ctx context.Context, k slotKind) (*slot, error) { return w.makeSlot(ctx, k, true) })
 	w.roots = &roots{w: w, all: map[string]*root{}}
 	w.admission = &admission{most: o.MaxStarts, limit: o.Queue, run: w.begin}
 	var err error
@@ -226,7 +228,10 @@ func (w *Worker) prepare(ctx context.Context) (keeper *host.Instance, err error)
 	}
 	keeper, err = w.o.Host.NewInstance(host.KindRoot, nil, nil)
 	if err == nil {
-		if w.program, err = keeper.KeepProgram(w.o.Init); err != nil {
+		if w.program, err = keeper.KeepProgram(w.o.Init); err == nil && w.runtime.SharesKernel() {
+			w.bare, err = w.makeBare(keeper)
+		}
+		if err != nil {
 			err = errors.Join(err, keeper.End(ctx))
 		}
 	}

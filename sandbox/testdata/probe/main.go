@@ -35,6 +35,18 @@ func main() {
 		check(err)
 	case "say3": // TEXT, to descriptor 3
 		_, _ = fmt.Fprintln(os.NewFile(3, "3"), os.Args[2])
+	case "told3": // FILE…: their contents to descriptor 3, once it is told to there
+		socket := os.NewFile(3, "3")
+		_, err := socket.Read(make([]byte, 1))
+		check(err)
+		for _, name := range args {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				data = []byte(err.Error() + "\n")
+			}
+			_, err = socket.Write(data)
+			check(err)
+		}
 	case "turns": // FILE N: lines to standard output and to FILE, in turn
 		f, err := os.OpenFile(args[0], os.O_WRONLY, 0)
 		check(err)
