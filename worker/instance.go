@@ -266,7 +266,7 @@ func (i *instance) take(f invokewire.Frame) error {
 		_, text, err := f.Log()
 		if err == nil {
 			i.log.write(text)
-			if ahead := i.logged.take(len(text), time.Now()); ahead > 0 {
+			if ahead := i.logged.take(len(text), logRate, logBurst, time.Now()); ahead > 0 {
 				time.Sleep(ahead) // its writers wait meanwhile, and nobody else does
 			}
 		}

@@ -291,14 +291,14 @@ func (s *stream) flushNow() {
 func TestPace(t *testing.T) {
 	var p pace
 	now := time.Now()
-	if ahead := p.take(logBurst, now); ahead > 0 {
+	if ahead := p.take(logBurst, logRate, logBurst, now); ahead > 0 {
 		t.Errorf("a burst has to wait %v", ahead)
 	}
-	if ahead := p.take(logRate/2, now); ahead != time.Second/2 {
+	if ahead := p.take(logRate/2, logRate, logBurst, now); ahead != time.Second/2 {
 		t.Errorf("half a second's bytes have to wait %v", ahead)
 	}
 	now = now.Add(time.Second/2 + time.Second*logBurst/logRate)
-	if ahead := p.take(logBurst, now); ahead > 0 {
+	if ahead := p.take(logBurst, logRate, logBurst, now); ahead > 0 {
 		t.Errorf("after that time a burst has to wait %v", ahead)
 	}
 }

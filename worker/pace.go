@@ -9,27 +9,25 @@ const (
 	streamRate  = 2 << 20
 )
 
-// pace holds a streamed answer to its rate: a bucket that is full at first. The
-// zero pace is a new answer's. It is for one goroutine.
+// pace holds bytes to a rate: how far they are ahead of it. The zero pace is that
+// of nothing yet. It is for one goroutine.
 type pace struct {
-	used float64   // of the bucket, in bytes
-	last time.Time // when that was so
+	ahead time.Duration
+	last  time.Time
 }
 
-// take says how long n bytes have to wait.
-func (p *pace) take(n int, now time.Time) time.Duration {
-	if !p.last.IsZero() {
-		p.used = max(0, p.used-now.Sub(p.last).Seconds()*streamRate)
-	}
+// take counts n bytes and says how long to wait, with so many bytes a second, and
+// so many at once.
+func (p *pace) take(n, rate, burst int, now time.Time) time.Duration {
+	p.ahead = max(0, p.ahead-now.Sub(p.last)) + time.Second*time.Duration(n)/time.Duration(rate)
 	p.last = now
-	p.used += float64(n)
-	return time.Duration(max(0, p.used-streamBurst) / streamRate * float64(time.Second))
+	return max(0, p.ahead-time.Second*time.Duration(burst)/time.Duration(rate))
 }
 
 // hold waits until n more bytes of a streamed answer may go, or nobody waits for
 // them any more. What the function sends meanwhile waits in its socket.
 func (c *call) hold(n int) {
-	wait := c.pace.take(n, time.Now())
+	wait := c.pace.take(n, streamRate, streamBurst, time.Now())
 	if wait <= 0 {
 		return
 	}

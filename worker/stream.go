@@ -29,20 +29,6 @@ const (
 	logRate, logBurst = 4 << 20, 1 << 20
 )
 
-// pace is how much an instance's log is ahead of logRate. It is for one goroutine.
-type pace struct {
-	ahead time.Duration
-	last  time.Time
-}
-
-// take counts n bytes and gives how long no more are to be taken.
-func (p *pace) take(n int, now time.Time) time.Duration {
-	const burst = time.Second * logBurst / logRate
-	p.ahead = max(0, p.ahead-now.Sub(p.last)) + time.Second*time.Duration(n)/logRate
-	p.last = now
-	return max(0, p.ahead-burst)
-}
-
 // stream is the log of one instance: a file of lines, each with the time in ms
 // since 1970 before it. It is safe for concurrent use: lines are whole.
 type stream struct {
