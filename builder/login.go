@@ -2,9 +2,6 @@ package builder
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,10 +17,10 @@ import (
 // Logins keeps accounts' credentials for registries, sealed with the key of the
 // account's tenant. It is safe for concurrent use.
 //
-//	<account>/<registry>   {"user": …, "key": wrapped data key, "password": AES-256-GCM, nonce zero}
+//	<account>/<registry>   {"user": …, "password": keys.Seal's}
 //
-// A data key is used once. Account, registry and user are authenticated with the
-// password, so that a record cannot be moved to another account.
+// Account, registry and user are authenticated with the password, so that a
+// record cannot be moved to another account.
 type Logins struct {
 	records *cluster.Records
 	keeper  func(ctx context.Context, account string) (keys.Keeper, error)
@@ -37,7 +34,6 @@ func NewLogins(records *cluster.Records, keeper func(ctx context.Context, accoun
 // login is a record.
 type login struct {
 	User     string `json:"user"`
-	Key      []byte `json:"key"`
 	Password []byte `json:"password"`
 }
 
@@ -79,8 +75,8 @@ func (l *Logins) Set(ctx context.Context, account, registry, user, password stri
 		return fmt.Errorf("key of account %s: %w", account, err)
 	}
 	r := login{User: user}
-	if err := r.seal(ctx, keeper, account+"/"+registry, password); err != nil {
-		return err
+	if r.Password, err = keys.Seal(ctx, keeper, []byte(password), r.bound(account+"/"+registry)); err != nil {
+		return fmt.Errorf("seal credentials: %w", err)
 	}
 	value, err := json.Marshal(r)
 	if err != nil {
@@ -120,8 +116,11 @@ func (l *Logins) Get(ctx context.Context, account, registry string) (user, passw
 	if err != nil {
 		return "", "", fmt.Errorf("key of account %s: %w", account, err)
 	}
-	password, err = r.open(ctx, keeper, key)
-	return r.User, password, err
+	plain, err := keys.Unseal(ctx, keeper, r.Password, r.bound(key))
+	if err != nil {
+		return "", "", fmt.Errorf("open credentials: %w", err)
+	}
+	return r.User, string(plain), nil
 }
 
 // Remove forgets credentials. That there are none is not an error.
@@ -147,47 +146,7 @@ func (l *Logins) List(ctx context.Context, account string) ([]string, error) {
 	return found, err
 }
 
-// seal puts the password into the record, for this place only.
-func (r *login) seal(ctx context.Context, keeper keys.Keeper, place, password string) error {
-	key := make([]byte, 32)
-	_, _ = rand.Read(key) // never fails
-	box, err := newBox(key)
-	if err != nil {
-		return err
-	}
-	if r.Key, err = keeper.Wrap(ctx, key); err != nil {
-		return fmt.Errorf("seal credentials: %w", err)
-	}
-	r.Password = box.Seal(nil, make([]byte, box.NonceSize()), []byte(password), r.bound(place))
-	return nil
-}
-
-// open is the inverse of seal.
-func (r *login) open(ctx context.Context, keeper keys.Keeper, place string) (string, error) {
-	key, err := keeper.Unwrap(ctx, r.Key)
-	if err != nil {
-		return "", fmt.Errorf("open credentials: %w", err)
-	}
-	box, err := newBox(key)
-	if err != nil {
-		return "", keys.ErrRefused
-	}
-	password, err := box.Open(nil, make([]byte, box.NonceSize()), r.Password, r.bound(place))
-	if err != nil {
-		return "", keys.ErrRefused
-	}
-	return string(password), nil
-}
-
 // bound is what is authenticated beside the password.
 func (r *login) bound(place string) []byte {
 	return []byte("thaw registry login v1\x00" + place + "\x00" + r.User)
-}
-
-func newBox(key []byte) (cipher.AEAD, error) {
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
 }

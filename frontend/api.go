@@ -384,8 +384,12 @@ func (f *Frontend) write(w http.ResponseWriter, b []byte) {
 }
 
 // spec is all that workers need of a version, but for keys.
-func (f *Frontend) spec(fn *functions.Function, v *functions.Version) invokewire.Spec {
-	s := specOf(fn, v, f.options.Region)
+func (f *Frontend) spec(ctx context.Context, fn *functions.Function, v *functions.Version) (s invokewire.Spec, err error) {
+	s = specOf(fn, v, f.options.Region)
 	s.Tenant, s.Egress, s.Endpoint = f.options.Tenant(fn.Account), f.options.Egress(fn.Account), f.options.Inside
-	return s
+	if s.Env, err = f.control.secrets.open(ctx, fn.ID, v.Env); err != nil {
+		f.options.Log.Warn("frontend: a function cannot be invoked: its variables cannot be opened", "function", fn.ID, "error", err)
+		return s, unopened(err)
+	}
+	return s, nil
 }

@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -35,8 +36,20 @@ func defaults(name string) functions.Config {
 	}
 }
 
-// configure puts into a configuration what an update says.
-func configure(to *functions.Config, q *lambdaapi.UpdateFunctionConfigurationRequest) error {
+// environment checks and seals the variables of a request; nil: it has none.
+func (c *control) environment(ctx context.Context, id functions.ID, q *lambdaapi.Environment) ([]byte, error) {
+	if q == nil {
+		return nil, nil
+	}
+	if err := checkEnv(q.Variables); err != nil {
+		return nil, err
+	}
+	return c.secrets.seal(ctx, id, q.Variables)
+}
+
+// configure puts into a configuration what an update says. Env are its variables,
+// sealed; nil: as they are.
+func configure(to *functions.Config, q *lambdaapi.UpdateFunctionConfigurationRequest, env []byte) error {
 	if err := unconfigurable(q); err != nil {
 		return err
 	}
@@ -58,14 +71,8 @@ func configure(to *functions.Config, q *lambdaapi.UpdateFunctionConfigurationReq
 	if q.TracingConfig != nil {
 		set(&to.Tracing, q.TracingConfig.Mode)
 	}
-	if q.Environment != nil {
-		if err := checkEnv(q.Environment.Variables); err != nil {
-			return err
-		}
-		to.Env = functions.Variables{}
-		for k, v := range q.Environment.Variables {
-			to.Env[k] = v
-		}
+	if env != nil {
+		to.Env = env
 	}
 	if err := configureImage(to, q.ImageConfig); err != nil {
 		return err

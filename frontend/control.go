@@ -13,8 +13,9 @@ import (
 // control answers the operations that create, change and read functions, but
 // for invokes. It is safe for concurrent use. newControl makes it ready.
 type control struct {
-	store  *functions.Store
-	region string
+	store   *functions.Store
+	secrets *secrets
+	region  string
 	// urls makes the address of a function URL of its id.
 	urls     func(id string) string
 	packages Packages

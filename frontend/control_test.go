@@ -20,6 +20,7 @@ import (
 
 	"thaw/cluster"
 	"thaw/functions"
+	"thaw/keys"
 	"thaw/lambdaapi"
 )
 
@@ -71,13 +72,21 @@ func newRegion(t *testing.T) *region {
 	}
 	r := &region{t: t, store: functions.NewStore(records), zips: map[string][]byte{}}
 	c := newControl(control{
-		store: r.store, region: testRegion, packages: r, runtimes: []string{"provided.al2023", "python3.13"}, now: time.Now,
+		store: r.store, secrets: newSecrets(testKeeper(t)), region: testRegion, packages: r, runtimes: []string{"provided.al2023", "python3.13"}, now: time.Now,
 		urls: func(id string) string { return "http://" + id + ".lambda-url." + testRegion + ".localhost:9000/" },
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { serveTest(c, w, q) }))
 	t.Cleanup(server.Close)
 	r.url = server.URL
 	return r
+}
+
+// testKeeper gives each account a key of its own.
+func testKeeper(t *testing.T) func(context.Context, string) (keys.Keeper, error) {
+	dir := t.TempDir()
+	return func(ctx context.Context, account string) (keys.Keeper, error) {
+		return keys.Open(ctx, "file://"+dir+"/"+account)
+	}
 }
 
 func serveTest(c *control, w http.ResponseWriter, q *http.Request) {

@@ -26,7 +26,11 @@ func (c *control) createFunction(ctx context.Context, in call, q *lambdaapi.Crea
 		return nil, err
 	}
 	v := functions.Version{Config: defaults(n.Function)}
-	if err := configure(&v.Config, settings(q)); err != nil {
+	env, err := c.environment(ctx, n.ID(), q.Environment)
+	if err != nil {
+		return nil, err
+	}
+	if err := configure(&v.Config, settings(q), env); err != nil {
 		return nil, err
 	}
 	if len(q.Architectures) > 0 {
@@ -40,7 +44,7 @@ func (c *control) createFunction(ctx context.Context, in call, q *lambdaapi.Crea
 	if err := c.store.Create(ctx, f, value(q.Publish)); err != nil {
 		return nil, err
 	}
-	out := describe(f.Name, &f.Latest, n.ARN(c.region))
+	out := c.describe(ctx, n, &f.Latest)
 	if value(q.Publish) {
 		out.Version = new(f.Published)
 	}
@@ -94,7 +98,7 @@ func (c *control) getFunction(ctx context.Context, in call, q *lambdaapi.GetFunc
 	if err != nil {
 		return nil, err
 	}
-	out := &lambdaapi.GetFunctionResponse{Code: location(v), Configuration: describe(f.Name, v, n.ARN(c.region))}
+	out := &lambdaapi.GetFunctionResponse{Code: location(v), Configuration: c.describe(ctx, n, v)}
 	if len(f.Tags) > 0 {
 		out.Tags = f.Tags
 	}
@@ -105,11 +109,11 @@ func (c *control) getFunction(ctx context.Context, in call, q *lambdaapi.GetFunc
 }
 
 func (c *control) getFunctionConfiguration(ctx context.Context, in call, q *lambdaapi.GetFunctionConfigurationRequest) (*lambdaapi.FunctionConfiguration, error) {
-	n, f, v, err := c.qualified(ctx, in, q.FunctionName, q.Qualifier)
+	n, _, v, err := c.qualified(ctx, in, q.FunctionName, q.Qualifier)
 	if err != nil {
 		return nil, err
 	}
-	return describe(f.Name, v, n.ARN(c.region)), nil
+	return c.describe(ctx, n, v), nil
 }
 
 // deleteFunction removes a function, or one of its versions.

@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"context"
 	"regexp"
 
 	"thaw/functions"
@@ -30,15 +31,15 @@ func packageType(v *functions.Version) string {
 }
 
 // describe says what clients see of a version; its ARN depends on how it was asked for.
-func describe(name string, v *functions.Version, arn string) *lambdaapi.FunctionConfiguration {
+func (c *control) describe(ctx context.Context, n functions.Name, v *functions.Version) *lambdaapi.FunctionConfiguration {
 	out := &lambdaapi.FunctionConfiguration{
 		Architectures:              []string{v.Architecture},
 		CodeSha256:                 some(v.CodeSha256),
 		CodeSize:                   new(int(v.CodeSize)),
 		Description:                new(v.Description),
 		EphemeralStorage:           &lambdaapi.EphemeralStorage{Size: v.Tmp},
-		FunctionArn:                new(arn),
-		FunctionName:               new(name),
+		FunctionArn:                new(n.ARN(c.region)),
+		FunctionName:               new(n.Function),
 		Handler:                    some(v.Handler),
 		LastModified:               new(lambdaapi.FormatTime(v.LastModified)),
 		LastUpdateStatus:           some(v.LastUpdateStatus),
@@ -61,7 +62,11 @@ func describe(name string, v *functions.Version, arn string) *lambdaapi.Function
 		Version:         new(v.Number),
 	}
 	if v.Env != nil {
-		out.Environment = &lambdaapi.EnvironmentResponse{Variables: v.Env}
+		vars, err := c.secrets.open(ctx, n.ID(), v.Env)
+		out.Environment = &lambdaapi.EnvironmentResponse{Variables: vars}
+		if err != nil {
+			out.Environment.Error = &lambdaapi.EnvironmentError{ErrorCode: new("AccessDeniedException"), Message: new(closed(err))}
+		}
 	}
 	if v.Entrypoint != nil || v.Command != nil || v.Workdir != "" {
 		out.ImageConfigResponse = &lambdaapi.ImageConfigResponse{ImageConfig: &lambdaapi.ImageConfig{
@@ -70,9 +75,10 @@ func describe(name string, v *functions.Version, arn string) *lambdaapi.Function
 	return out
 }
 
-// listed is describe for lists, which leave out states.
-func listed(name string, v *functions.Version, arn string) lambdaapi.FunctionConfiguration {
-	out := describe(name, v, arn)
+// listed is describe for lists, which leave out states. Without a qualifier it has
+// the function's own ARN.
+func (c *control) listed(ctx context.Context, id functions.ID, qualifier string, v *functions.Version) lambdaapi.FunctionConfiguration {
+	out := c.describe(ctx, functions.Name{Region: c.region, Account: id.Account, Function: id.Name, Qualifier: qualifier}, v)
 	out.State, out.StateReason, out.StateReasonCode = nil, nil, nil
 	out.LastUpdateStatus, out.LastUpdateStatusReason, out.LastUpdateStatusReasonCode = nil, nil, nil
 	return *out

@@ -33,6 +33,7 @@ import (
 	"thaw/cluster"
 	"thaw/events"
 	"thaw/functions"
+	"thaw/keys"
 	"thaw/quiet"
 )
 
@@ -72,6 +73,9 @@ type Options struct {
 	Keys     *KeyStore
 	Queue    *events.Queue
 	Packages Packages
+	// Keeper gives the key of an account's tenant, which seals its functions'
+	// variables. It remembers those that it has given; nil: no function has any.
+	Keeper func(ctx context.Context, account string) (keys.Keeper, error)
 	// Runtimes are the names that zip packages may ask for.
 	Runtimes []string
 	// Tenant gives the tenant whose images an account's are, in the origin; nil:
@@ -153,7 +157,7 @@ func New(o Options) *Frontend {
 	f.workers = newWorkers(o.Client, o.Token)
 	f.pool = newPool(o.ID, o.Idle, f.managers)
 	f.control = newControl(control{
-		store: o.Store, region: o.Region, urls: f.urlOf, packages: o.Packages, runtimes: o.Runtimes, now: time.Now,
+		store: o.Store, secrets: newSecrets(o.Keeper), region: o.Region, urls: f.urlOf, packages: o.Packages, runtimes: o.Runtimes, now: time.Now,
 	})
 	return f
 }

@@ -73,7 +73,7 @@ func (c *control) listFunctions(ctx context.Context, in call, q *lambdaapi.ListF
 	}
 	out := &lambdaapi.ListFunctionsResponse{Functions: []lambdaapi.FunctionConfiguration{}}
 	for _, f := range all {
-		out.Functions = append(out.Functions, listed(f.Name, &f.Latest, f.ARN(c.region, "")))
+		out.Functions = append(out.Functions, c.listed(ctx, f.ID, "", &f.Latest))
 	}
 	if more != "" {
 		out.NextMarker = mark(more)
@@ -134,7 +134,7 @@ func (c *control) appendVersion(ctx context.Context, to []lambdaapi.FunctionConf
 	if err != nil {
 		return to, err
 	}
-	return append(to, listed(f.Name, v, f.ARN(c.region, number))), nil
+	return append(to, c.listed(ctx, f.ID, number, v)), nil
 }
 
 // listVersions lists $LATEST and the published versions of one function.

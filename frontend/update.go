@@ -32,7 +32,7 @@ func (c *control) updateFunctionCode(ctx context.Context, in call, q *lambdaapi.
 		packed.Architecture = q.Architectures[0]
 	}
 	if value(q.DryRun) {
-		return describe(f.Name, &packed, n.ARN(c.region)), nil
+		return c.describe(ctx, n, &packed), nil
 	}
 	change := func(f *functions.Function) error {
 		if err := checkRevision(q.RevisionId, f.Latest.RevisionID, byFunction); err != nil {
@@ -52,11 +52,15 @@ func (c *control) updateFunctionCode(ctx context.Context, in call, q *lambdaapi.
 	if f, err = c.change(ctx, n, change); err != nil {
 		return nil, err
 	}
-	return describe(f.Name, &f.Latest, n.ARN(c.region)), nil
+	return c.describe(ctx, n, &f.Latest), nil
 }
 
 func (c *control) updateFunctionConfiguration(ctx context.Context, in call, q *lambdaapi.UpdateFunctionConfigurationRequest) (*lambdaapi.FunctionConfiguration, error) {
 	n, err := c.bare(in, q.FunctionName)
+	if err != nil {
+		return nil, err
+	}
+	env, err := c.environment(ctx, n.ID(), q.Environment)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +69,7 @@ func (c *control) updateFunctionConfiguration(ctx context.Context, in call, q *l
 			return err
 		}
 		return f.Change(n.ARN(c.region), c.now(), func(v *functions.Version) error {
-			if err := configure(&v.Config, q); err != nil {
+			if err := configure(&v.Config, q, env); err != nil {
 				return err
 			}
 			if packageType(v) == packageZip {
@@ -80,7 +84,7 @@ func (c *control) updateFunctionConfiguration(ctx context.Context, in call, q *l
 	if err != nil {
 		return nil, err
 	}
-	return describe(f.Name, &f.Latest, n.ARN(c.region)), nil
+	return c.describe(ctx, n, &f.Latest), nil
 }
 
 // publishVersion makes a version of $LATEST, or gives the one that is the same.
@@ -113,5 +117,5 @@ func (c *control) publish(ctx context.Context, n functions.Name, description str
 		return nil, instead(err, "Function not found: %s", n.ARN(c.region))
 	}
 	n.Qualifier = v.Number
-	return describe(n.Function, v, n.ARN(c.region)), nil
+	return c.describe(ctx, n, v), nil
 }

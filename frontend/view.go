@@ -170,7 +170,7 @@ func (t *target) settled() bool {
 }
 
 // specMaker makes the spec of a version.
-type specMaker func(*functions.Function, *functions.Version) invokewire.Spec
+type specMaker func(context.Context, *functions.Function, *functions.Version) (invokewire.Spec, error)
 
 // target gives a version of the function.
 func (f *viewed) target(ctx context.Context, s *functions.Store, number string, spec specMaker) (*target, error) {
@@ -190,7 +190,10 @@ func (f *viewed) target(ctx context.Context, s *functions.Store, number string, 
 		}
 		t.version = v
 	}
-	t.spec = spec(f.function, t.version)
+	var err error
+	if t.spec, err = spec(ctx, f.function, t.version); err != nil {
+		return nil, err
+	}
 	t.key = t.spec.Key()
 	if t.settled() || number == functions.Latest { // the state of others changes without the function's record
 		f.mu.Lock()

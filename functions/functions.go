@@ -59,8 +59,7 @@ type ID struct {
 // String gives account/name.
 func (id ID) String() string { return id.Account + "/" + id.Name }
 
-// Function is what belongs to a function's name. It holds the function's
-// variables and is never logged.
+// Function is what belongs to a function's name.
 type Function struct {
 	ID
 	Created time.Time
@@ -113,30 +112,24 @@ type Version struct {
 
 // Config is what a client says of a version but for its code.
 type Config struct {
-	Description    string    `json:",omitempty"`
-	Role           string    // an ARN, of which nothing is taken
-	Runtime        string    `json:",omitempty"` // of zip packages
-	Handler        string    `json:",omitempty"` // of zip packages
-	Timeout        int       // seconds
-	Memory         int       // MB
-	Tmp            int       // MB
-	Env            Variables `json:",omitzero"` // nil: none were given
-	Architecture   string    // x86_64 or arm64
-	Entrypoint     []string  `json:",omitempty"` // replaces the image's
-	Command        []string  `json:",omitempty"` // replaces the image's
-	Workdir        string    `json:",omitempty"` // replaces the image's
-	LogFormat      string    // Text or JSON
-	LogGroup       string    // where its log goes
-	AppLogLevel    string    `json:",omitempty"` // with JSON
-	SystemLogLevel string    `json:",omitempty"` // with JSON
-	Tracing        string    // PassThrough, or Active, which changes nothing
+	Description    string   `json:",omitempty"`
+	Role           string   // an ARN, of which nothing is taken
+	Runtime        string   `json:",omitempty"` // of zip packages
+	Handler        string   `json:",omitempty"` // of zip packages
+	Timeout        int      // seconds
+	Memory         int      // MB
+	Tmp            int      // MB
+	Env            []byte   `json:",omitempty"` // variables, sealed by who writes and reads them; nil: none were given
+	Architecture   string   // x86_64 or arm64
+	Entrypoint     []string `json:",omitempty"` // replaces the image's
+	Command        []string `json:",omitempty"` // replaces the image's
+	Workdir        string   `json:",omitempty"` // replaces the image's
+	LogFormat      string   // Text or JSON
+	LogGroup       string   // where its log goes
+	AppLogLevel    string   `json:",omitempty"` // with JSON
+	SystemLogLevel string   `json:",omitempty"` // with JSON
+	Tracing        string   // PassThrough, or Active, which changes nothing
 }
-
-// Variables are a function's environment. No verb prints them.
-type Variables map[string]string
-
-// Format hides names and values from every verb.
-func (v Variables) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%d variables", len(v)) }
 
 // Package is where a version's code comes from, and the device that was made of it.
 type Package struct {

@@ -18,7 +18,7 @@ const testARN = "arn:aws:lambda:us-east-1:000000000000:function:f"
 
 func create(t *testing.T, s *Store, id ID, publish bool) *Function {
 	t.Helper()
-	f := NewFunction(id, Version{Config: Config{Memory: 128, Timeout: 3, Env: Variables{"SECRET": "hush"}}, Package: Package{ImageURI: "r/f:latest"}}, testTime)
+	f := NewFunction(id, Version{Config: Config{Memory: 128, Timeout: 3, Env: []byte("sealed")}, Package: Package{ImageURI: "r/f:latest"}}, testTime)
 	if err := s.Create(t.Context(), f, publish); err != nil {
 		t.Fatal(err)
 	}

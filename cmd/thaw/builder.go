@@ -12,7 +12,6 @@ import (
 	"thaw/cluster"
 	"thaw/convert"
 	"thaw/functions"
-	"thaw/keys"
 	"thaw/registry"
 )
 
@@ -43,7 +42,9 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return fmt.Errorf("the registry inside: %w", err)
 	}
-	logins := g.logins(records[loginRecords])
+	held := newTenantKeys(g)
+	defer held.Close()
+	logins := builder.NewLogins(records[loginRecords], held.keeper)
 	makes := &builder.Images{
 		Convert: func(ctx context.Context, account string, o convert.Options) (*convert.Result, error) {
 			return g.forTenant(g.tenantOf(account)).convertQuietly(ctx, o)
@@ -56,17 +57,6 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		Convert: makes.Build, Kept: kept{g}, Logger: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, http.Handler(images), b.Run)
-}
-
-// logins are credentials for registries, under the keys of their tenants.
-func (g *Globals) logins(records *cluster.Records) *builder.Logins {
-	return builder.NewLogins(records, func(ctx context.Context, account string) (keys.Keeper, error) {
-		s, err := g.forTenant(g.tenantOf(account)).open(ctx, true)
-		if err != nil {
-			return nil, err
-		}
-		return s.key, s.Origin.Close() // the key stays
-	})
 }
 
 // innerNames are those by which clients know the registry inside.

@@ -53,6 +53,8 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	held := newTenantKeys(g)
+	defer held.Close()
 	if c.Endpoint == "" {
 		c.Endpoint = "http://" + f.address()
 	}
@@ -60,7 +62,7 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: f.fleet, Store: store,
 		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)),
 		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
-		Tenant: g.tenantOf, Log: g.logger(),
+		Tenant: g.tenantOf, Keeper: held.keeper, Log: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, door.Handler(), door.Run)
 }

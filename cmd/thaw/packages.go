@@ -5,11 +5,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +15,7 @@ import (
 	"strings"
 
 	"thaw/functions"
+	"thaw/keys"
 	"thaw/origin"
 )
 
@@ -25,17 +23,10 @@ import (
 //
 //	roots/<root>/packages/<tenant>/p:<function>:<random word>:<SHA-256 of the package>
 //
-//	0  2  length of the wrapped key, n, big-endian
-//	2  n  a random key, wrapped by the tenant's
-//	…     the package, AES-256-GCM under that key, used for nothing else: the nonce is zero
-//
-// A package is handed out only if it has the digest that it is named by. Each time
+// sealed by keys.Seal for its name. A package is handed out only if it has the digest that it is named by. Each time
 // one is put it gets a name of its own: what no version refers to can be removed
 // without asking who is about to.
 type packages struct{ g *Globals }
-
-// maxWrapped bounds a wrapped key in bytes: clouds' take some hundreds.
-const maxWrapped = 8 << 10
 
 // packageNames are the names of packages.
 var packageNames = regexp.MustCompile(`^p:([a-zA-Z0-9_-]{1,64}):[0-9a-f]{16}:([0-9a-f]{64})$`)
@@ -67,19 +58,10 @@ func (p packages) Put(ctx context.Context, id functions.ID, digest string, data 
 	if err != nil {
 		return "", err
 	}
-	key := make([]byte, 32)
-	rand.Read(key) // never fails
-	wrapped, err := s.key.Wrap(ctx, key)
+	sealed, err := keys.Seal(ctx, s.key, data, []byte(name))
 	if err != nil {
 		return "", err
 	}
-	if len(wrapped) > maxWrapped {
-		return "", fmt.Errorf("wrapping a package's key: %d bytes", len(wrapped))
-	}
-	sealed := binary.BigEndian.AppendUint16(nil, uint16(len(wrapped)))
-	sealed = append(sealed, wrapped...)
-	aead := packageAEAD(key)
-	sealed = aead.Seal(sealed, make([]byte, aead.NonceSize()), data, []byte(name))
 	_, err = s.Packages(root.Name, g.Tenant).Put(ctx, name, sealed)
 	return root.Name + "/" + name, err
 }
@@ -115,34 +97,12 @@ func (p packages) open(ctx context.Context, account, key string) (io.ReadCloser,
 	if err != nil {
 		return nil, err
 	}
-	bad := fmt.Errorf("package %s: %w", digest, origin.ErrCorrupt)
-	if len(sealed) < 2 || len(sealed) < 2+int(binary.BigEndian.Uint16(sealed)) {
-		return nil, bad
-	}
-	n := 2 + int(binary.BigEndian.Uint16(sealed))
-	dataKey, err := s.key.Unwrap(ctx, sealed[2:n])
-	if err != nil {
+	data, err := keys.Unseal(ctx, s.key, sealed, []byte(name))
+	if err != nil && !errors.Is(err, keys.ErrRefused) {
 		return nil, fmt.Errorf("package %s: %w", digest, err)
 	}
-	if len(dataKey) != 32 {
-		return nil, bad
-	}
-	aead := packageAEAD(dataKey)
-	data, err := aead.Open(nil, make([]byte, aead.NonceSize()), sealed[n:], []byte(name))
 	if sum := sha256.Sum256(data); err != nil || hex.EncodeToString(sum[:]) != digest {
-		return nil, errors.Join(bad, err)
+		return nil, fmt.Errorf("package %s: %w", digest, errors.Join(origin.ErrCorrupt, err))
 	}
 	return io.NopCloser(bytes.NewReader(data)), nil
-}
-
-func packageAEAD(key []byte) cipher.AEAD {
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		panic("thaw: " + err.Error()) // the length is right
-	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
-		panic("thaw: " + err.Error())
-	}
-	return aead
 }

@@ -75,7 +75,8 @@ type clusterRestoreCmd struct {
 
 // Help teaches by example.
 func (clusterCmd) Help() string {
-	return `Functions, keys and queued events are here; images are in the origin.
+	return `Functions, access keys and queued events are here; images are in the origin, and the tenants' keys
+that seal images and functions' variables in STATE/keys, or where --key says: keep those too.
 
   thaw cluster backup monday.thaw              while all goes on
   thaw --state /new cluster restore monday.thaw`

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,12 +97,41 @@ func (r *region) down() {
 	}
 }
 
+// canary is a secret of a function and of a registry.
+const canary = "a-canary-that-sings-nowhere"
+
+// nowhere looks for a text in all files of a folder.
+func nowhere(t *testing.T, folder, text string) {
+	t.Helper()
+	files := 0
+	err := filepath.WalkDir(folder, func(path string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !e.Type().IsRegular() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		files++
+		if bytes.Contains(data, []byte(text)) {
+			t.Errorf("%s has it in clear", path)
+		}
+		return err
+	})
+	if err != nil || files < 10 {
+		t.Errorf("looked at %d files: %v", files, err)
+	}
+}
+
 // A function is deployed, invoked cold and warm, and deleted, by thaw's own
 // verbs.
 func TestPlatform(t *testing.T) {
 	r := newRegion(t)
 	layout := sampleLayout(t)
-	r.must("deploy", "hello", layout, "--command", "/function", "--memory", "256", "-e", "GREETING=hi")
+	r.must("deploy", "hello", layout, "--command", "/function", "--memory", "256", "-e", "GREETING="+canary)
 	var cold, warm struct {
 		Status int
 		Answer json.RawMessage
@@ -131,13 +162,18 @@ func TestPlatform(t *testing.T) {
 		t.Errorf("logs: %s", out)
 	}
 	login := r.command("registry", "login", "registry.example:5000", "-u", "somebody")
-	login.Stdin = strings.NewReader("a secret\n")
+	login.Stdin = strings.NewReader(canary + "\n")
 	if out, err := login.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("registry login: %s %v", out, err)
 	}
 	if out := r.must("registry", "list"); out != "registry.example:5000\n" {
 		t.Errorf("registry list: %q", out)
 	}
+	if out := r.must("functions", "--json"); !strings.Contains(out, "hello") || strings.Contains(out, canary) {
+		t.Errorf("functions: %s", out)
+	}
+	r.must("cluster", "backup", filepath.Join(r.state, "backup"))
+	nowhere(t, r.state, canary)
 	r.must("registry", "logout", "registry.example:5000")
 	r.must("delete", "hello")
 	if out := r.must("functions", "--json"); out != "" {

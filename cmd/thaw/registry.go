@@ -29,7 +29,9 @@ func (g *Globals) withLogins(ctx context.Context, f func(*builder.Logins) error)
 	if err != nil {
 		return err
 	}
-	return f(g.logins(records))
+	held := newTenantKeys(g)
+	defer held.Close()
+	return f(builder.NewLogins(records, held.keeper))
 }
 
 // Run keeps credentials.

@@ -69,7 +69,7 @@ func allowed() map[string]string {
 		"lambdaapi":        "",
 		"lambdaapi/gen":    "", // the generator
 		"sigv4":            "",
-		"frontend":         "lambdaapi sigv4 functions cluster invokewire events latency quiet text",
+		"frontend":         "lambdaapi sigv4 functions cluster invokewire events keys latency quiet text",
 		"builder":          "convert flatten functions cluster oci keys",
 		"registry":         "",
 		"console":          "",
