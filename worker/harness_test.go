@@ -34,6 +34,7 @@ const patience = 3 * time.Minute
 // What the test binary is when its first argument says so.
 const (
 	asFetcher = "thaw-worker-test-fetcher" // a fetcher that has nothing but the cache; the cache's folder follows
+	asRemote  = "thaw-worker-test-remote"  // a fetcher whose origin is another cache's folder; both folders follow
 	asWorker  = "thaw-worker-test-worker"  // a worker of its own, to be killed; a rig's folder and a runtime follow
 )
 
@@ -42,6 +43,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == asFetcher:
 		err = fetch(os.Args[2])
+	case len(os.Args) == 4 && os.Args[1] == asRemote:
+		err = fetch(os.Args[2], cache.Upstream{Tier: cache.Origin, Source: func(string) (chunk.Source, error) { return chunksIn(os.Args[3]), nil }})
 	case len(os.Args) == 4 && os.Args[1] == asWorker:
 		err = work(os.Args[2], os.Args[3])
 	default:
@@ -57,7 +60,14 @@ func TestMain(m *testing.M) {
 	}
 }
 
-func fetch(folder string) error {
+// chunksIn is a cache's folder as a chunk.Source.
+type chunksIn string
+
+func (dir chunksIn) Get(_ context.Context, name chunk.Name) ([]byte, error) {
+	return os.ReadFile(filepath.Join(string(dir), "chunks", name.String()[:2], name.String()))
+}
+
+func fetch(folder string, upstreams ...cache.Upstream) error {
 	if _, err := os.NewFile(host.FetcherLeave, "leave").Read(make([]byte, 1)); err != nil {
 		return err
 	}
@@ -69,7 +79,7 @@ func fetch(folder string) error {
 	if err != nil {
 		return err
 	}
-	return cache.NewFetcher(cache.FetcherOptions{Folder: f, Peers: []uint32{agent.UID}}).Serve(context.Background(), l)
+	return cache.NewFetcher(cache.FetcherOptions{Folder: f, Upstreams: upstreams, Peers: []uint32{agent.UID}}).Serve(context.Background(), l)
 }
 
 var (

@@ -128,6 +128,7 @@ func (i *instance) start(ctx context.Context) {
 		i.stale = true
 	} else {
 		i.init = took
+		i.w.initialised(i.box.root, i.spec)
 	}
 	if i.dead {
 		i.failed = errors.New("the sandbox ended while the function was initialised")

@@ -31,6 +31,8 @@ type root struct {
 	config imageConfig
 	stages stages // of making it
 
+	recording recording
+
 	// roots.mu guards what follows.
 	users int
 	idle  time.Time // since when it has had none
@@ -126,10 +128,11 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
 		return err
 	}
 	watch.lap("manifest")
-	image.Start = watch.began
+	image.Start, image.Record = watch.began, w.o.KeepTrace != nil
 	if v.image, err = w.o.Host.UseImage(ctx, w.fetcher, image); err != nil {
 		return err
 	}
+	v.recording.on = image.Record && v.image.Made()
 	watch.lap("image")
 	if v.keeper, err = w.o.Host.NewInstance(host.KindRoot, v.image, w.fetcher); err != nil {
 		return err

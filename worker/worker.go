@@ -62,6 +62,10 @@ type Options struct {
 	// worker sets Start. An error that wraps ErrNoImage says that there is no such
 	// image.
 	Image func(ctx context.Context, tenant, id, root string) (host.Image, []byte, error)
+	// KeepTrace keeps, for Image to give the next time, what the first start on a
+	// mount of an image touched until the end of its init, sealed; nil: nothing is
+	// recorded.
+	KeepTrace func(ctx context.Context, tenant, image, root string, sealed []byte) error
 	// Register takes the lease "workers/<id>", with invokewire.WorkerState as its
 	// JSON value; nil: nobody is told.
 	Register func(ctx context.Context, key string, value []byte) (Registration, error)

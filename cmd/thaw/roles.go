@@ -311,6 +311,9 @@ func (c *workerCmd) options(g *Globals) (o worker.Options, err error) {
 			Trace: s.trace, Prefetch: min(mostAhead, int64(g.CacheSize)/2),
 		}, s.Config, nil
 	}
+	o.KeepTrace = func(ctx context.Context, tenant, image, root string, sealed []byte) error {
+		return g.forTenant(tenant).storeTrace(ctx, root, image, sealed)
+	}
 	return o, nil
 }
 

@@ -51,22 +51,27 @@ type tracePutCmd struct {
 // Run stores a trace that an agent has sealed: here, and in the origin for other
 // machines.
 func (c *tracePutCmd) Run(ctx context.Context, g *Globals) error {
-	ctx, cancel := context.WithTimeout(ctx, keepTime)
-	defer cancel()
 	sealed, err := io.ReadAll(io.LimitReader(os.Stdin, trace.MaxSize+1))
-	if err == nil {
-		err = trace.Check(sealed)
-	}
 	if err == nil {
 		_, err = manifest.ParseID(c.Image)
 	}
 	if err != nil {
 		return err
 	}
-	kerr := keep(g.local().trace(c.Root, c.Image), sealed)
+	return g.storeTrace(ctx, c.Root, c.Image, sealed)
+}
+
+// storeTrace keeps the trace of an image of the tenant's.
+func (g *Globals) storeTrace(ctx context.Context, root, image string, sealed []byte) error {
+	if err := trace.Check(sealed); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, keepTime)
+	defer cancel()
+	kerr := keep(g.local().trace(root, image), sealed)
 	o, err := origin.Open(ctx, g.Origin, originDrivers()...)
 	if err == nil {
-		err = errors.Join(o.PutTrace(ctx, c.Root, g.Tenant, c.Image, sealed), o.Close())
+		err = errors.Join(o.PutTrace(ctx, root, g.Tenant, image, sealed), o.Close())
 	}
 	return errors.Join(kerr, err)
 }
