@@ -56,6 +56,12 @@ func (r *Records) List(ctx context.Context, prefix string) ([]Record, error) {
 	return r.b.list(ctx, prefix)
 }
 
+// Keys gives the first keys that begin with prefix and come after another key, in
+// order, limit of them at most. It looks at all keys, and keeps those alone.
+func (r *Records) Keys(ctx context.Context, prefix, after string, limit int) ([]string, error) {
+	return r.b.keys(ctx, prefix, after, limit)
+}
+
 // Watch calls f for each record whose key begins with prefix, in the order of
 // revisions, then with Synced, then for each change, one call at a time. It
 // returns when f has returned an error, with that error, or when ctx ends, with

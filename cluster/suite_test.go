@@ -21,7 +21,7 @@ const token = "a token of a fleet for tests"
 // suite is what every cluster does, however many servers it has.
 func suite(t *testing.T, c *cluster.Conn) {
 	for name, f := range map[string]func(*testing.T, *cluster.Conn){
-		"compare and swap": testSwap, "keys of any bytes": testKeys, "list": testList, "large values": testLarge,
+		"compare and swap": testSwap, "keys of any bytes": testKeys, "list": testList, "first keys": testFirstKeys, "large values": testLarge,
 		"watch": testWatch, "races": testRaces, "own writes": testOwnWrites, "leases": testLeases, "leases end": testLeasesEnd,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, c) })
@@ -167,6 +167,39 @@ func testList(t *testing.T, c *cluster.Conn) {
 			return strings.Join(keys, " ") == want
 		})
 	}
+}
+
+// testFirstKeys pages through keys, in order, without their values.
+func testFirstKeys(t *testing.T, c *cluster.Conn) {
+	r := records(t, c)
+	var want []string
+	for i := range 25 {
+		key := fmt.Sprintf("p/%02d", i*7%25)
+		want = append(want, fmt.Sprintf("p/%02d", i))
+		if _, err := r.Create(t.Context(), key, []byte("value")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []string{"o/1", "p/gone", "q/1"} {
+		if _, err := r.Create(t.Context(), key, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Delete(t.Context(), "p/gone", 0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all keys, page by page", func() bool {
+		var got []string
+		for after := ""; ; after = got[len(got)-1] {
+			page, err := r.Keys(t.Context(), "p/", after, 10)
+			if err != nil || len(page) > 10 {
+				t.Fatal(len(page), err)
+			}
+			if got = append(got, page...); len(page) == 0 {
+				return slices.Equal(got, want)
+			}
+		}
+	})
 }
 
 func testLarge(t *testing.T, c *cluster.Conn) {

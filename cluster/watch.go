@@ -42,6 +42,31 @@ func (b *bucket) list(ctx context.Context, prefix string) ([]Record, error) {
 	return found, nil
 }
 
+func (b *bucket) keys(ctx context.Context, prefix, after string, limit int) ([]string, error) {
+	var first []string
+	err := b.do(ctx, true, func(ctx context.Context) error {
+		first = nil
+		err := b.follow(ctx, prefix, nil, func(c Change) error {
+			if c.Synced {
+				return stopped{}
+			}
+			if at, _ := slices.BinarySearch(first, c.Key); !c.Deleted && c.Key > after && at < limit {
+				first = slices.Insert(first, at, c.Key)
+				first = first[:min(len(first), limit)]
+			}
+			return nil
+		}, jetstream.MetaOnly(), jetstream.IgnoreDeletes())
+		if errors.As(err, &stopped{}) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return nil, b.fail("list keys", prefix, err)
+	}
+	return first, nil
+}
+
 // watcher is one watch, over all connections.
 type watcher struct {
 	f     func(Change) error
@@ -142,14 +167,14 @@ func (w *watcher) expire() error {
 
 // follow subscribes once and tells f what comes, and nothing at each tick, until
 // f returns an error, ctx ends or the connection is lost.
-func (b *bucket) follow(ctx context.Context, prefix string, tick <-chan time.Time, f func(Change) error) error {
+func (b *bucket) follow(ctx context.Context, prefix string, tick <-chan time.Time, f func(Change) error, how ...jetstream.WatchOpt) error {
 	selected, err := filter(prefix)
 	if err != nil {
 		return errors.Join(errRefused, err)
 	}
 	ctx, forget := b.conn.Alive(ctx) // before we subscribe: then nothing is missed
 	defer forget()
-	w, err := b.kv.Watch(ctx, selected)
+	w, err := b.kv.Watch(ctx, selected, how...)
 	if err != nil {
 		return err
 	}

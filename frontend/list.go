@@ -4,7 +4,8 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 
 	"thaw/functions"
@@ -73,6 +74,10 @@ func (c *control) listFunctions(ctx context.Context, in call, q *lambdaapi.ListF
 	}
 	out := &lambdaapi.ListFunctionsResponse{Functions: []lambdaapi.FunctionConfiguration{}}
 	for _, f := range all {
+		if f.Damaged != nil {
+			out.Functions = append(out.Functions, c.wrecked(f))
+			continue
+		}
 		out.Functions = append(out.Functions, c.listed(ctx, f.ID, "", &f.Latest))
 	}
 	if more != "" {
@@ -81,43 +86,71 @@ func (c *control) listFunctions(ctx context.Context, in call, q *lambdaapi.ListF
 	return out, nil
 }
 
-// listAll lists versions; a marker is the last one's name and number.
+// wrecked is listed for a function whose record is damaged: it says so, where
+// others have no state.
+func (c *control) wrecked(f *functions.Function) lambdaapi.FunctionConfiguration {
+	return lambdaapi.FunctionConfiguration{
+		FunctionName: new(f.Name), FunctionArn: new(f.ARN(c.region, "")), Version: new(functions.Latest),
+		State: new(functions.Failed), StateReason: new("The " + f.Damaged.Error() + "."), StateReasonCode: new("InternalError"),
+	}
+}
+
+// listAll lists versions; a marker is the last one's name and number. Functions
+// are read a page at a time.
 func (c *control) listAll(ctx context.Context, in call, q *lambdaapi.ListFunctionsRequest) (*lambdaapi.ListFunctionsResponse, error) {
-	all, err := c.all(ctx, in.account)
-	if err != nil {
-		return nil, err
-	}
-	var keys []string
-	named := map[string]*functions.Function{}
-	for _, f := range all {
-		named[f.Name] = f
-		for _, number := range versionsOf(f) {
-			keys = append(keys, f.Name+":"+number)
-		}
-	}
-	keys, next, err := page(keys, q.Marker, q.MaxItems)
-	if err != nil {
-		return nil, err
-	}
-	out := &lambdaapi.ListFunctionsResponse{Functions: []lambdaapi.FunctionConfiguration{}, NextMarker: next}
-	for _, key := range keys {
-		name, number, _ := strings.Cut(key, ":")
-		if out.Functions, err = c.appendVersion(ctx, out.Functions, named[name], number); err != nil {
+	name, number := "", ""
+	if value(q.Marker) != "" {
+		after, err := unmark(*q.Marker)
+		if err != nil {
 			return nil, err
 		}
+		name, number, _ = strings.Cut(after, ":")
+	}
+	out, last := &lambdaapi.ListFunctionsResponse{Functions: []lambdaapi.FunctionConfiguration{}}, ""
+	add := func(f *functions.Function, numbers []string) (full bool, err error) {
+		for _, n := range numbers {
+			if len(out.Functions) == limit(q.MaxItems) {
+				out.NextMarker = mark(last)
+				return true, nil
+			}
+			if f.Damaged != nil {
+				out.Functions = append(out.Functions, c.wrecked(f))
+			} else if out.Functions, err = c.appendVersion(ctx, out.Functions, f, n); err != nil {
+				return true, err
+			}
+			last = f.Name + ":" + n
+		}
+		return false, nil
+	}
+	if name != "" {
+		if f, err := c.store.Get(ctx, functions.ID{Account: in.account, Name: name}); err == nil { // else there is no more of it
+			if full, err := add(f, versionsAfter(f, number)); full || err != nil {
+				return out, err
+			}
+		}
+	}
+	for more := true; more; {
+		page, next, err := c.store.List(ctx, in.account, name, mostItems)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range page {
+			if full, err := add(f, versionsOf(f)); full || err != nil {
+				return out, err
+			}
+		}
+		name, more = next, next != ""
 	}
 	return out, nil
 }
 
-// mostFunctions of an account are read at a time: more would be too much for memory.
-const mostFunctions = 10000
-
-func (c *control) all(ctx context.Context, account string) ([]*functions.Function, error) {
-	all, more, err := c.store.List(ctx, account, "", mostFunctions)
-	if err == nil && more != "" {
-		err = fmt.Errorf("account %s has more than %d functions", account, mostFunctions)
-	}
-	return all, err
+// versionsAfter lists the versions that come after one.
+func versionsAfter(f *functions.Function, number string) []string {
+	at, _ := strconv.Atoi(number) // of $LATEST: 0
+	return slices.DeleteFunc(f.Numbers(), func(n string) bool {
+		v, _ := strconv.Atoi(n)
+		return v <= at
+	})
 }
 
 // versionsOf lists $LATEST and what was published.
@@ -162,7 +195,7 @@ const mostCode = 80530636800
 // getAccountSettings tells limits and use. Of zips it counts $LATEST; images are
 // not counted, as on AWS.
 func (c *control) getAccountSettings(ctx context.Context, in call, _ *lambdaapi.GetAccountSettingsRequest) (*lambdaapi.GetAccountSettingsResponse, error) {
-	all, err := c.all(ctx, in.account)
+	count, size, err := c.sum(ctx, in.account)
 	if err != nil {
 		return nil, err
 	}
@@ -170,17 +203,32 @@ func (c *control) getAccountSettings(ctx context.Context, in call, _ *lambdaapi.
 	if err != nil {
 		return nil, err
 	}
-	size := 0
-	for _, f := range all {
-		if packageType(&f.Latest) == packageZip {
-			size += int(f.Latest.CodeSize)
-		}
-	}
 	return &lambdaapi.GetAccountSettingsResponse{
 		AccountLimit: &lambdaapi.AccountLimit{
 			CodeSizeUnzipped: new(mostUnzipped), CodeSizeZipped: new(mostZipped), TotalCodeSize: new(mostCode),
 			ConcurrentExecutions: new(total), UnreservedConcurrentExecutions: new(unreserved),
 		},
-		AccountUsage: &lambdaapi.AccountUsage{FunctionCount: new(len(all)), TotalCodeSize: new(size)},
+		AccountUsage: &lambdaapi.AccountUsage{FunctionCount: new(count), TotalCodeSize: new(size)},
 	}, nil
+}
+
+// pageAtHand is how many functions are read at a time where all are: a record has
+// 1.5 MiB at most, and some 2 KiB usually.
+const pageAtHand = 200
+
+// sum counts an account's functions, and the bytes of their packages.
+func (c *control) sum(ctx context.Context, account string) (count, size int, err error) {
+	for after, more := "", true; more; more = after != "" {
+		var page []*functions.Function
+		if page, after, err = c.store.List(ctx, account, after, pageAtHand); err != nil {
+			return 0, 0, err
+		}
+		count += len(page)
+		for _, f := range page {
+			if f.Damaged == nil && packageType(&f.Latest) == packageZip {
+				size += int(f.Latest.CodeSize)
+			}
+		}
+	}
+	return count, size, nil
 }

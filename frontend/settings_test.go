@@ -9,6 +9,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
 	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
+
+	"thaw/functions"
 )
 
 func TestConcurrency(t *testing.T) {
@@ -237,6 +239,32 @@ func TestPages(t *testing.T) {
 	wantError(t, err, "InvalidParameterValueException", "Invalid marker")
 	_, err = c.ListFunctions(t.Context(), &lambda.ListFunctionsInput{FunctionVersion: "invalid"})
 	wantError(t, err, "ValidationException", "Value 'invalid' at 'functionVersion' failed to satisfy constraint: Member must satisfy enum value set: [ALL]")
+}
+
+// A function whose record is damaged is listed as such, beside all others, and can
+// be deleted.
+func TestDamagedIsListed(t *testing.T) {
+	r, c := deployed(t, "a", "b", "c")
+	r.publish(c, "b", "")
+	if _, err := r.store.Update(t.Context(), functions.ID{Account: testAccount, Name: "b"}, func(f *functions.Function) error {
+		f.Latest.Number = "" // no function's record
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []lambda.ListFunctionsInput{{}, {FunctionVersion: types.FunctionVersionAll}} {
+		got := must(c.ListFunctions(t.Context(), &q)).Functions
+		if len(got) != 3 || *got[1].FunctionName != "b" || got[1].State != types.StateFailed || !strings.Contains(*got[1].StateReason, "b is damaged") || got[2].State != "" {
+			t.Errorf("listed %+v", got)
+		}
+	}
+	if s := must(c.GetAccountSettings(t.Context(), &lambda.GetAccountSettingsInput{})); s.AccountUsage.FunctionCount != 3 {
+		t.Errorf("%d functions are counted", s.AccountUsage.FunctionCount)
+	}
+	must(c.DeleteFunction(t.Context(), &lambda.DeleteFunctionInput{FunctionName: aws.String("b")}))
+	if got := must(c.ListFunctions(t.Context(), &lambda.ListFunctionsInput{})).Functions; len(got) != 2 {
+		t.Errorf("left are %+v", got)
+	}
 }
 
 // What has no use here is answered so that tools go on, or refused by name.

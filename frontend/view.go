@@ -228,11 +228,14 @@ func (v *view) url(ctx context.Context, id string) (urlRef, bool) {
 func (v *view) groups(ctx context.Context, account string) (map[string][]string, error) {
 	byGroup := map[string][]string{}
 	for after := ""; ; {
-		page, more, err := v.store.List(ctx, account, after, 1000)
+		page, more, err := v.store.List(ctx, account, after, pageAtHand)
 		if err != nil {
 			return nil, err
 		}
 		for _, f := range page {
+			if f.Damaged != nil {
+				continue
+			}
 			byGroup[f.Latest.LogGroup] = append(byGroup[f.Latest.LogGroup], f.Name)
 		}
 		if more == "" {

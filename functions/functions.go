@@ -62,6 +62,7 @@ func (id ID) String() string { return id.Account + "/" + id.Name }
 // Function is what belongs to a function's name.
 type Function struct {
 	ID
+	Damaged error `json:"-"` // why the record cannot be read: of functions that List gives
 	Created time.Time
 	Latest  Version
 	// Serving is what invokes of $LATEST run while Latest is being built, and

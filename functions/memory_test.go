@@ -52,6 +52,16 @@ func (m *memory) List(_ context.Context, prefix string) ([]cluster.Record, error
 	return out, nil
 }
 
+func (m *memory) Keys(ctx context.Context, prefix, after string, limit int) (keys []string, err error) {
+	all, err := m.List(ctx, prefix)
+	for _, r := range all {
+		if r.Key > after && len(keys) < limit {
+			keys = append(keys, r.Key)
+		}
+	}
+	return keys, err
+}
+
 func (m *memory) Watch(ctx context.Context, prefix string, changed func(cluster.Change) error) error {
 	for next := 0; ; next++ {
 		m.mu.Lock()

@@ -17,7 +17,7 @@ import (
 // reading and writing are what a Store needs of *cluster.Records.
 type reading interface {
 	Get(ctx context.Context, key string) (cluster.Record, error)
-	List(ctx context.Context, prefix string) ([]cluster.Record, error)
+	Keys(ctx context.Context, prefix, after string, limit int) ([]string, error)
 	Watch(ctx context.Context, prefix string, changed func(cluster.Change) error) error
 }
 
@@ -33,6 +33,9 @@ func NewStore(r *cluster.Records) *Store { return &Store{read: r, write: r, now:
 // Store keeps functions. It is safe for concurrent use, and by many processes.
 // What it returns is the caller's own.
 type Store struct {
+	// Warn, if set before the store is used, is told of records that are damaged.
+	Warn func(error)
+
 	read  reading
 	write writing
 	now   func() time.Time
@@ -55,11 +58,20 @@ func (s *Store) get(ctx context.Context, id ID) (*Function, cluster.Record, erro
 	if err != nil {
 		return nil, r, fmt.Errorf("read function %s: %w", id, err)
 	}
+	f, err := decodeFunction(r, id)
+	return f, r, err
+}
+
+// decodeFunction reads a function's record, which has to be of that function.
+func decodeFunction(r cluster.Record, id ID) (*Function, error) {
 	f := new(Function)
 	if err := decode(r, f); err != nil {
-		return nil, r, err
+		return nil, err
 	}
-	return f, r, nil
+	if f.ID != id || f.Latest.Number != Latest {
+		return nil, damaged(r)
+	}
+	return f, nil
 }
 
 // Create adds a function, as NewFunction made it; with publish its first version
@@ -125,9 +137,13 @@ func busy(id ID) error {
 }
 
 // Delete removes a function with all of its versions, or fails with ErrNotFound.
+// One whose record is damaged can be removed too.
 func (s *Store) Delete(ctx context.Context, id ID) error {
 	for range attempts {
 		f, r, err := s.get(ctx, id)
+		if errors.Is(err, errDamaged) {
+			f, err = s.wreck(ctx, id)
+		}
 		if err != nil {
 			return err
 		}
@@ -152,22 +168,38 @@ func (s *Store) discard(ctx context.Context, id ID, words []string) {
 	}
 }
 
+// wreck gives what is known of a function whose record is damaged: its versions'
+// words.
+func (s *Store) wreck(ctx context.Context, id ID) (*Function, error) {
+	keys, err := s.read.Keys(ctx, versionKey(id, ""), "", maxVersions)
+	f := &Function{ID: id, Versions: map[string]string{}}
+	for n, key := range keys {
+		f.Versions[strconv.Itoa(n)] = strings.TrimPrefix(key, versionKey(id, ""))
+	}
+	return f, err
+}
+
 // List reads an account's functions in order of their names: at most limit,
-// those after a name. More is the last name if there are more.
+// those after a name. More is the last name if there are more. Memory is that of
+// limit functions. Of one whose record is damaged there are ID and Damaged.
 func (s *Store) List(ctx context.Context, account, after string, limit int) (page []*Function, more string, err error) {
-	records, err := s.read.List(ctx, "f/"+account+"/")
+	prefix := "f/" + account + "/"
+	keys, err := s.read.Keys(ctx, prefix, prefix+after, limit+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("list functions of %s: %w", account, err)
 	}
-	for _, r := range records {
-		if strings.TrimPrefix(r.Key, "f/"+account+"/") <= after {
+	for n, key := range keys {
+		if n == limit {
+			return page, strings.TrimPrefix(keys[n-1], prefix), nil
+		}
+		id := ID{Account: account, Name: strings.TrimPrefix(key, prefix)}
+		f, err := s.Get(ctx, id)
+		switch {
+		case errors.Is(err, ErrNotFound): // deleted just now
 			continue
-		}
-		if len(page) == limit {
-			return page, page[limit-1].Name, nil
-		}
-		f := new(Function)
-		if err := decode(r, f); err != nil {
+		case errors.Is(err, errDamaged):
+			f = &Function{ID: id, Damaged: err}
+		case err != nil:
 			return nil, "", err
 		}
 		page = append(page, f)
@@ -176,8 +208,8 @@ func (s *Store) List(ctx context.Context, account, after string, limit int) (pag
 }
 
 // Watch tells of all functions of all accounts, then, with no ID, that it has
-// told all, then of each that changes; nil: it has been deleted. It may begin
-// anew, see cluster.Records. It returns when ctx has ended or changed fails.
+// told all, then of each that changes; nil: it has been deleted, or its record is
+// damaged, which Warn is told. It may begin anew, see cluster.Records. It returns when ctx has ended or changed fails.
 func (s *Store) Watch(ctx context.Context, changed func(ID, *Function) error) error {
 	return s.read.Watch(ctx, "f/", func(r cluster.Change) error {
 		if r.Synced {
@@ -191,9 +223,9 @@ func (s *Store) Watch(ctx context.Context, changed func(ID, *Function) error) er
 		if r.Deleted {
 			return changed(id, nil)
 		}
-		f := new(Function)
-		if err := decode(r.Record, f); err != nil {
-			return err
+		f, err := decodeFunction(r.Record, id)
+		if err != nil {
+			s.warn(err)
 		}
 		return changed(id, f)
 	})
@@ -219,7 +251,18 @@ func encode(v any) ([]byte, error) {
 // decode reads a record of this package. Its content is secret, and stays out of the error.
 func decode(r cluster.Record, to any) error {
 	if err := json.Unmarshal(r.Value, to); err != nil {
-		return fmt.Errorf("record %s is damaged: restore it from a backup", r.Key)
+		return damaged(r)
 	}
 	return nil
+}
+
+// errDamaged is of records that cannot be read. It stands behind their keys.
+var errDamaged = errors.New("is damaged: delete it, or restore it from a backup")
+
+func damaged(r cluster.Record) error { return fmt.Errorf("record %s %w", r.Key, errDamaged) }
+
+func (s *Store) warn(err error) {
+	if s.Warn != nil {
+		s.Warn(err)
+	}
 }

@@ -52,8 +52,10 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		Zip: packages{g}.open, Login: logins.Get, PlainHTTP: innerNames(f.address()),
 		Local: func(account string) bool { return account == usualAccount }, Runtimes: runtimes, Prime: g.Zone != "",
 	}
+	store := functions.NewStore(records[functionRecords])
+	store.Warn = g.damaged
 	b := builder.New(builder.Options{
-		ID: "builder-" + f.address(), Functions: functions.NewStore(records[functionRecords]), Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],
+		ID: "builder-" + f.address(), Functions: store, Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],
 		Convert: makes.Build, Kept: kept{g}, Logger: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, http.Handler(images), b.Run)

@@ -253,8 +253,10 @@ func (c *functionsCmd) Run(ctx context.Context, g *Globals) error {
 			return plain(err)
 		}
 		for _, f := range page.Functions {
-			state := types.State("Deleted") // just now
-			if now, err := p.functions.GetFunctionConfiguration(ctx, &lambda.GetFunctionConfigurationInput{FunctionName: f.FunctionName}); err == nil {
+			state := types.State("Deleted")   // just now
+			if f.State == types.StateFailed { // only that is listed, of what cannot be read
+				state = types.State("Failed: " + text.Line(aws.ToString(f.StateReason)))
+			} else if now, err := p.functions.GetFunctionConfiguration(ctx, &lambda.GetFunctionConfigurationInput{FunctionName: f.FunctionName}); err == nil {
 				state = now.State // lists leave it out
 			}
 			if c.JSON {

@@ -47,6 +47,7 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	store := functions.NewStore(records)
+	store.Warn = g.damaged
 	queue, err := events.Open(ctx, f.conn, events.Options{
 		Policy: frontend.EventPolicy(store), Grace: lastRequests, Warn: func(line string) { g.logger().Warn(text.Line(line)) },
 	})
@@ -66,6 +67,9 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	})
 	return g.serveRole(ctx, f.socket, door.Handler(), door.Run)
 }
+
+// damaged tells of a record that cannot be read.
+func (g *Globals) damaged(err error) { g.logger().Warn(text.Line(err.Error())) }
 
 // runtimeNames are those that packages may ask for: what the operator has mapped,
 // and those whose packages bring all that they need.
