@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -67,6 +68,9 @@ func smallBase() (oci.Tar, error) {
 // are as oci.Open takes them. They are the operator's, and trusted.
 type Runtimes map[string]string
 
+// runtimeNames are what the API takes for a runtime's name.
+var runtimeNames = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
+
 // maxRuntimes bounds the file of runtimes, in bytes.
 const maxRuntimes = 1 << 20
 
@@ -92,8 +96,8 @@ func LoadRuntimes(file string) (Runtimes, error) {
 		return nil, fmt.Errorf("%s: %s: want [runtimes] and lines NAME = \"IMAGE\"", file, strings.ReplaceAll(err.Error(), "\n", " "))
 	}
 	for name, source := range t.Runtimes {
-		if name == "" || source == "" {
-			return nil, fmt.Errorf("%s: runtime %q has the image %q: neither may be empty", file, name, source)
+		if !runtimeNames.MatchString(name) || source == "" {
+			return nil, fmt.Errorf("%s: runtime %.80q has the image %.200q: want a name of letters, digits, dots, hyphens and underscores, at most 64, and an image", file, name, source)
 		}
 	}
 	return t.Runtimes, nil

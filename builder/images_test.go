@@ -468,6 +468,9 @@ func TestLoadRuntimes(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                   "map[]",
 		"[runtimes]\n\"python3.13\" = \"a\"": "map[python3.13:a]",
+		"[runtimes]\n\"ours-2.x\" = \"a\"":   "map[ours-2.x:a]",
+		"[runtimes]\n\"our own\" = \"a\"":    "",
+		"[runtimes]\n\".x\" = \"a\"":         "",
 		"[runtimes]\nx = 1":                  "",
 		"[runtimes]\nx = \"\"":               "",
 		"[other]\nx = \"y\"":                 "",

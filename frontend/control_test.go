@@ -72,7 +72,7 @@ func newRegion(t *testing.T) *region {
 	}
 	r := &region{t: t, store: functions.NewStore(records), zips: map[string][]byte{}}
 	c := newControl(control{
-		store: r.store, secrets: newSecrets(testKeeper(t)), region: testRegion, packages: r, runtimes: []string{"provided.al2023", "python3.13"}, now: time.Now,
+		store: r.store, secrets: newSecrets(testKeeper(t)), region: testRegion, packages: r, runtimes: []string{"provided.al2023", "python3.13", "ours-2.x"}, now: time.Now,
 		urls: func(id string) string { return "http://" + id + ".lambda-url." + testRegion + ".localhost:9000/" },
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { serveTest(c, w, q) }))

@@ -156,6 +156,11 @@ func TestZip(t *testing.T) {
 	if !bytes.Equal(r.zips[stored.Latest.Package.Zip], data) {
 		t.Error("the package has not been kept")
 	}
+	own := in()
+	own.FunctionName, own.Runtime = aws.String("own"), "ours-2.x" // no name of AWS's: the operator's
+	if got := must(c.CreateFunction(t.Context(), own)); got.Runtime != "ours-2.x" {
+		t.Errorf("created: %+v", got)
+	}
 	r.build("f", functions.Result{Image: "i", Root: "r1"})
 	_, err := c.UpdateFunctionCode(t.Context(), &lambda.UpdateFunctionCodeInput{FunctionName: f, ImageUri: aws.String(testImage)})
 	wantError(t, err, "InvalidParameterValueException", "Please don't provide ImageUri when updating a function with packageType Zip.")
@@ -175,6 +180,7 @@ func TestZip(t *testing.T) {
 		"The package must have at most 100000 files.": func(q *lambda.CreateFunctionInput) {
 			q.Code.ZipFile = bytes.Repeat([]byte("PK\x01\x02"), mostFiles+1)
 		},
+		"The runtime parameter of our-own.x is not supported":  func(q *lambda.CreateFunctionInput) { q.Runtime = "our-own.x" },
 		"The runtime parameter of nodejs22.x is not supported": func(q *lambda.CreateFunctionInput) { q.Runtime = types.RuntimeNodejs22x },
 		"Runtime and Handler are mandatory parameters":         func(q *lambda.CreateFunctionInput) { q.Handler = nil },
 		"Please provide a source for function code":            func(q *lambda.CreateFunctionInput) { q.Code.ZipFile = nil },

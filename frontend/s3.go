@@ -140,9 +140,9 @@ func (f *Frontend) record(raw json.RawMessage, fn *functions.Function, of functi
 		return nil, lambdaapi.InvalidRequestContentException.Errorf("A record of the notification names no bucket.")
 	}
 	bucket := "arn:aws:s3:::" + name
-	if !allowed(fn.Policies[of.Qualifier], func(s functions.Statement) bool { return letsBucket(s, bucket) }) {
+	if !allowed(fn.Policies[of.Qualifier], func(s functions.Statement) bool { return letsBucket(s, bucket, of.Account) }) {
 		return nil, lambdaapi.AccessDeniedException.Errorf(
-			"The function's policy does not allow %s to invoke it for %.100s: see AddPermission, with SourceArn.", s3Principal, bucket)
+			"The function's policy does not allow %s to invoke it for %.100s of account %s: see AddPermission, with SourceArn and SourceAccount.", s3Principal, bucket, of.Account)
 	}
 	members["eventSource"] = json.RawMessage(`"aws:s3"`)
 	event, err := json.Marshal(strings.TrimPrefix(kind, "s3:"))
@@ -168,13 +168,17 @@ func member(raw json.RawMessage, path ...string) json.RawMessage {
 }
 
 // letsBucket says whether a statement lets S3 invoke for a bucket. One without
-// SourceArn lets any bucket. Who owns a bucket is not known here: one for buckets
-// of some account only lets none.
-func letsBucket(s functions.Statement, bucket string) bool {
-	if !slices.Contains([]string{"lambda:InvokeFunction", "lambda:*", "*"}, s.Action) || s.Principal != s3Principal && s.Principal != "*" || s.ViaURL {
+// SourceArn lets any bucket, one without SourceAccount buckets of any account. A
+// bucket is of the account that its notifications are sent for, which mayNotify
+// has checked. Conditions that no notification can meet let none.
+func letsBucket(s functions.Statement, bucket, account string) bool {
+	switch {
+	case !slices.Contains([]string{"lambda:InvokeFunction", "lambda:*", "*"}, s.Action), s.Principal != s3Principal && s.Principal != "*":
+		return false
+	case s.ViaURL, s.URLAuth != "", s.OrgID != "", s.EventToken != "":
 		return false
 	}
-	return s.SourceARN == "" || matchARN(s.SourceARN, bucket)
+	return (s.SourceARN == "" || matchARN(s.SourceARN, bucket)) && (s.SourceAccount == "" || s.SourceAccount == account)
 }
 
 // matchARN matches with * and ?, as policies do.

@@ -107,3 +107,33 @@ func TestMatchARN(t *testing.T) {
 		}
 	}
 }
+
+// Each condition of a permission is held to.
+func TestLetsBucket(t *testing.T) {
+	const bucket, account = "arn:aws:s3:::photos", "000000000000"
+	ok := functions.Statement{Action: "lambda:InvokeFunction", Principal: "s3.amazonaws.com"}
+	for name, c := range map[string]struct {
+		change func(*functions.Statement)
+		want   bool
+	}{
+		"no condition":    {func(*functions.Statement) {}, true},
+		"everybody":       {func(s *functions.Statement) { s.Principal = "*" }, true},
+		"any action":      {func(s *functions.Statement) { s.Action = "lambda:*" }, true},
+		"its ARN":         {func(s *functions.Statement) { s.SourceARN = "arn:aws:s3:::pho*" }, true},
+		"its account":     {func(s *functions.Statement) { s.SourceAccount = account }, true},
+		"another ARN":     {func(s *functions.Statement) { s.SourceARN = bucket + "2" }, false},
+		"another account": {func(s *functions.Statement) { s.SourceARN, s.SourceAccount = bucket, "111111111111" }, false},
+		"another service": {func(s *functions.Statement) { s.Principal = "sns.amazonaws.com" }, false},
+		"another action":  {func(s *functions.Statement) { s.Action = "lambda:GetFunction" }, false},
+		"by URL":          {func(s *functions.Statement) { s.ViaURL = true }, false},
+		"a URL's auth":    {func(s *functions.Statement) { s.URLAuth = "NONE" }, false},
+		"an organization": {func(s *functions.Statement) { s.OrgID = "o-1234567890" }, false},
+		"a token":         {func(s *functions.Statement) { s.EventToken = "t" }, false},
+	} {
+		s := ok
+		c.change(&s)
+		if got := letsBucket(s, bucket, account); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
