@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -74,8 +75,30 @@ func (i *Instance) MountScratch(ctx context.Context, size int64) (string, error)
 	if err := mountFile(file, at); err != nil {
 		return "", err
 	}
+	i.scratchSize = size
+	if i.scratch, err = os.Open(file); err != nil {
+		return "", err
+	}
 	// The mount keeps the file, which needs no name: a worker that is killed leaves nothing on disk once the mount has gone.
 	return filepath.Join(at, scratchData), os.Remove(file)
+}
+
+// ScratchSize is how many bytes of disk the file system of MountScratch takes, or
+// is about to: what was written may be in memory still. What was removed stays.
+func (i *Instance) ScratchSize() (int64, error) {
+	if i.scratch == nil {
+		return 0, nil
+	}
+	var inside unix.Statfs_t
+	if err := unix.Statfs(i.Dir("scratch"), &inside); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: i.Dir("scratch"), Err: err}
+	}
+	info, err := i.scratch.Stat()
+	if err != nil {
+		return 0, err
+	}
+	taken := info.Sys().(*syscall.Stat_t).Blocks * 512 // stat(2): always of 512 bytes
+	return max(taken, i.scratchSize+scratchMore-int64(inside.Bavail)*inside.Bsize), nil
 }
 
 // mountFile mounts the ext4 file system in a file, to be written.

@@ -31,7 +31,13 @@ func TestScratch(t *testing.T) {
 		if err := unix.Stat(dir, &st); err != nil || st.Mode&0o7777 != 0o1777 || st.Uid != sandbox.IDBase {
 			t.Errorf("mode %o, user %d, %v", st.Mode, st.Uid, err)
 		}
+		if n, err := i.ScratchSize(); err != nil || n > size/16 {
+			t.Errorf("empty, it takes %d bytes, %v", n, err)
+		}
 		fill(t, filepath.Join(dir, "file"), size)
+		if n, err := i.ScratchSize(); err != nil || n < size || n > size+size/8 {
+			t.Errorf("full, it takes %d bytes, %v", n, err)
+		}
 		if items, err := os.ReadDir(filepath.Join(h.overlays(), i.ID)); err != nil || len(items) > 0 {
 			t.Errorf("its file has a name: %v, %v", items, err)
 		}

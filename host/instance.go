@@ -48,9 +48,13 @@ type Instance struct {
 	ImageOf string    `json:"imageKey"`
 	Fetcher string    `json:"fetcherKey"`
 
-	host    *Host
-	lock    *os.File
-	damaged bool
+	host *Host
+	lock *os.File
+
+	// Of MountScratch.
+	scratch     *os.File
+	scratchSize int64
+	damaged     bool
 }
 
 // readInstance reads the record of an instance. One that is damaged, or is not
@@ -272,6 +276,9 @@ func (i *Instance) bind(from, dir string, readOnly bool) (err error) {
 func (i *Instance) End(ctx context.Context) error {
 	if err := i.host.clean(ctx, i); err != nil {
 		return fmt.Errorf("instance %s: %w", i.ID, err)
+	}
+	if i.scratch != nil {
+		_ = i.scratch.Close() // its blocks are free now
 	}
 	return i.lock.Close()
 }

@@ -212,6 +212,9 @@ type WorkerState struct {
 	Cores   int
 	Memory  int64 // bytes that instances may take
 	Used    int64 // bytes measured
+	// Disk is how many bytes instances' /tmp and logs may take on disk, and DiskUsed
+	// what they take.
+	Disk, DiskUsed int64
 	Queued  int   // starts that wait
 	Running int   // starts that run
 	Slots   int   // that are prepared

@@ -68,7 +68,7 @@ func statusOf(err error) int {
 		return http.StatusConflict
 	case errors.Is(err, errGone):
 		return http.StatusGone
-	case errors.Is(err, errFull), errors.Is(err, errMemory), errors.Is(err, errClosed):
+	case errors.Is(err, errFull), errors.Is(err, errMemory), errors.Is(err, errDisk), errors.Is(err, errClosed):
 		return http.StatusTooManyRequests
 	case errors.Is(err, ErrNoImage):
 		return http.StatusBadGateway

@@ -44,12 +44,13 @@ type instance struct {
 	kind   string // StartFull or StartPartial
 	record startRecord
 
-	inits  chan initResult // of the init under way
-	resets chan struct{}   // one for each reset that is done
-	over   chan struct{}   // closed when the sandbox has ended, and nothing is read any more
-	gone   chan struct{}   // closed when nothing is left
-	used   atomic.Int64    // bytes of memory, as measured last
-	logged pace            // of what read has taken
+	inits   chan initResult // of the init under way
+	resets  chan struct{}   // one for each reset that is done
+	over    chan struct{}   // closed when the sandbox has ended, and nothing is read any more
+	gone    chan struct{}   // closed when nothing is left
+	used    atomic.Int64    // bytes of memory, as measured last
+	written atomic.Int64    // bytes of disk that /tmp takes, as measured last
+	logged  pace            // of what read has taken
 
 	mu         sync.Mutex // guards what follows
 	phase      string

@@ -11,6 +11,7 @@ import (
 var (
 	errExists = errors.New("an instance of that id is there already")
 	errMemory = errors.New("no memory for another instance")
+	errDisk   = errors.New("no disk for the /tmp of another instance: see the worker's --disk")
 	errClosed = errors.New("the worker takes no instances")
 )
 
@@ -34,6 +35,8 @@ func (w *Worker) start(s invokewire.Start) error {
 		return errExists
 	case w.used()+min(reserve, int64(s.Spec.Memory)<<20) > w.o.Memory:
 		return errMemory
+	case w.disk()+diskReserve > w.o.Disk:
+		return errDisk
 	}
 	i, err := w.newInstance(s)
 	if err != nil {
@@ -85,7 +88,7 @@ func (w *Worker) state(instances bool) invokewire.WorkerState {
 	running, queued := w.admission.counts()
 	w.mu.Lock()
 	s := invokewire.WorkerState{
-		ID: w.o.ID, Address: w.o.Address, Started: w.started, Cores: runtime.NumCPU(), Memory: w.o.Memory, Used: w.used(),
+		ID: w.o.ID, Address: w.o.Address, Started: w.started, Cores: runtime.NumCPU(), Memory: w.o.Memory, Used: w.used(), Disk: w.o.Disk, DiskUsed: w.disk(),
 		Queued: queued, Running: running, Slots: w.slots.count(), Draining: !w.open, Starts: w.history.byKind(),
 	}
 	var all []*instance

@@ -83,6 +83,7 @@ type Options struct {
 	MaxStarts int           // that run at once; 0 = 2 × cores
 	Queue     int           // starts that wait; 0 = 1000
 	Memory    int64         // bytes that instances may take; 0 = three quarters of the machine's
+	Disk      int64         // bytes that instances' /tmp and all logs may take on disk; 0 = half of what is free
 	Slots     int           // kept prepared; 0 = MaxStarts, negative = none
 	Keep      time.Duration // how long an image without instances stays mounted; 0 = 10 min
 	Logs      LogLimits
@@ -138,6 +139,12 @@ func New(o Options) (*Worker, error) {
 	if len(o.CABundle) > 0 {
 		if err := checkBundle(o.CABundle); err != nil {
 			return nil, fmt.Errorf("worker: CA bundle: %w", err)
+		}
+	}
+	if o.Disk == 0 {
+		var err error
+		if o.Disk, err = freeDisk(o.State); err != nil {
+			return nil, err
 		}
 	}
 	o = o.withDefaults()
@@ -280,6 +287,7 @@ func (w *Worker) tend(ctx context.Context) {
 		case now := <-tick.C:
 			w.supervisor.Sweep()
 			watch.look(ctx)
+			w.relieve(ctx)
 			if err := w.roots.drop(ctx, func(v *root) bool { return now.Sub(v.idle) > w.o.Keep }); err != nil {
 				w.log.Warn("an image that nobody uses stays mounted: thaw prune removes it", "cause", err)
 			}

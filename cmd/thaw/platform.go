@@ -10,6 +10,7 @@ type upCmd struct {
 	Listen   string   `help:"Address of the Lambda API." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
 	Registry string   `help:"Address of the registry inside, for docker push." default:"127.0.0.1:9005" env:"THAW_REGISTRY" placeholder:"HOST:PORT"`
 	Budget   byteSize `help:"Memory that all of it may take (three quarters of what this machine has)."`
+	Disk     byteSize `help:"Bytes of disk that functions' /tmp and logs may take together; beyond that no instance starts (half of what is free)."`
 	Nodes    int      `help:"Nodes of the zone cache on this machine; 0 for none. They take 5 % of the budget and of the free disk at most." default:"5" placeholder:"N"`
 	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
 	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images, for zip packages (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
@@ -103,6 +104,7 @@ type workerCmd struct {
 	fleetFlags
 	ID       string   `help:"Name in the fleet, the same after a restart (the host's name)." placeholder:"NAME"`
 	Memory   byteSize `help:"Bytes that instances may take (three quarters of the machine's)."`
+	Disk     byteSize `help:"Bytes of disk that functions' /tmp and logs may take together; beyond that no instance starts (half of what is free)."`
 	Runtime  string   `help:"OCI runtime: runc, crun, runsc, or a path." placeholder:"R"`
 	API      string   `name:"api" help:"Address of the Lambda API, for functions that call it." placeholder:"HOST:PORT"`
 	Range    string   `help:"Addresses that functions get, a /12 to /28 (some /20 of 100.64.0.0/10 that is free)." placeholder:"CIDR"`

@@ -273,7 +273,7 @@ func (c *workerCmd) network(g *Globals) (*network.Network, error) {
 
 // options are what does not depend on the fleet.
 func (c *workerCmd) options(g *Globals) (o worker.Options, err error) {
-	o = worker.Options{ID: c.ID, State: g.State, Runtime: c.Runtime, Memory: int64(c.Memory), Logger: g.logger(), TTL: fleetTTL}
+	o = worker.Options{ID: c.ID, State: g.State, Runtime: c.Runtime, Memory: int64(c.Memory), Disk: int64(c.Disk), Logger: g.logger(), TTL: fleetTTL}
 	if o.ID == "" {
 		if o.ID, err = os.Hostname(); err != nil {
 			return o, err

@@ -217,6 +217,9 @@ func (up *platformUp) roles() []role {
 			for _, cidr := range up.Allow {
 				args = append(args, "--allow="+cidr)
 			}
+			if up.Disk > 0 {
+				args = append(args, "--disk="+up.Disk.String())
+			}
 			if up.CABundle != "" {
 				args = append(args, "--ca-bundle="+up.CABundle)
 			}

@@ -1,0 +1,78 @@
+package worker
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"thaw/invokewire"
+)
+
+// refused has a start refused, and gives why.
+func (r *rig) refused(id string) string {
+	r.t.Helper()
+	resp := r.do("POST", "/instances", invokewire.Start{ID: id, Spec: spec(nil)})
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusTooManyRequests {
+		r.t.Errorf("%s %s, %v", resp.Status, text, err)
+	}
+	return string(text)
+}
+
+// What functions write to /tmp counts. Beyond the limit nothing is started, idle
+// instances end, the largest first, and those that work are let be.
+func TestDiskLimit(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Disk = 64 << 20 })
+	for _, c := range []struct {
+		id    string
+		bytes int // MB
+	}{{"busy", 35}, {"small", 8}, {"large", 0}} {
+		r.start(c.id, "", spec(func(s *invokewire.Spec) { s.Timeout = 10 * time.Minute }))
+		if got := r.invoke(c.id, "r1", `{"do":{"write_mb":`+strconv.Itoa(c.bytes)+`}}`); got.status != http.StatusOK {
+			t.Fatalf("%+v", got)
+		}
+	}
+	done := make(chan said)
+	go func() { done <- r.invoke("busy", "r2", `{"do":{"sleep_ms":600000}}`) }()
+	r.until("it works", func() bool { return r.w.find("busy").state().Phase == invokewire.PhaseBusy })
+	r.ask("large", "r2", `{"write_mb":25}`)
+	r.until("the larger of the idle has ended", func() bool { return r.w.find("large") == nil })
+	r.w.relieve(t.Context())
+	if r.w.find("small") == nil || r.w.find("busy").state().Phase != invokewire.PhaseBusy {
+		t.Error("more was ended than had to be")
+	}
+	s := r.w.state(false)
+	if s.Disk != 64<<20 || s.DiskUsed == 0 {
+		t.Errorf("%+v", s)
+	}
+	r.do("DELETE", "/instances/busy?force", nil).Body.Close()
+	if got := <-done; got.failed == "" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// Starts are refused that there is no disk for, until there is.
+func TestDiskAdmission(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Disk = 2*diskReserve + diskReserve/2 })
+	for _, id := range []string{"a", "b"} {
+		r.start(id, "", spec(nil))
+		r.invoke(id, "r1", "1")
+	}
+	if why := r.refused("c"); !strings.Contains(why, "no disk for the /tmp of another instance") {
+		t.Error(why)
+	}
+	r.do("DELETE", "/instances/a", nil).Body.Close()
+	r.start("c", "", spec(nil))
+	r.invoke("c", "r1", "1")
+	r.w.measure()
+	before := r.w.find("c").written.Load()
+	r.ask("c", "r2", `{"write_mb":6}`)
+	r.w.measure()
+	if after := r.w.find("c").written.Load(); before > 2<<20 || after < 6<<20 || after > 8<<20 {
+		t.Errorf("6 MB take %d bytes, after %d", after, before)
+	}
+}
