@@ -3,6 +3,7 @@
 GO       ?= go
 FUZZTIME ?= 60s
 SOAKTIME ?= 10m
+SOAKKILLS ?= 200
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
@@ -38,8 +39,9 @@ fuzz: ## every fuzz target for FUZZTIME (60s)
 		done; \
 	done
 
-soak: setup ## faults at random for SOAKTIME (10m) while images are read; SOAKSEED=N repeats a run's
+soak: setup ## faults at random for SOAKTIME (10m) while images are read, then SOAKKILLS (200) kills of each role; SOAKSEED=N repeats a run's
 	@THAW_SOAK=$(SOAKTIME) THAW_SOAK_SEED=$(SOAKSEED) $(GO) test ./cmd/thaw -count=1 -v -run '^TestSoak$$' -timeout 24h
+	@THAW_KILLS=$(SOAKKILLS) THAW_KILLS_SEED=$(SOAKSEED) $(GO) test ./cmd/thaw -count=1 -v -run '^TestPlatformKill$$' -timeout 24h
 
 bench: setup build ## every published number, with the 9,000 MiB image
 	@corpus/build big

@@ -276,6 +276,9 @@ func (c *Conn) push(ctx context.Context, subject string, data []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()
 	m, err := c.nats.RequestWithContext(ctx, subject, data)
+	for late := time.Now().Add(attempt); errors.Is(err, nats.ErrNoResponders) && time.Now().Before(late) && wait(ctx, pause); {
+		m, err = c.nats.RequestWithContext(ctx, subject, data) // our server had not heard yet of who takes it
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}

@@ -59,6 +59,10 @@ func (l *Leases) Get(ctx context.Context, key string) (Record, error) {
 	return r, err
 }
 
+// End ends a lease whose holder is known to have died, unless it was renewed since
+// r was read: then it returns ErrConflict. Others may take it at once.
+func (l *Leases) End(ctx context.Context, r Record) error { return l.b.remove(ctx, r.Key, r.Revision) }
+
 // List reads all leases that are held and whose keys begin with prefix, in the
 // order of their keys.
 func (l *Leases) List(ctx context.Context, prefix string) ([]Record, error) {

@@ -97,16 +97,16 @@ func (b *bucket) open(ctx context.Context) (jetstream.KeyValue, error) {
 	if err != nil {
 		return nil, err
 	}
-	if have := status.TTL(); have != b.config.TTL {
-		return nil, fmt.Errorf("%w: it keeps values for %v, and %v was asked for; end all that use it, and the server, and start again", errRefused, have, b.config.TTL)
-	}
 	s, ok := status.(*jetstream.KeyValueBucketStatus)
 	if !ok {
-		return kv, nil
+		return nil, fmt.Errorf("%w: its state is a %T", errRefused, status)
 	}
 	config := s.StreamInfo().Config
 	if config.Storage != b.config.Storage {
 		return nil, fmt.Errorf("%w: it is there, and is of the other kind; records and leases need names of their own", errRefused)
+	}
+	if have := status.TTL(); have != b.config.TTL {
+		return nil, fmt.Errorf("%w: it keeps values for %v, and %v was asked for; end all that use it, and the server, and start again", errRefused, have, b.config.TTL)
 	}
 	if config.Replicas == 1 || !config.AllowDirect {
 		return kv, nil

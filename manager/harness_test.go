@@ -133,6 +133,21 @@ func (d *fakeDirectory) Watch(ctx context.Context, prefix string, tell func(stri
 	return ctx.Err()
 }
 
+func (d *fakeDirectory) End(_ context.Context, prefix string, died func(string, []byte) bool) error {
+	d.mu.Lock()
+	var gone []string
+	for key, h := range d.values {
+		if strings.HasPrefix(key, prefix) && died(key, h.value) {
+			gone = append(gone, key)
+		}
+	}
+	d.mu.Unlock()
+	for _, key := range gone {
+		d.expire(key)
+	}
+	return nil
+}
+
 // expire ends a lease as if its holder had died.
 func (d *fakeDirectory) expire(key string) {
 	d.mu.Lock()

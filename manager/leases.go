@@ -26,6 +26,20 @@ func (l leases) Take(ctx context.Context, key string, value []byte) (hold, []byt
 	return nil, r.Value, errTaken
 }
 
+// End ends what somebody has held who died. What was renewed since has another
+// holder.
+func (l leases) End(ctx context.Context, prefix string, died func(key string, value []byte) bool) error {
+	all, err := l.bucket.List(ctx, prefix)
+	for _, r := range all {
+		if died(r.Key, r.Value) {
+			if e := l.bucket.End(ctx, r); !errors.Is(e, cluster.ErrConflict) {
+				err = errors.Join(err, e)
+			}
+		}
+	}
+	return err
+}
+
 // Watch tells of keys.
 func (l leases) Watch(ctx context.Context, prefix string, tell func(key string, value []byte)) error {
 	return l.bucket.Watch(ctx, prefix, func(c cluster.Change) error {

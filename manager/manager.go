@@ -58,7 +58,8 @@ type Options struct {
 	// ID names this manager among others; empty: a random one, which is best: a
 	// name that is used again must wait until its last process's leases have ended.
 	ID string
-	// Address is where frontends and managers reach it, host:port.
+	// Address is where frontends and managers reach it, host:port, and nobody else
+	// is: what the manager that was there before held is ended when this one runs.
 	Address string
 	// Token is the fleet's; requests without it are refused.
 	Token string

@@ -17,6 +17,8 @@ type directory interface {
 	// ends; a nil value is a key that has gone, and an empty key says that all
 	// that was there has been told.
 	Watch(ctx context.Context, prefix string, tell func(key string, value []byte)) error
+	// End ends the holds under a prefix whose holder is known to have died.
+	End(ctx context.Context, prefix string, died func(key string, value []byte) bool) error
 }
 
 // hold is a key that was taken.

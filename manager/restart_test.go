@@ -165,6 +165,28 @@ func TestOwners(t *testing.T) {
 	})
 }
 
+// A manager that listens where one that was killed did owns at once what that one
+// owned, and nothing of another's.
+func TestHeir(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 1)
+		take := func(key, value string) {
+			if _, _, err := f.dir.Take(t.Context(), key, []byte(value)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		take("managers/dead", "m0:1")
+		take("managers/other", "other:1")
+		take("owner/000000000000/f", "dead")
+		take("owner/000000000000/g", "other")
+		f.manager(Options{})
+		f.lease(spec("f", "1"))
+		if a := f.acquire(spec("g", "1")); a.status != http.StatusMisdirectedRequest || a.owner != "other" {
+			t.Errorf("another's function: %+v", a)
+		}
+	})
+}
+
 // Instances whose owner has gone are ended by another manager.
 func TestOrphansEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

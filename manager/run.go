@@ -37,6 +37,7 @@ func (m *Manager) Run(ctx context.Context) error {
 
 func (m *Manager) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	m.inherit(ctx)
 	self, err := m.register(ctx)
 	if err != nil {
 		return err
@@ -53,6 +54,27 @@ func (m *Manager) run(ctx context.Context) error {
 	m.owners.release(last, m.owners.all())
 	_ = self.Release(last) // it ends by itself
 	return err
+}
+
+// inherit ends what the manager at this address held before: it has died, and
+// nobody has to wait until that ends by itself.
+func (m *Manager) inherit(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, directoryTime)
+	defer cancel()
+	dead := map[string]bool{}
+	err := m.members.End(ctx, "managers/", func(key string, value []byte) bool {
+		here := string(value) == m.options.Address
+		if here {
+			dead[key[len("managers/"):]] = true
+		}
+		return here
+	})
+	if len(dead) > 0 {
+		err = errors.Join(err, m.members.End(ctx, "owner/", func(_ string, value []byte) bool { return dead[string(value)] }))
+	}
+	if err != nil {
+		m.options.Log.Warn("what the former manager owned ends later", "error", err)
+	}
 }
 
 // register enters the manager in the cluster. What a former process with the

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -26,8 +28,8 @@ import (
 )
 
 // killsEach is how many moments each kind of process is killed at, unless
-// THAW_KILLS says more, as make soak does.
-const killsEach = 2
+// THAW_KILLS says more, as make soak does. THAW_KILLS_SEED repeats a run's.
+const killsEach = 6
 
 // client gives the SDK's client, which tries nothing twice.
 func (r *region) client(t *testing.T) *lambda.Client {
@@ -66,26 +68,36 @@ func children(pid int) map[string]int {
 // platformRoles are what thaw up runs.
 var platformRoles = []string{"cluster", "builder", "manager", "worker", "frontend"}
 
-// load invokes a function again and again, and queues events for it.
+// victims are what is killed: what thaw up runs, an instance's first process, and
+// the function's own.
+var victims = append(slices.Clone(platformRoles), "init", "function")
+
+// load invokes a function again and again, and queues events for another.
 type load struct {
 	c         *lambda.Client
 	stop      chan struct{}
 	work      errgroup.Group
 	good, bad atomic.Int64
-	accepted  []string // what the function is to say of each event; to be read once work has ended
+
+	mu       sync.Mutex      // guards what follows
+	accepted int             // events
+	awaited  map[string]bool // what the function is to say of those that it was not seen to say yet
 }
 
 func newLoad(ctx context.Context, c *lambda.Client) *load {
-	l := &load{c: c, stop: make(chan struct{})}
+	l := &load{c: c, stop: make(chan struct{}), awaited: map[string]bool{}}
 	for range 3 {
-		l.work.Go(func() error { return l.repeat(time.Millisecond, func(int) error { return l.invoke(ctx) }) })
+		l.work.Go(func() error { return l.repeat(5*time.Millisecond, func(int) error { return l.invoke(ctx) }) })
 	}
 	l.work.Go(func() error {
-		return l.repeat(50*time.Millisecond, func(n int) error {
+		return l.repeat(200*time.Millisecond, func(n int) error {
 			text := fmt.Sprintf("event %d.", n)
 			in := &lambda.InvokeInput{FunctionName: aws.String("e"), InvocationType: types.InvocationTypeEvent, Payload: fmt.Appendf(nil, `{"do":{"log_text":%q}}`, text)}
 			if _, err := c.Invoke(ctx, in); err == nil {
-				l.accepted = append(l.accepted, text)
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.accepted++
+				l.awaited[text] = true
 			}
 			return nil
 		})
@@ -109,13 +121,19 @@ func (l *load) repeat(pace time.Duration, f func(n int) error) error {
 	}
 }
 
+// invokeLimit is far more than the function's timeout, and less than nothing ever
+// ends by itself.
+const invokeLimit = 2 * time.Minute
+
 // invoke fails if an answer is wrong, late, or none of Lambda's.
 func (l *load) invoke(ctx context.Context) error {
 	began := time.Now()
 	out, err := l.c.Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte(`{"n":1}`)})
 	switch api := smithy.APIError(nil); {
-	case err == nil && (out.FunctionError != nil || string(out.Payload) == `{"n":1}`):
+	case err == nil && out.FunctionError == nil && string(out.Payload) == `{"n":1}`:
 		l.good.Add(1)
+	case err == nil && out.FunctionError != nil && bytes.Contains(out.Payload, []byte(`"errorType":"Runtime.ExitError"`)):
+		l.bad.Add(1) // its instance was killed
 	case err == nil:
 		return fmt.Errorf("a wrong answer: %q", out.Payload)
 	case errors.As(err, &api) || errors.As(err, new(*net.OpError)) || strings.Contains(err.Error(), "EOF"):
@@ -123,10 +141,18 @@ func (l *load) invoke(ctx context.Context) error {
 	default:
 		return err
 	}
-	if took := time.Since(began); took > 2*time.Minute {
+	if took := time.Since(began); took > invokeLimit {
 		return fmt.Errorf("an invoke took %v", took)
 	}
 	return nil
+}
+
+// said takes what the function has said, and tells whether that is all it is to say.
+func (l *load) said(log string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.awaited, func(text string, _ bool) bool { return strings.Contains(log, text) })
+	return len(l.awaited) == 0
 }
 
 // Whatever is killed while a function is invoked again and again: each invoke
@@ -138,56 +164,112 @@ func TestPlatformKill(t *testing.T) {
 	layout := sampleLayout(t)
 	r.must("deploy", "f", layout, "--command", "/function", "--timeout", "10")
 	r.must("deploy", "e", layout, "--command", "/function", "--timeout", "10") // for events: what is read of a log at once is bounded
-	kills := killsEach
-	if text := os.Getenv("THAW_KILLS"); text != "" {
-		var err error
-		if kills, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
-	seed := rand.Uint64()
+	kills, seed := numberOf(t, "THAW_KILLS", killsEach), numberOf(t, "THAW_KILLS_SEED", rand.Uint64())
 	t.Logf("seed %d", seed)
 	draw := rand.New(rand.NewPCG(seed, 0))
 	l := newLoad(t.Context(), c)
-	for range kills {
-		for _, name := range platformRoles {
-			r.kill(t, c, name, time.Duration(draw.IntN(300))*time.Millisecond)
+	r.up.late.Reset(upLife + time.Duration(kills)*time.Minute)
+	away := map[string][]time.Duration{}
+	for n := range kills {
+		// An event whose instance is killed is tried again a minute later, which is
+		// not to be waited for in the end.
+		of := []string{"e", "f"}
+		if n > kills/3 {
+			of = of[1:]
+		}
+		for _, i := range draw.Perm(len(victims)) {
+			name := victims[i]
+			away[name] = append(away[name], r.kill(t, c, draw, name, of))
+		}
+		if e := r.thaw("logs", "e"); e.code == 0 {
+			l.said(e.out) // now: it is more than what is read at once in the end
 		}
 	}
 	close(l.stop)
 	if err := l.work.Wait(); err != nil {
 		t.Error(err)
 	}
-	t.Logf("%d invokes were answered, %d refused; %d events were accepted", l.good.Load(), l.bad.Load(), len(l.accepted))
-	if l.good.Load() == 0 || len(l.accepted) == 0 {
+	for name, times := range away {
+		slices.Sort(times)
+		t.Logf("%-9s killed %d times, invokes worked again after %v in the middle, %v at most", name, len(times), times[len(times)/2].Round(time.Millisecond), times[len(times)-1].Round(time.Millisecond))
+	}
+	t.Logf("%d invokes were answered, %d refused; %d events were accepted", l.good.Load(), l.bad.Load(), l.accepted)
+	if l.good.Load() == 0 || l.accepted == 0 {
 		t.Error("nothing was invoked")
 	}
 	r.until(t, "every event that was accepted is tried", func() bool {
-		said := r.must("logs", "e")
-		return !slices.ContainsFunc(l.accepted, func(event string) bool { return !strings.Contains(said, event) })
+		e := r.thaw("logs", "e")
+		return e.code == 0 && l.said(e.out)
 	})
 	if out := r.must("events", "--json"); out != "" {
 		t.Errorf("events were given up: %s", out)
 	}
 }
 
-// kill kills a role some time after an invoke was answered, and waits until
-// invokes are again.
-func (r *region) kill(t *testing.T, c *lambda.Client, name string, after time.Duration) {
+// numberOf is what a variable says, or else the usual.
+func numberOf[N int | uint64](t *testing.T, name string, usual N) N {
 	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return N(n)
+}
+
+// kill kills a role, or a process of an instance of one of some functions, some
+// time after an invoke was answered, waits until invokes are again, and tells how
+// long that took.
+func (r *region) kill(t *testing.T, c *lambda.Client, draw *rand.Rand, name string, of []string) time.Duration {
+	t.Helper()
+	r.until(t, "invokes work before "+name+" is killed", func() bool { return r.works(c) })
+	<-time.NewTimer(time.Duration(draw.IntN(300)) * time.Millisecond).C
 	up := r.up.cmd.Process.Pid
 	pid := children(up)[name]
-	if pid == 0 {
-		t.Errorf("%s does not run", name)
-		return
+	if !slices.Contains(platformRoles, name) {
+		r.until(t, "a "+name+" runs", func() bool {
+			all := r.inside(name, of)
+			if len(all) > 0 {
+				pid = all[draw.IntN(len(all))]
+			}
+			return len(all) > 0
+		})
 	}
-	r.until(t, name+" answers before it is killed", func() bool { return r.works(c) })
-	<-time.NewTimer(after).C
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Errorf("%s: %v", name, err)
+	began := time.Now()
+	if err := syscall.Kill(pid, syscall.SIGKILL); pid == 0 || err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Fatalf("%s does not run: %v", name, err)
 	}
-	r.until(t, name+" is there again", func() bool { p := children(up)[name]; return p != 0 && p != pid })
+	if slices.Contains(platformRoles, name) {
+		r.until(t, name+" is there again", func() bool { p := children(up)[name]; return p != 0 && p != pid })
+	}
 	r.until(t, "invokes work after "+name+" was killed", func() bool { return r.works(c) })
+	return time.Since(began)
+}
+
+// inside lists processes in instances of some functions: those that run the
+// function, or the first ones.
+func (r *region) inside(name string, of []string) (pids []int) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is right
+	for _, dir := range dirs {
+		group, _ := os.ReadFile(dir + "/cgroup") // it may have ended
+		env, _ := os.ReadFile(dir + "/environ")
+		if !strings.Contains(string(group), "/thaw-"+filepath.Base(r.runDir())+"-") || !slices.ContainsFunc(of, func(f string) bool { return bytes.Contains(env, []byte("AWS_LAMBDA_FUNCTION_NAME="+f+"\x00")) }) {
+			continue
+		}
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if name == "init" {
+			stat, _ := os.ReadFile(dir + "/stat")
+			_, rest, _ := strings.Cut(string(stat), ") ") // behind the name are the state and the parent
+			if _, err := fmt.Sscanf(rest, "%s %d", new(string), &pid); err != nil {
+				continue
+			}
+		}
+		pids = append(pids, pid)
+	}
+	return pids
 }
 
 // works tells whether an invoke is answered.

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -20,6 +21,7 @@ import (
 	"thaw/catalog"
 	"thaw/cluster"
 	"thaw/host"
+	"thaw/invokewire"
 	"thaw/manager"
 	"thaw/network"
 	"thaw/origin"
@@ -107,6 +109,14 @@ func (f *fleetFlags) enter(ctx context.Context, g *Globals) (*entered, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+// former ends a worker's lease, if it is of a process that was at this address
+// before: that has died.
+func (e *entered) former(ctx context.Context, key string) bool {
+	var s invokewire.WorkerState
+	held, err := e.fleet.Get(ctx, key)
+	return err == nil && json.Unmarshal(held.Value, &s) == nil && s.Address == e.address() && e.fleet.End(ctx, held) == nil
 }
 
 // join finds the records' server. The caller closes conn.
@@ -225,6 +235,9 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 	defer func() { err = errors.Join(err, o.Network.Close()) }()
 	o.Register = func(ctx context.Context, key string, value []byte) (worker.Registration, error) {
 		lease, err := f.fleet.Take(ctx, key, value)
+		if errors.Is(err, cluster.ErrExists) && f.former(ctx, key) {
+			lease, err = f.fleet.Take(ctx, key, value)
+		}
 		if err != nil {
 			return nil, err // and no lease that is nil in an interface
 		}

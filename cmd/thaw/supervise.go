@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	// backOffFrom and backOffTo bound how long a role that has ended stays down:
-	// what ends at once is not started more often than once in backOffTo.
+	// backOffFrom and backOffTo bound how long lies between two starts of a role:
+	// what ends at once is soon not started more often than once in backOffTo, and
+	// what has run for so long is started again at once.
 	backOffFrom, backOffTo = 100 * time.Millisecond, 10 * time.Second
 	// roleSteady is how long a role has to run for its back-off to be forgotten.
 	roleSteady = 30 * time.Second
@@ -130,8 +131,9 @@ func (s *supervisor) keep(ctx context.Context, r role, first chan<- error) {
 		if time.Since(began) > roleSteady {
 			pause = backOffFrom
 		}
-		s.log.Error("a role has ended, and is started again: "+text.Line(err.Error()), "role", r.name, "in", pause.String())
-		wait := time.NewTimer(pause)
+		rest := max(0, pause-time.Since(began))
+		s.log.Error("a role has ended, and is started again: "+text.Line(err.Error()), "role", r.name, "in", rest.Round(time.Millisecond).String())
+		wait := time.NewTimer(rest)
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
