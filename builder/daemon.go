@@ -21,8 +21,9 @@ const (
 	// dockerWait is how long the daemon may take before it sends anything: it
 	// gathers the layers first.
 	dockerWait = 5 * time.Minute
-	// maxArchive is more than an image of Lambda's limit of 10 GB takes.
-	maxArchive = 12 << 30
+	// archiveExtra is what an archive may have beside its layers, in bytes: their
+	// tars' own padding, manifests and configs.
+	archiveExtra = 64 << 20
 )
 
 // saveDocker has the docker daemon write an image into a new file, as docker
@@ -55,9 +56,10 @@ func (m *Images) saveDocker(ctx context.Context, name, file string) error {
 		return err
 	}
 	defer out.Close()
-	n, err := io.Copy(out, io.LimitReader(resp.Body, maxArchive+1))
-	if err == nil && n > maxArchive {
-		return Refuse(InvalidImage, "The image %s has more than %d bytes.", show(name), int64(maxArchive))
+	most := m.maxImage() + archiveExtra
+	n, err := io.Copy(out, io.LimitReader(resp.Body, most+1))
+	if err == nil && n > most {
+		return Refuse(InvalidImage, "The image %s has more than %d bytes, which is the most that this region takes (--max-image).", show(name), m.maxImage())
 	}
 	if err == nil {
 		err = out.Close()

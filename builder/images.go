@@ -35,12 +35,16 @@ type Images struct {
 	// docker daemon; nil: none.
 	Local    func(account string) bool
 	Runtimes Runtimes
+	MaxImage int64  // bytes of an image's layers together, uncompressed; 0: DefaultMaxImage
 	Scratch  string // folder for packages while they are converted; "": the system's
 	Prime    bool   // put what is converted into the zone too
 
 	// DockerSocket is that of the docker daemon; "": where it usually is.
 	DockerSocket string
 }
+
+// DefaultMaxImage is Lambda's own quota, in bytes.
+const DefaultMaxImage = 10 << 30
 
 // architectures are Lambda's names for Go's.
 var architectures = map[string]string{"amd64": "x86_64", "arm64": "arm64"}
@@ -96,7 +100,7 @@ func (m *Images) convert(ctx context.Context, j *Job, img *oci.Image, digest str
 	}
 	name := j.Reference(j.Build)
 	res, err := m.Convert(ctx, j.Account, convert.Options{
-		Opened: img, Name: name, Prime: m.Prime, Progress: &progress{report: j.Report},
+		Opened: img, Name: name, MaxBytes: m.maxImage(), Prime: m.Prime, Progress: &progress{report: j.Report},
 	})
 	if err != nil {
 		return functions.Result{}, m.explain(err)
@@ -107,6 +111,8 @@ func (m *Images) convert(ctx context.Context, j *Job, img *oci.Image, digest str
 	}
 	return r, nil
 }
+
+func (m *Images) maxImage() int64 { return cmp.Or(m.MaxImage, DefaultMaxImage) }
 
 // open opens an image's source for a job.
 func (m *Images) open(ctx context.Context, j *Job, uri, dir string) (*oci.Image, error) {
@@ -182,6 +188,8 @@ func (m *Images) explain(err error) error {
 		return Refuse(AccessDenied, "%s", sentence(err))
 	case errors.Is(err, oci.ErrPlatform), errors.Is(err, oci.ErrUnsupported), errors.Is(err, oci.ErrCorrupt), errors.Is(err, flatten.ErrLayer):
 		return Refuse(InvalidImage, "%s", sentence(err))
+	case errors.Is(err, convert.ErrTooLarge):
+		return Refuse(InvalidImage, "The image's layers have more than %d bytes uncompressed, which is the most that this region takes (--max-image).", m.maxImage())
 	case errors.Is(err, oci.ErrNotFound):
 		return Refuse(ImageDeleted, "%s", sentence(err))
 	}

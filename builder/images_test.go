@@ -485,3 +485,22 @@ func TestLoadRuntimes(t *testing.T) {
 		}
 	}
 }
+
+// An image that is larger than this region takes is refused, whether its layers
+// are read or known already.
+func TestMaxImage(t *testing.T) {
+	w := newWorld(t)
+	layout := testoci.Layout(t, t.TempDir(), nil, testoci.Tar(t, testoci.File("a", testoci.Noise(1, 200_000))), testoci.Tar(t, testoci.File("b", testoci.Noise(2, 200_000))))
+	w.MaxImage = 300_000
+	w.refused(image(layout), InvalidImage, "more than 300000 bytes uncompressed")
+	w.MaxImage = 0
+	if _, err := w.Build(t.Context(), image(layout)); err != nil {
+		t.Fatal(err)
+	}
+	w.MaxImage = 300_000
+	w.refused(image(layout), InvalidImage, "--max-image")
+	w.MaxImage = 500_000
+	if _, err := w.Build(t.Context(), image(layout)); err != nil {
+		t.Error(err)
+	}
+}

@@ -43,6 +43,9 @@ const (
 // ErrDiffers says that a repair's source is not what the image was made from.
 var ErrDiffers = errors.New("source is not what the image was made from")
 
+// ErrTooLarge says that an image passes Options.MaxBytes.
+var ErrTooLarge = errors.New("too large")
+
 // Converter writes images of one tenant to one origin. It is safe for
 // concurrent use.
 type Converter struct {
@@ -69,6 +72,7 @@ type Options struct {
 	Image     oci.Options
 	ChunkSize int   // bytes; 0 for chunk.DefaultSize
 	Free      int64 // bytes for writes; 0 for DefaultFree
+	MaxBytes  int64 // of all layers together, uncompressed (of those that are not read again, of their chunks); 0: any
 	Private   bool  // share no chunk with other tenants
 	Prime     bool  // put what is sealed into Converter.Zone too
 	// IgnoreSpace tries even where the disk seems too small.

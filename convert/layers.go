@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"sync"
@@ -26,6 +27,9 @@ const minLayers = 4
 // statWorkers is how many chunks of a recipe are looked for at once.
 const statWorkers = 16
 
+// trimmed is what chunks are cut to multiples of, in bytes (docs/formats.md).
+const trimmed = 64 << 10
+
 // run is one conversion.
 type run struct {
 	c     *Converter
@@ -41,6 +45,7 @@ type run struct {
 	read     atomic.Int64 // stored bytes of layers
 	reused   atomic.Int64 // layers
 	expanded atomic.Int64 // bytes of large files
+	unpacked atomic.Int64 // bytes of layers, uncompressed
 }
 
 func (c *Converter) newRun(img *oci.Image, root origin.Root, opt Options) *run {
@@ -152,6 +157,13 @@ func (r *run) pack(ctx context.Context, i int) (*packed, error) {
 			return nil, err
 		}
 		if p != nil {
+			stored := 0 // at least: what was taken once is not refused the next time
+			for _, e := range p.chunks {
+				stored += max(int(e.Size)-trimmed, 0)
+			}
+			if err := r.unpack(stored); err != nil {
+				return nil, err
+			}
 			r.reused.Add(1)
 			r.opt.Progress.Done(i, true)
 			return p, nil
@@ -181,7 +193,7 @@ func (r *run) readLayer(ctx context.Context, i int) (*packed, error) {
 	defer in.Close()
 	t := &table{}
 	w := &chunker{u: r.up, into: t}
-	l, err := flatten.Pack(in, w, r.spend)
+	l, err := flatten.Pack(metered{in, r.unpack}, w, r.spend)
 	if err == nil {
 		err = w.flush()
 	}
@@ -194,6 +206,29 @@ func (r *run) readLayer(ctx context.Context, i int) (*packed, error) {
 	}
 	chunks, err := t.finish(r.up)
 	return &packed{l, chunks}, err
+}
+
+// metered tells of the bytes that are read, and fails if it is told to.
+type metered struct {
+	io.Reader
+	read func(n int) error
+}
+
+// Read implements io.Reader.
+func (m metered) Read(p []byte) (n int, err error) {
+	n, err = m.Reader.Read(p)
+	if failed := m.read(n); failed != nil {
+		return n, failed
+	}
+	return n, err
+}
+
+// unpack counts the bytes of layers.
+func (r *run) unpack(n int) error {
+	if sum := r.unpacked.Add(int64(n)); r.opt.MaxBytes > 0 && sum > r.opt.MaxBytes {
+		return fmt.Errorf("%w: the image's layers have more than %d bytes uncompressed", ErrTooLarge, r.opt.MaxBytes)
+	}
+	return nil
 }
 
 // maxExpanded is how many bytes the large files of one image may have, holes

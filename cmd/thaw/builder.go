@@ -50,7 +50,7 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 			return g.forTenant(g.tenantOf(account)).convertQuietly(ctx, o)
 		},
 		Zip: packages{g}.open, Login: logins.Get, PlainHTTP: innerNames(f.address()),
-		Local: func(account string) bool { return account == usualAccount }, Runtimes: runtimes, Prime: g.Zone != "",
+		Local: func(account string) bool { return account == usualAccount }, Runtimes: runtimes, MaxImage: int64(c.MaxImage), Prime: g.Zone != "",
 	}
 	store := functions.NewStore(records[functionRecords])
 	store.Warn = g.damaged

@@ -16,6 +16,7 @@ type upCmd struct {
 	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images, for zip packages (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
 	Allow    []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
 	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
+	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
 	identityFlags
 }
 
@@ -85,7 +86,8 @@ that seal images and functions' variables in STATE/keys, or where --key says: ke
 
 type builderCmd struct {
 	fleetFlags
-	Runtimes string `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
+	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
+	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
 }
 
 type frontendCmd struct {

@@ -209,7 +209,7 @@ func (up *platformUp) roles() []role {
 	}}
 	runtimes := "--runtimes=" + up.runtimes()
 	return append(all, cluster,
-		listen("builder", up.Registry, role{args: common("builder", runtimes)}),
+		listen("builder", up.Registry, role{args: common("builder", runtimes, "--max-image="+up.MaxImage.String())}),
 		listen("manager", any, role{args: common("manager")}),
 		listen("frontend", up.Listen, role{args: common("frontend", "--region="+up.Region, runtimes)}),
 		listen("worker", any, role{args: func() []string {
