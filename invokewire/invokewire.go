@@ -215,9 +215,9 @@ type WorkerState struct {
 	// Disk is how many bytes instances' /tmp and logs may take on disk, and DiskUsed
 	// what they take.
 	Disk, DiskUsed int64
-	Queued  int   // starts that wait
-	Running int   // starts that run
-	Slots   int   // that are prepared
+	Queued         int // starts that wait
+	Running        int // starts that run
+	Slots          int // that are prepared
 	// Draining: it admits nothing more.
 	Draining  bool
 	Instances []InstanceState   `json:",omitempty"`
