@@ -137,15 +137,20 @@ func (b *box) boost() error { return b.group.Unlimited() }
 // limit sets it.
 func (b *box) limit() error { return b.group.SetQuota(b.share, cpuPeriod) }
 
-// sampleEvery is how often the memory of a busy instance is looked at: a look
-// takes some 100 µs, and what single processes had at most is remembered between.
-const sampleEvery = 20 * time.Millisecond
+// The memory of a busy instance is looked at after each invoke that has taken
+// sampleAfter, and after short ones every sampleEvery: a look takes some 200 µs,
+// and what single processes had at most is remembered between.
+const (
+	sampleAfter = 20 * time.Millisecond
+	sampleEvery = 100 * time.Millisecond
+)
 
-// memory gives the most anonymous and shared memory that the processes have had.
-func (b *box) memory() int64 {
+// memory gives the most anonymous and shared memory that the processes have had,
+// after an invoke that took so long.
+func (b *box) memory(took time.Duration) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if now := time.Now(); now.Sub(b.sampled) > sampleEvery {
+	if now := time.Now(); took > sampleAfter || now.Sub(b.sampled) > sampleEvery {
 		if peak, err := b.group.PeakMemory(); err == nil {
 			b.peak = max(b.peak, peak)
 		}

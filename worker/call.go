@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -16,10 +15,9 @@ import (
 
 // call is one invoke of an instance.
 type call struct {
-	invoke  invokewire.Invoke
-	payload *bytes.Buffer // nil: the function has it
-	tail    bool
-	out     *answer
+	invoke invokewire.Invoke
+	tail   bool
+	out    *answer
 
 	answered chan struct{} // closed when the caller has all that it waits for
 	done     chan struct{} // closed when the instance can take the next
@@ -191,9 +189,9 @@ func (i *instance) abandon(c *call) {
 }
 
 // run gives a claimed call to the function, when it is ready, and waits until the
-// caller has all that it waits for. An error says that the function has not seen
-// the call.
-func (i *instance) run(ctx context.Context, c *call) error {
+// caller has all that it waits for. The payload is read when it can go on at once.
+// An error says that the function has not seen the call.
+func (i *instance) run(ctx context.Context, c *call, read func(context.Context) (*payload, error)) error {
 	select {
 	case <-i.ready:
 	case <-ctx.Done():
@@ -204,18 +202,26 @@ func (i *instance) run(ctx context.Context, c *call) error {
 		i.abandon(c)
 		return i.failed
 	}
-	again, err := i.begin(c)
+	p, err := read(ctx)
 	if err != nil {
 		i.abandon(c)
 		return err
 	}
+	again, err := i.begin(c)
+	if err != nil {
+		p.done()
+		i.abandon(c)
+		return err
+	}
+	if again {
+		p.yield()
+	}
 	if !again || i.initAgain(c) {
-		if err := i.box.frames.WriteInvoke(c.invoke, c.payload.Bytes()); err != nil {
+		if err := i.box.frames.WriteInvoke(c.invoke, p.bytes.Bytes()); err != nil {
 			i.box.kill() // read fails the call
 		}
 	}
-	i.w.payloads.put(c.payload) // the function may take a while
-	c.payload = nil
+	p.done() // the function may take a while
 	<-c.answered
 	return nil
 }
@@ -421,7 +427,7 @@ func (i *instance) settle(c *call, f failure, took, grace time.Duration) {
 func (i *instance) finish(c *call, o outcome, took time.Duration) {
 	c.timer.Stop()
 	now := time.Now()
-	r := report{outcome: o, requestID: c.invoke.RequestID, duration: took, init: c.init, memory: i.spec.Memory, peak: i.box.memory()}
+	r := report{outcome: o, requestID: c.invoke.RequestID, duration: took, init: c.init, memory: i.spec.Memory, peak: i.box.memory(took)}
 	i.used.Store(r.peak)
 	tail := i.log.end(i.lines.end(now, &r), i.lines.report(now, &r))
 	c.text, c.billed = tail, r.billed() // read once answered is closed

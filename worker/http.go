@@ -61,6 +61,9 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	reply(w, status, map[string]string{"error": text.Line(err.Error())})
 }
 
+// errPayload says that an invoke's payload has not come whole, or is too long.
+var errPayload = errors.New("the payload cannot be read")
+
 // statusOf is the status for an error.
 func statusOf(err error) int {
 	switch {
@@ -70,6 +73,8 @@ func statusOf(err error) int {
 		return http.StatusGone
 	case errors.Is(err, errFull), errors.Is(err, errMemory), errors.Is(err, errDisk), errors.Is(err, errClosed):
 		return http.StatusTooManyRequests
+	case errors.Is(err, errPayload):
+		return http.StatusRequestEntityTooLarge
 	case errors.Is(err, ErrNoImage):
 		return http.StatusBadGateway
 	case errors.Is(err, context.DeadlineExceeded):
@@ -121,56 +126,118 @@ func checkStart(s *invokewire.Start) error {
 
 const idLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 
-// payloads are kept buffers of invokes; larger ones are left to the collector.
-type payloads struct{ pool sync.Pool }
-
-const keptPayload = 64 << 10
-
-func (p *payloads) get() *bytes.Buffer {
-	if b, ok := p.pool.Get().(*bytes.Buffer); ok {
-		return b
-	}
-	return &bytes.Buffer{}
+// payloads lends memory to invokes on their way from the frontend to the
+// function. Long ones take turns: each is here for as long as the copy takes.
+type payloads struct {
+	small, large sync.Pool
+	turns        chan struct{} // one for each long payload that is here
 }
 
-func (p *payloads) put(b *bytes.Buffer) {
-	if b != nil && b.Cap() <= keptPayload {
-		b.Reset()
-		p.pool.Put(b)
+const (
+	// smallPayload is the longest that needs no turn, in bytes.
+	smallPayload = 64 << 10
+	// largePayloads bounds the long ones: four of 6 MiB fill a machine's memory bus.
+	largePayloads = 4
+	// payloadTime is for a frontend, which has it whole, to send a long one.
+	payloadTime = time.Minute
+)
+
+func newPayloads() payloads { return payloads{turns: make(chan struct{}, largePayloads)} }
+
+// get gives a buffer for so many bytes (-1: nobody knows how many), in its turn.
+func (p *payloads) get(ctx context.Context, n int64) (*payload, error) {
+	b := &payload{of: p, large: n < 0 || n > smallPayload}
+	pool := &p.small
+	if b.large {
+		select {
+		case p.turns <- struct{}{}:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		pool = &p.large
 	}
+	b.bytes, _ = pool.Get().(*bytes.Buffer)
+	if b.bytes == nil {
+		b.bytes = new(bytes.Buffer)
+	}
+	if n > 0 {
+		b.bytes.Grow(int(n) + bytes.MinRead)
+	}
+	return b, nil
+}
+
+// payload is one that is on its way.
+type payload struct {
+	of    *payloads
+	bytes *bytes.Buffer
+	large bool
+	// yielded: it has no turn any more.
+	yielded bool
+}
+
+// yield lets others have the turn: the payload is not on its way just now.
+func (p *payload) yield() {
+	if p.large && !p.yielded {
+		p.yielded = true
+		<-p.of.turns
+	}
+}
+
+// done gives the memory back.
+func (p *payload) done() {
+	p.bytes.Reset()
+	if p.large {
+		p.of.large.Put(p.bytes)
+		p.yield()
+	} else {
+		p.of.small.Put(p.bytes)
+	}
+}
+
+// refuseInvoke is refuse for a request whose payload may not have been read: a
+// frontend sends it all before it looks for an answer.
+func refuseInvoke(w http.ResponseWriter, payload io.Reader, status int, err error) {
+	_, _ = io.Copy(io.Discard, payload) // or it is too long, and cut off
+	refuse(w, status, err)
 }
 
 func (w *Worker) serveInvoke(rw http.ResponseWriter, r *http.Request) {
+	body := http.MaxBytesReader(rw, r.Body, invokewire.MaxPayload)
 	i := w.find(r.PathValue("id"))
 	if i == nil {
 		err := w.history.failure(r.PathValue("id"))
-		refuse(rw, statusOf(err), err)
+		refuseInvoke(rw, body, statusOf(err), err)
 		return
 	}
 	c, ctx, cancel, err := newCall(rw, r)
 	if err != nil {
-		refuse(rw, http.StatusBadRequest, err)
+		refuseInvoke(rw, body, http.StatusBadRequest, err)
 		return
 	}
 	defer cancel()
 	if err := i.claim(ctx, c); err != nil {
-		refuse(rw, statusOf(err), err)
+		refuseInvoke(rw, body, statusOf(err), err)
 		return
 	}
-	c.payload = w.payloads.get()
-	defer func() { w.payloads.put(c.payload) }()
-	if n := r.ContentLength; n > 0 && n <= invokewire.MaxPayload {
-		c.payload.Grow(int(n) + bytes.MinRead)
-	}
-	if _, err := c.payload.ReadFrom(http.MaxBytesReader(rw, r.Body, invokewire.MaxPayload)); err != nil {
-		i.abandon(c)
-		refuse(rw, http.StatusRequestEntityTooLarge, err)
-		return
-	}
-	err = i.run(ctx, c)
+	err = i.run(ctx, c, func(ctx context.Context) (*payload, error) {
+		p, err := w.payloads.get(ctx, min(r.ContentLength, invokewire.MaxPayload))
+		if err != nil {
+			return nil, err
+		}
+		if p.large {
+			control := http.NewResponseController(rw)
+			_ = control.SetReadDeadline(time.Now().Add(payloadTime)) // servers of tests cannot
+			defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+		}
+		if _, err := p.bytes.ReadFrom(body); err != nil {
+			p.done()
+			return nil, fmt.Errorf("%w: %w", errPayload, err)
+		}
+		return p, nil
+	})
 	c.out.close()
 	if err != nil {
-		refuse(rw, statusOf(err), err)
+		refuseInvoke(rw, body, statusOf(err), err)
 		return
 	}
 	h := rw.Header()

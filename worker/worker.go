@@ -151,6 +151,7 @@ func New(o Options) (*Worker, error) {
 	w := &Worker{
 		o: o, log: o.Logger, started: time.Now(), initLimit: initLimit, life: context.Background(), instances: map[string]*instance{}, users: map[string]uint32{},
 		logs: newLogStore(filepath.Join(o.State, "logs"), o.Logs, o.Logger), history: &history{counts: map[string]uint64{}},
+		payloads: newPayloads(),
 	}
 	w.slots = newSlots(o.Slots, slotKind{slotTmp, o.Network != nil}, func(ctx context.Context, k slotKind) (*slot, error) { return w.makeSlot(ctx, k, true) })
 	w.roots = &roots{w: w, all: map[string]*root{}}
