@@ -1,7 +1,6 @@
 package frontend
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -46,9 +45,6 @@ func (inv *invocation) function() functions.ID {
 	return functions.ID{Account: inv.target.spec.Account, Name: inv.target.spec.Function}
 }
 
-// newBytes reads a payload.
-func newBytes(b []byte) io.Reader { return bytes.NewReader(b) }
-
 // run gives the invoke to an instance and returns the answer as it comes; done
 // must be called once it has been read: alive says whether that went well. ctx
 // bounds it, not a client. Errors are of the API.
@@ -77,8 +73,7 @@ func (f *Frontend) run(ctx context.Context, inv *invocation) (a *answer, done fu
 		a, err := f.workers.invoke(ctx, l, inv)
 		if err == nil {
 			return a, func(alive bool) {
-				_ = a.body.Close()
-				a.cancel()
+				a.close()
 				cancel()
 				f.pool.put(l, alive, time.Now())
 				f.pool.exit(id)
@@ -172,18 +167,17 @@ type outcome struct {
 const tooLarge = `{"errorType":"Function.ResponseSizeTooLarge","errorMessage":"Response payload size exceeded maximum allowed payload size (6291556 bytes)."}`
 
 // collect reads an answer whole. It uses the memory of the payload, which the
-// worker has taken by now. On an error, the platform failed.
+// worker has by now. On an error, the platform failed.
 func (f *Frontend) collect(ctx context.Context, inv *invocation, a *answer) (outcome, error) {
-	<-a.sent.done // else the transport may still read it
 	b := inv.payload
 	inv.payload = nil
 	b.b = b.b[:0]
-	o := outcome{body: b, failed: a.header.Get(invokewire.HeaderFunctionError) != "", mimeType: a.header.Get(invokewire.HeaderResponseType)}
-	err := f.buffers.fill(ctx, b, a.body, a.resp.ContentLength, maxAnswer)
+	o := outcome{body: b, failed: a.Header.Get(invokewire.HeaderFunctionError) != "", mimeType: a.Header.Get(invokewire.HeaderResponseType)}
+	err := f.buffers.fill(ctx, b, a, a.ContentLength, maxAnswer)
 	if errors.Is(err, errTooLong) {
 		b.b = append(b.b[:0], tooLarge...)
 		o.failed = true
-		_, err = io.Copy(io.Discard, a.body) // it is the instance's invoke still
+		_, err = io.Copy(io.Discard, a) // it is the instance's invoke still
 	}
 	if err != nil {
 		return o, kindOf(err)
@@ -205,7 +199,7 @@ type trailers struct {
 }
 
 func trailersOf(a *answer) trailers {
-	h := a.resp.Trailer
+	h := a.Trailer
 	t := trailers{failed: h.Get(invokewire.HeaderFunctionError) != "", tail: h.Get(invokewire.HeaderLogTail)}
 	if text := h.Get(invokewire.HeaderErrorBody); t.failed && len(text) <= maxErrorBody {
 		t.errorBody, _ = base64.StdEncoding.DecodeString(text) // or none

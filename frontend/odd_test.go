@@ -84,7 +84,7 @@ func (e *endless) Read(p []byte) (int, error) {
 // relayOf passes an answer on, and tells how many bytes its client got.
 func relayOf(body io.Reader, header, trailer http.Header, send func(int) error) (relayed, int) {
 	f, got := new(Frontend), 0
-	r := f.relay(&answer{body: io.NopCloser(body), header: header, resp: &http.Response{Trailer: trailer}}, func(b []byte) error {
+	r := f.relay(&answer{Response: &http.Response{Body: io.NopCloser(body), Header: header, Trailer: trailer}}, func(b []byte) error {
 		got += len(b)
 		return send(got)
 	})

@@ -60,11 +60,11 @@ type relayed struct {
 func (f *Frontend) relay(a *answer, send func([]byte) error) relayed {
 	mem := f.chunks.get()
 	defer f.chunks.put(mem)
-	failed := a.header.Get(invokewire.HeaderFunctionError) != ""
+	failed := a.Header.Get(invokewire.HeaderFunctionError) != ""
 	var details []byte
 	total, gone := 0, false
 	for {
-		n, err := a.body.Read(*mem)
+		n, err := a.Read(*mem)
 		b := (*mem)[:n]
 		total += n
 		switch {

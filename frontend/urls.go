@@ -382,7 +382,7 @@ func (f *Frontend) streamURL(ctx context.Context, w http.ResponseWriter, inv *in
 		failURL(w, err)
 		return
 	}
-	s := &urlStream{w: w, control: http.NewResponseController(w), contentType: a.header.Get(invokewire.HeaderResponseType)}
+	s := &urlStream{w: w, control: http.NewResponseController(w), contentType: a.Header.Get(invokewire.HeaderResponseType)}
 	end := f.relay(a, s.send)
 	done(end.alive)
 	s.end(end.code != "")

@@ -46,6 +46,7 @@ var (
 // workers knows the workers there are, and speaks to them.
 type workers struct {
 	client *http.Client
+	lanes  *lanes
 	token  string
 
 	mu    sync.Mutex
@@ -53,7 +54,7 @@ type workers struct {
 }
 
 func newWorkers(c *http.Client, token string) *workers {
-	return &workers{client: c, token: token, known: map[string]string{}}
+	return &workers{client: c, lanes: newLanes(c), token: token, known: map[string]string{}}
 }
 
 // tell takes what the cluster says of workers.
@@ -66,6 +67,9 @@ func (w *workers) tell(c cluster.Change) error {
 	defer w.mu.Unlock()
 	var s invokewire.WorkerState
 	if c.Deleted || json.Unmarshal(c.Value, &s) != nil || s.Address == "" {
+		if address, ok := w.known[id]; ok {
+			w.lanes.close(address)
+		}
 		delete(w.known, id)
 		return nil
 	}
@@ -79,61 +83,37 @@ func (w *workers) addresses() []string {
 	return slices.Sorted(maps.Values(w.known))
 }
 
-// sent is the body of a request, which tells when its bytes are not needed any more.
-type sent struct {
-	io.Reader
-	once sync.Once
-	done chan struct{}
-}
-
-// Close tells that nothing more is read.
-func (s *sent) Close() error { s.once.Do(func() { close(s.done) }); return nil }
-
-// answer is a function's answer as it comes. Its body must be read to the end, or closed.
-type answer struct {
-	body   io.ReadCloser
-	header http.Header
-	resp   *http.Response
-	sent   *sent
-	cancel context.CancelFunc
-}
-
 // invoke gives an instance one invoke. Of a 200, it returns the answer; else
 // errBusy, errGone, errUnsent, or another error after which nobody knows
 // whether the function has run.
 func (w *workers) invoke(ctx context.Context, l *leased, inv *invocation) (*answer, error) {
-	ctx, cancel := context.WithDeadline(ctx, inv.deadline.Add(graceTime))
-	body := &sent{Reader: newBytes(inv.payload.b), done: make(chan struct{})}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+l.worker+"/instances/"+l.id+"/invoke", body)
+	lane, err := w.lanes.take(ctx, l.worker)
 	if err != nil {
-		cancel()
-		return nil, err
-	}
-	req.ContentLength = int64(len(inv.payload.b))
-	req.GetBody = func() (io.ReadCloser, error) { // for a connection that had been closed
-		body = &sent{Reader: newBytes(inv.payload.b), done: make(chan struct{})}
-		return body, nil
-	}
-	req.Header = inv.headers(w.token)
-	resp, err := w.client.Do(req)
-	if err != nil {
-		cancel()
-		<-body.done
 		return nil, kindOf(err)
 	}
-	if resp.StatusCode == http.StatusOK {
-		return &answer{body: resp.Body, header: resp.Header, resp: resp, sent: body, cancel: cancel}, nil
+	a := &answer{lane: lane, lanes: w.lanes}
+	_ = lane.conn.SetDeadline(inv.deadline.Add(graceTime)) // an error shows at once
+	a.stop = context.AfterFunc(ctx, func() { _ = lane.conn.SetDeadline(time.Unix(1, 0)) })
+	a.Response, err = lane.post("/instances/"+l.id+"/invoke", inv.headers(w.token), inv.payload.b)
+	if err != nil {
+		a.stop()
+		_ = lane.conn.Close()
+		return nil, kindOf(err)
 	}
-	defer cancel()
-	err = refusal(resp)
-	_ = resp.Body.Close()
-	<-body.done
+	if a.StatusCode == http.StatusOK {
+		return a, nil
+	}
+	err = refusal(a)
+	a.close()
 	return nil, err
 }
 
 // refusal reads a worker's error.
-func refusal(resp *http.Response) error {
-	switch resp.StatusCode {
+func refusal(a *answer) error {
+	var e struct{ Error string }
+	text, _ := io.ReadAll(io.LimitReader(a, 4096)) // or it says nothing
+	_ = json.Unmarshal(text, &e)
+	switch a.StatusCode {
 	case http.StatusConflict:
 		return errBusy
 	case http.StatusGone, http.StatusNotFound, http.StatusTooManyRequests:
@@ -143,9 +123,7 @@ func refusal(resp *http.Response) error {
 	case http.StatusGatewayTimeout:
 		return context.DeadlineExceeded
 	}
-	var e struct{ Error string }
-	_ = json.NewDecoder(io.LimitReader(resp.Body, 4096)).Decode(&e) // or it says nothing
-	return fmt.Errorf("the worker answered %d: %.200q", resp.StatusCode, e.Error)
+	return fmt.Errorf("the worker answered %d: %.200q", a.StatusCode, e.Error)
 }
 
 // kindOf tells a worker that was not reached from one that broke off.

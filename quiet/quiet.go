@@ -101,6 +101,29 @@ func (c *conn) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
+// Idle tells whether the other side of a connection has neither said anything
+// that was not read, nor hung up. Of one that is no socket nobody knows: it is idle.
+func Idle(c net.Conn) bool {
+	if over, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS
+		c = over.NetConn()
+	}
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return false
+	}
+	idle := false
+	err = raw.Control(func(fd uintptr) {
+		var one [1]byte
+		_, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&one)), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
+		idle = errno == syscall.EAGAIN
+	})
+	return err == nil && idle
+}
+
 // Read is read(2) of a descriptor that does not block, without the monitor.
 func Read(fd uintptr, p []byte) (int, error) {
 	n, errno := move(syscall.SYS_READ, fd, p)

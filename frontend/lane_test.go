@@ -1,0 +1,182 @@
+package frontend
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"thaw/invokewire"
+)
+
+// laneRig is a worker that says by which connection an invoke came, refuses those of
+// the instance "busy" unread, and those of "slow" never end.
+type laneRig struct {
+	*httptest.Server
+	workers *workers
+	conns   atomic.Int64
+}
+
+func newLaneRig(t *testing.T, secure bool) *laneRig {
+	r := &laneRig{}
+	r.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		switch {
+		case strings.Contains(q.URL.Path, "busy"):
+			w.WriteHeader(http.StatusConflict)
+			return
+		case strings.Contains(q.URL.Path, "slow"):
+			_, _ = io.Copy(io.Discard, q.Body) // else the server does not see the end
+			<-q.Context().Done()
+			return
+		}
+		body, _ := io.ReadAll(q.Body)
+		_, _ = w.Write([]byte("said "))
+		_ = http.NewResponseController(w).Flush()
+		_, _ = w.Write(body)
+		w.Header().Set(http.TrailerPrefix+invokewire.HeaderLogTail, "tail of "+q.Header.Get(invokewire.HeaderRequestID))
+	}))
+	r.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			r.conns.Add(1)
+		}
+	}
+	client := newClient()
+	if secure {
+		r.StartTLS()
+		client.Transport.(*http.Transport).TLSClientConfig = r.Client().Transport.(*http.Transport).TLSClientConfig
+	} else {
+		r.Start()
+	}
+	t.Cleanup(r.Close)
+	r.workers = newWorkers(client, testToken)
+	t.Cleanup(func() { r.workers.lanes.close("") })
+	return r
+}
+
+func (r *laneRig) invoke(ctx context.Context, instance, payload string) (*answer, error) {
+	return r.workers.invoke(ctx, &leased{id: instance, worker: r.Listener.Addr().String()}, &invocation{
+		requestID: "r1", payload: &buffer{b: []byte(payload)}, deadline: time.Now().Add(time.Hour),
+	})
+}
+
+// say expects an answer, and reads it to its end if it is to be whole.
+func (r *laneRig) say(t *testing.T, payload string, whole bool) {
+	t.Helper()
+	a, err := r.invoke(t.Context(), "i", payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	if !whole {
+		return
+	}
+	got, err := io.ReadAll(a)
+	if string(got) != "said "+payload || err != nil || a.Trailer.Get(invokewire.HeaderLogTail) != "tail of r1" {
+		t.Fatalf("%d bytes, %v, %v", len(got), err, a.Trailer)
+	}
+}
+
+// One connection serves one invoke after the other, as long as all are read to
+// their ends; also over TLS.
+func TestLanes(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		r := newLaneRig(t, secure)
+		for range 5 {
+			r.say(t, `"short"`, true)
+		}
+		r.say(t, strings.Repeat("x", 3<<20), true)
+		if n := r.conns.Load(); n != 1 {
+			t.Errorf("TLS %v: %d connections for invokes one after the other", secure, n)
+		}
+		r.say(t, "1", false)
+		r.say(t, "2", true)
+		if n := r.conns.Load(); n != 2 {
+			t.Errorf("TLS %v: %d connections after an answer that was given up", secure, n)
+		}
+	}
+}
+
+// A worker that has hung up is dialled again, and one that is gone was not reached.
+func TestLaneHungUp(t *testing.T) {
+	r := newLaneRig(t, false)
+	for range 3 {
+		r.say(t, "1", true)
+		r.CloseClientConnections()
+	}
+	if n := r.conns.Load(); n != 3 {
+		t.Errorf("%d connections", n)
+	}
+	r.say(t, "1", true)
+	r.Close()
+	if _, err := r.invoke(t.Context(), "i", "1"); !errors.Is(err, errUnsent) {
+		t.Errorf("a worker that is gone: %v", err)
+	}
+}
+
+// What a worker refuses without having read it is known as refused.
+func TestLaneRefused(t *testing.T) {
+	r := newLaneRig(t, false)
+	for _, payload := range []string{"1", strings.Repeat("x", 200<<10)} {
+		if _, err := r.invoke(t.Context(), "busy", payload); !errors.Is(err, errBusy) {
+			t.Errorf("%d bytes: %v", len(payload), err)
+		}
+	}
+}
+
+// An invoke ends with its context: nobody knows then what became of it.
+func TestLaneContext(t *testing.T) {
+	r := newLaneRig(t, false)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := r.invoke(ctx, "slow", "1")
+		ended <- err
+	}()
+	for end := time.Now().Add(3 * time.Minute); r.conns.Load() == 0 && time.Now().Before(end); {
+		<-time.After(time.Millisecond)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, errBroken) {
+		t.Error(err)
+	}
+	r.say(t, "1", true)
+	if n := r.conns.Load(); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// More lanes than are kept are closed, the oldest first.
+func TestLaneBounds(t *testing.T) {
+	s := newLanes(&http.Client{})
+	var closed bytes.Buffer
+	for i := range maxLanes + 2 {
+		s.put(&lane{worker: "w", conn: closing{name: byte('a' + i%26), to: &closed}})
+	}
+	if closed.String() != "ab" || len(s.idle["w"]) != maxLanes {
+		t.Errorf("closed %q, %d are idle", &closed, len(s.idle["w"]))
+	}
+	s.close("v")
+	if len(s.idle) != 1 {
+		t.Error("another worker's")
+	}
+	s.close("w")
+	if closed.Len() != maxLanes+2 || len(s.idle) != 0 {
+		t.Errorf("%d closed", closed.Len())
+	}
+}
+
+// closing notes that it was closed.
+type closing struct {
+	net.Conn
+	name byte
+	to   *bytes.Buffer
+}
+
+func (c closing) Close() error { return c.to.WriteByte(c.name) }
