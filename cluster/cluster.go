@@ -18,8 +18,8 @@
 //
 // Everybody who knows the token: user "thaw", and a password that is an HMAC of
 // the token. Servers of one cluster know each other by another HMAC of it.
-// Neither is logged or put into errors. Connections are not encrypted: servers
-// listen on loopback, or in a network that is.
+// Neither is logged or put into errors. Beyond loopback connections are TLS on
+// top, client or server, in which both sides show a certificate (ServerOptions.TLS).
 package cluster
 
 import (

@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,10 +43,19 @@ type Conn struct {
 	stops sync.WaitGroup // subscriptions that are being ended
 }
 
-// Dial connects to the servers of a cluster, whose URLs are separated by
-// commas. It tries until ctx ends, but gives up at once where the token is not
-// the cluster's. Close the connection.
+// Dial is DialTLS without certificates: for servers on loopback.
 func Dial(ctx context.Context, url, token string) (*Conn, error) {
+	return DialTLS(ctx, url, token, nil)
+}
+
+// schemeTLS begins URLs of servers that speak TLS; nats:// those of others.
+const schemeTLS = "tls://"
+
+// DialTLS connects to the servers of a cluster, whose URLs are separated by
+// commas, all tls:// or all nats://. It tries until ctx ends, but gives up at once
+// where the token is not the cluster's, or one side does not take the other's
+// certificate. Close the connection.
+func DialTLS(ctx context.Context, url, token string, secure *tls.Config) (*Conn, error) {
 	c := &Conn{}
 	c.alive, c.lose = context.WithCancel(context.Background())
 	options := []nats.Option{
@@ -56,6 +67,12 @@ func Dial(ctx context.Context, url, token string) (*Conn, error) {
 		nats.DisconnectErrHandler(func(*nats.Conn, error) { c.disconnected() }),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // else it goes to standard error
 	}
+	switch isTLS := strings.HasPrefix(url, schemeTLS); {
+	case isTLS && secure == nil:
+		return nil, fmt.Errorf("cluster: %s takes a certificate", url)
+	case isTLS:
+		options = append(options, nats.Secure(secure), nats.TLSHandshakeFirst())
+	}
 	for {
 		n, err := nats.Connect(url, options...)
 		if err == nil {
@@ -64,6 +81,9 @@ func Dial(ctx context.Context, url, token string) (*Conn, error) {
 		}
 		if errors.Is(err, nats.ErrAuthorization) {
 			return nil, fmt.Errorf("cluster: %s does not take this token; is it of another fleet?", url)
+		}
+		if badCertificate(err) {
+			return nil, fmt.Errorf("cluster: %s: certificates of one fleet, that have not expired, are wanted on both sides: %w", url, err)
 		}
 		if !wait(ctx, pause) {
 			return nil, fmt.Errorf("cluster: dial %s: %w: %v", url, ErrUnavailable, err)
@@ -76,6 +96,12 @@ func Dial(ctx context.Context, url, token string) (*Conn, error) {
 	}
 	c.js = js
 	return c, nil
+}
+
+// badCertificate tells of errors that come again with the same certificates.
+func badCertificate(err error) bool {
+	var op *net.OpError // crypto/tls' word for what the other side says at a handshake
+	return errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, &op) && op.Op == "remote error"
 }
 
 // Close ends the connection, and with it all that uses it. End watches first.

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -35,6 +36,10 @@ type ServerOptions struct {
 	Dir    string // all it stores; made 0700 if it is not there
 	Listen string // host:port; empty: loopback, any port
 	Token  string // lets clients and servers in; at least 16 bytes
+	// TLS is how clients and the other servers of a cluster are spoken to, from
+	// the first byte on, for both sides of a connection; it asks for certificates.
+	// nil: not at all, which is for loopback.
+	TLS *tls.Config
 
 	// Name tells servers of a cluster apart. Only they need it.
 	Name string
@@ -78,7 +83,10 @@ func Serve(ctx context.Context, o ServerOptions) (*Server, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	s := &Server{nats: n, lock: lock, url: "nats://" + n.Addr().String()}
-	s.dial = func(ctx context.Context) (*Conn, error) { return Dial(ctx, s.url, o.Token) }
+	if o.TLS != nil {
+		s.url = schemeTLS + n.Addr().String()
+	}
+	s.dial = func(ctx context.Context) (*Conn, error) { return DialTLS(ctx, s.url, o.Token, o.TLS) }
 	return s, nil
 }
 
@@ -149,6 +157,9 @@ func (o ServerOptions) nats() (*server.Options, error) {
 		JetStreamMaxStore: maxStore, JetStreamMaxMemory: maxMemory,
 		DisableJetStreamBanner: true,
 	}
+	if o.TLS != nil {
+		n.TLSConfig, n.TLSHandshakeFirst, n.TLSTimeout = o.TLS.Clone(), true, n.AuthTimeout
+	}
 	return n, o.cluster(n)
 }
 
@@ -176,6 +187,9 @@ func (o ServerOptions) cluster(n *server.Options) error {
 	n.Cluster = server.ClusterOpts{
 		Name: clusterName + strconv.Itoa(o.Replicas), Host: host, Port: port, AuthTimeout: 10,
 		Username: user, Password: secret(o.Token, "server"),
+	}
+	if o.TLS != nil {
+		n.Cluster.TLSConfig, n.Cluster.TLSTimeout = o.TLS.Clone(), n.AuthTimeout
 	}
 	for _, p := range o.Peers {
 		if _, _, err := address(p); err != nil {

@@ -32,9 +32,9 @@ import (
 
 	"thaw/cluster"
 	"thaw/events"
+	"thaw/fleet"
 	"thaw/functions"
 	"thaw/keys"
-	"thaw/quiet"
 )
 
 // Defaults of Options.
@@ -84,7 +84,7 @@ type Options struct {
 	// Egress says whether an account's functions have a network; nil: all have.
 	Egress func(account string) bool
 
-	// Client sends requests to managers and workers; nil: one that keeps connections.
+	// Client sends requests to managers and workers; nil: one that reaches loopback.
 	Client *http.Client
 	// Idle is after what a lease that is not used is given back: 30 s.
 	Idle time.Duration
@@ -110,7 +110,7 @@ func (o *Options) fill() {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Client == nil {
-		o.Client = newClient()
+		o.Client = fleet.Dir("").Client()
 	}
 }
 
@@ -120,19 +120,6 @@ func tenantOf(account string) string {
 		return defaultTenant
 	}
 	return account
-}
-
-// newClient keeps a connection per instance that is busy, and notices within
-// some ten seconds that a worker's machine is gone.
-func newClient() *http.Client {
-	dialer := quiet.Dialer{Dialer: net.Dialer{
-		Timeout:         5 * time.Second,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 3},
-	}}
-	return &http.Client{Transport: &http.Transport{
-		DialContext: dialer.DialContext, MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute,
-		DisableCompression: true, WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,
-	}}
 }
 
 // Frontend serves a region. It is safe for concurrent use.

@@ -3,9 +3,9 @@
 //
 // # Between machines: HTTP/1.1
 //
-// All three roles listen on one address each. A request carries the fleet's
-// token (HeaderToken), or comes over mutual TLS; without either it is refused
-// with 403. Bodies are JSON unless said otherwise, errors {"error": "one line"}.
+// All three roles listen on one address each, on loopback plainly, elsewhere over
+// mutual TLS (package fleet). A request carries the fleet's token (HeaderToken);
+// without it, it is refused with 403. Bodies are JSON unless said otherwise, errors {"error": "one line"}.
 //
 //	manager  POST /acquire               Acquire → 200 Lease, 429 Throttle, or 421 Misdirected
 //	manager  POST /renew                 Renew → 200 Renewed

@@ -66,7 +66,7 @@ type Options struct {
 	// Leases hold workers ("workers/ID"), managers ("managers/ID") and owners
 	// ("owner/ACCOUNT/FUNCTION"). Their TTL bounds how long a dead manager owns.
 	Leases *cluster.Leases
-	// Client sends requests to workers; nil: one that keeps connections.
+	// Client sends requests to workers; nil: http.DefaultClient.
 	Client *http.Client
 
 	TTL    time.Duration // of instance leases: 15 s
@@ -97,7 +97,7 @@ func (o *Options) fill() {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Client == nil {
-		o.Client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute}}
+		o.Client = http.DefaultClient
 	}
 }
 

@@ -30,13 +30,17 @@ type gateway struct {
 	cancel  context.CancelFunc
 	closers []func() error
 	streams *share
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // serve opens the sockets in the hub and serves them from here.
 func (h *hub) serve(o *Options) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	group, ctx := errgroup.WithContext(ctx)
-	g := &gateway{group: group, ctx: ctx, cancel: cancel, streams: newShare(maxStreams, maxStreamsEach)}
+	g := &gateway{group: group, ctx: ctx, cancel: cancel, streams: newShare(maxStreams, maxStreamsEach), dial: o.Dial}
+	if g.dial == nil {
+		g.dial = (&net.Dialer{}).DialContext
+	}
 	h.gateway = g
 	address := h.pool.gateway()
 	return inNamespace(int(h.file.Fd()), func() error {
@@ -94,8 +98,9 @@ func (g *gateway) door(l net.Listener, to string) error {
 // for too long.
 func (g *gateway) through(c net.Conn, to string) {
 	defer c.Close()
-	d := net.Dialer{Timeout: doorTime}
-	far, err := d.DialContext(g.ctx, "tcp", to)
+	ctx, cancel := context.WithTimeout(g.ctx, doorTime)
+	far, err := g.dial(ctx, "tcp", to)
+	cancel()
 	if err != nil {
 		return // the instance sees a connection that ends: like any server that is not there
 	}

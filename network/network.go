@@ -36,6 +36,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -64,6 +65,8 @@ type Options struct {
 	// Doors lead from a TCP port of the gateway to an address on the host, as in
 	// 9000: "127.0.0.1:9000". Port 53 is the resolver's.
 	Doors map[uint16]string
+	// Dial is how doors reach their addresses; nil = TCP.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Resolv is the file that names the host's resolvers; "" = /etc/resolv.conf.
 	Resolv string
 }

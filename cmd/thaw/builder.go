@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"thaw/builder"
 	"thaw/cluster"
 	"thaw/convert"
+	"thaw/fleet"
 	"thaw/functions"
 	"thaw/registry"
 )
@@ -23,7 +25,7 @@ const (
 
 // Run makes devices of what is deployed, and serves the registry inside.
 func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
-	f, err := c.enter(ctx, g)
+	f, err := c.enterAs(ctx, g, c.listen)
 	if err != nil {
 		return err
 	}
@@ -59,6 +61,15 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		Convert: makes.Build, Kept: kept{g}, Logger: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, http.Handler(images), b.Run)
+}
+
+// listen listens for clients of the registry inside, which asks nobody who they are.
+func (c *builderCmd) listen(ctx context.Context, _ string) (net.Listener, error) {
+	address := cmp.Or(c.Listen, anyLoopback)
+	if !fleet.Loopback(address) {
+		return nil, fmt.Errorf("%s: the registry inside asks nobody who they are: it listens on loopback only, such as 127.0.0.1:9005", address)
+	}
+	return fleet.Listen(ctx, address, nil)
 }
 
 // innerNames are those by which clients know the registry inside.

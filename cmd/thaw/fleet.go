@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
 	"golang.org/x/sys/unix"
@@ -26,6 +28,9 @@ import (
 //	platform.json what runs: fleetRecord; gone when thaw up has ended
 //	credentials   the key pair that thaw up has made for this machine's user: keyPair
 //	lock          held by thaw up
+//	authority.pem, ca.pem, machine.pem
+//	              certificates, if there are other machines: package fleet
+//	joined.json   where those are that invited this machine: invitation
 //	cluster/      the records' server's folder
 //	registry/     the registry's blobs and manifests
 const fleetDir = "fleet"
@@ -37,6 +42,7 @@ type fleetRecord struct {
 	Registry string `json:"registry"` // host:port
 	Region   string `json:"region"`
 	Zone     string `json:"zone,omitempty"` // as --zone has it
+	CA       string `json:"ca,omitempty"`   // file with the authority of the endpoint's certificate, if that is the fleet's
 	PID      int    `json:"pid"`            // of thaw up
 }
 
@@ -124,12 +130,16 @@ func writeJSON(path string, v any) error {
 	return keep(path, append(data, '\n'))
 }
 
-// clusterURL is that of the flag, or of the platform that runs.
+// clusterURL is that of the flag, or of the platform that runs, or of the fleet
+// that this machine has joined.
 func (f *fleetFlags) clusterURL(g *Globals) (string, error) {
 	if f.Cluster != "" {
 		return f.Cluster, nil
 	}
 	r, err := g.fleet()
+	if url := g.invited().Cluster; errors.Is(err, errNoPlatform) && url != "" {
+		return url, nil
+	}
 	return r.Cluster, err
 }
 
@@ -162,10 +172,15 @@ func (g *Globals) platform() (*platform, error) {
 	keys := aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 		return aws.Credentials{AccessKeyID: pair.ID, SecretAccessKey: pair.Secret, Source: "thaw"}, nil
 	})
+	roots, err := g.fleetDir().Roots()
+	if err != nil {
+		return nil, err
+	}
+	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.TLSClientConfig.RootCAs = roots })
 	return &platform{
 		fleetRecord: r,
-		functions:   lambda.New(lambda.Options{Region: r.Region, BaseEndpoint: aws.String(r.Endpoint), Credentials: keys}),
-		logs:        cloudwatchlogs.New(cloudwatchlogs.Options{Region: r.Region, BaseEndpoint: aws.String(r.Endpoint), Credentials: keys}),
+		functions:   lambda.New(lambda.Options{Region: r.Region, BaseEndpoint: aws.String(r.Endpoint), Credentials: keys, HTTPClient: client}),
+		logs:        cloudwatchlogs.New(cloudwatchlogs.Options{Region: r.Region, BaseEndpoint: aws.String(r.Endpoint), Credentials: keys, HTTPClient: client}),
 	}, nil
 }
 
@@ -182,6 +197,9 @@ func (c *envCmd) Run(g *Globals) error {
 	vars := [][2]string{
 		{"AWS_ENDPOINT_URL", r.Endpoint}, {"AWS_ACCESS_KEY_ID", pair.ID}, {"AWS_SECRET_ACCESS_KEY", pair.Secret},
 		{"AWS_DEFAULT_REGION", r.Region}, {"AWS_REGION", r.Region}, {"AWS_SESSION_TOKEN", ""}, {"AWS_PROFILE", ""},
+	}
+	if r.CA != "" {
+		vars = append(vars, [2]string{"AWS_CA_BUNDLE", r.CA})
 	}
 	if c.JSON {
 		all := map[string]string{}

@@ -33,7 +33,7 @@ import (
 // The fleet's code: any fleetNodes-fleetSpare of its nodes give a chunk.
 const fleetNodes, fleetSpare = 5, 1
 
-// fleet is all that a byte of an image passes on its way, as processes on
+// zoneFleet is all that a byte of an image passes on its way, as processes on
 // loopback, and what may go wrong between them:
 //
 //	reader → fetcher → proxy → node, five times
@@ -41,7 +41,7 @@ const fleetNodes, fleetSpare = 5, 1
 //
 // Its readers are cache clients in this process that keep nothing, and
 // containers where the test runs as root.
-type fleet struct {
+type zoneFleet struct {
 	*machine
 	server *tests3.Server
 	front  *tests3.Front // counts, and answers with errors
@@ -63,9 +63,9 @@ type fleet struct {
 
 // newFleet starts nodes and origin and converts an image called app into the
 // origin alone. cacheDir is to be the L1 folder; "" is one in the state.
-func newFleet(t *testing.T, cacheDir string) *fleet {
+func newFleet(t *testing.T, cacheDir string) *zoneFleet {
 	t.Helper()
-	f := &fleet{server: tests3.Start(t), chunks: map[chunk.Name][]byte{}, peaks: map[string]int{}}
+	f := &zoneFleet{server: tests3.Start(t), chunks: map[chunk.Name][]byte{}, peaks: map[string]int{}}
 	if os.Geteuid() == 0 {
 		f.machine = newMachine(t)
 	} else {
@@ -111,7 +111,7 @@ func newFleet(t *testing.T, cacheDir string) *fleet {
 }
 
 // in has a test, or one of its own, say what is wrong.
-func (f *fleet) in(t *testing.T) { f.machine.t = t }
+func (f *zoneFleet) in(t *testing.T) { f.machine.t = t }
 
 func newProxy(t *testing.T, target string, seed uint64) *faults.Proxy {
 	t.Helper()
@@ -129,7 +129,7 @@ func newProxy(t *testing.T, target string, seed uint64) *faults.Proxy {
 
 // member is a node of a fleet, and the proxy that clients reach it through.
 type member struct {
-	f          *fleet
+	f          *zoneFleet
 	flash, log string
 	proxy      *faults.Proxy
 	addr       string
@@ -200,7 +200,7 @@ func (n *member) signal(sig syscall.Signal) {
 }
 
 // weigh notes the most memory that a process has had.
-func (f *fleet) weigh(kind string, pid int) {
+func (f *zoneFleet) weigh(kind string, pid int) {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)) // it may have ended
 	for line := range strings.Lines(string(status)) {
 		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "VmHWM:" {
@@ -213,7 +213,7 @@ func (f *fleet) weigh(kind string, pid int) {
 }
 
 // startFetcher starts the process that f's clients ask.
-func (f *fleet) startFetcher(flags ...string) {
+func (f *zoneFleet) startFetcher(flags ...string) {
 	f.t.Helper()
 	f.flags = flags
 	_ = os.Remove(f.socket)
@@ -255,7 +255,7 @@ func (f *fleet) startFetcher(flags ...string) {
 	}
 }
 
-func (f *fleet) endFetcher() {
+func (f *zoneFleet) endFetcher() {
 	if f.fetcher != nil {
 		f.weigh("fetcher", f.fetcher.Process.Pid)
 		_ = f.fetcher.Process.Kill()
@@ -265,7 +265,7 @@ func (f *fleet) endFetcher() {
 }
 
 // client gives one that keeps next to nothing, so that it asks each time.
-func (f *fleet) client(deadline time.Duration) *cache.Client {
+func (f *zoneFleet) client(deadline time.Duration) *cache.Client {
 	f.t.Helper()
 	var d net.Dialer
 	c, err := cache.NewClient(cache.ClientOptions{
@@ -282,7 +282,7 @@ func (f *fleet) client(deadline time.Duration) *cache.Client {
 var errWrong = errors.New("WRONG BYTES")
 
 // read reads a chunk whole and compares it.
-func (f *fleet) read(ctx context.Context, c *cache.Client, name chunk.Name) error {
+func (f *zoneFleet) read(ctx context.Context, c *cache.Client, name chunk.Name) error {
 	f.gate.RLock()
 	defer f.gate.RUnlock()
 	want := f.chunks[name]
@@ -305,7 +305,7 @@ func (f *fleet) read(ctx context.Context, c *cache.Client, name chunk.Name) erro
 const readers = 32
 
 // pass empties the cache and reads every chunk. Wrong bytes end the test.
-func (f *fleet) pass(deadline time.Duration) (failed []error) {
+func (f *zoneFleet) pass(deadline time.Duration) (failed []error) {
 	f.t.Helper()
 	if err := emptied(f.cache); err != nil {
 		f.t.Fatal(err)
@@ -337,7 +337,7 @@ func (f *fleet) pass(deadline time.Duration) (failed []error) {
 
 // all reads every chunk from an empty cache, and wants no failure. It gives the
 // number of times that the origin was asked for one.
-func (f *fleet) all() (gets int) {
+func (f *zoneFleet) all() (gets int) {
 	f.t.Helper()
 	if failed := f.pass(patience); len(failed) > 0 {
 		f.t.Fatalf("%d of %d reads failed, such as: %v", len(failed), len(f.names), failed[0])
@@ -347,7 +347,7 @@ func (f *fleet) all() (gets int) {
 
 // held is how many of the image's stripes their nodes give, whole: what rots on
 // flash is found when it is read. Nodes that do not answer hold none.
-func (f *fleet) held() int {
+func (f *zoneFleet) held() int {
 	var ids []zone.StripeID
 	var query []byte
 	for _, name := range f.names {
@@ -381,10 +381,10 @@ func (f *fleet) held() int {
 }
 
 // full is what held gives of a zone that lacks nothing.
-func (f *fleet) full() int { return len(f.names) * fleetNodes }
+func (f *zoneFleet) full() int { return len(f.names) * fleetNodes }
 
 // until tries again and again, and gives up after a long while.
-func (f *fleet) until(what string, so func() bool) {
+func (f *zoneFleet) until(what string, so func() bool) {
 	f.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -399,7 +399,7 @@ func (f *fleet) until(what string, so func() bool) {
 
 // readOnly makes the mount of a folder so, or not, while readers pause: nothing
 // may be open for writing.
-func (f *fleet) readOnly(dir string, so bool) {
+func (f *zoneFleet) readOnly(dir string, so bool) {
 	f.t.Helper()
 	f.gate.Lock()
 	defer f.gate.Unlock()
@@ -417,7 +417,7 @@ func (f *fleet) readOnly(dir string, so bool) {
 }
 
 // warm puts every stripe on its node. Nothing may be wrong with the nodes.
-func (f *fleet) warm() {
+func (f *zoneFleet) warm() {
 	f.t.Helper()
 	f.until("the zone has all stripes", func() bool {
 		if f.held() == f.full() {
@@ -434,7 +434,7 @@ func (f *fleet) warm() {
 
 // healed reads until the zone has all again and the origin is asked for
 // nothing. No read may fail.
-func (f *fleet) healed() {
+func (f *zoneFleet) healed() {
 	f.t.Helper()
 	f.until("the zone is whole, and gives all", func() bool { return f.all() == 0 && f.held() == f.full() })
 }

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +19,7 @@ import (
 
 	"thaw/builder"
 	"thaw/events"
+	"thaw/fleet"
 	"thaw/frontend"
 	"thaw/functions"
 	"thaw/text"
@@ -29,7 +32,18 @@ const noteOfUp = "thaw up"
 // Run is the door: the Lambda API and what belongs to it.
 func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	shareProcessors()
-	f, err := c.enter(ctx, g)
+	scheme := "http://"
+	f, err := c.enterAs(ctx, g, func(ctx context.Context, _ string) (net.Listener, error) {
+		address := cmp.Or(c.Listen, anyLoopback)
+		config, err := c.secure(g, address)
+		if err != nil {
+			return nil, err
+		}
+		if config != nil {
+			scheme = "https://"
+		}
+		return fleet.Listen(ctx, address, config)
+	})
 	if err != nil {
 		return err
 	}
@@ -57,10 +71,10 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	held := newTenantKeys(g)
 	defer held.Close()
 	if c.Endpoint == "" {
-		c.Endpoint = "http://" + f.address()
+		c.Endpoint = scheme + f.address()
 	}
 	door := frontend.New(frontend.Options{
-		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: f.fleet, Store: store,
+		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: f.fleet, Store: store, Client: f.client,
 		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)),
 		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
 		Tenant: g.tenantOf, Keeper: held.keeper, Log: g.logger(),
@@ -70,6 +84,29 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 
 // damaged tells of a record that cannot be read.
 func (g *Globals) damaged(err error) { g.logger().Warn(text.Line(err.Error())) }
+
+// secure is how the door is spoken to at an address: with the certificate of the
+// flags, else plainly on loopback, else with this machine's.
+func (c *serverTLS) secure(g *Globals, address string) (*tls.Config, error) {
+	config, err := c.tls()
+	switch {
+	case err != nil:
+		return nil, err
+	case config != nil:
+		config.NextProtos = []string{"http/1.1"}
+		return config, nil
+	case fleet.Loopback(address):
+		return nil, nil
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	if config, err = g.fleetDir().Public(host); err != nil {
+		return nil, fmt.Errorf("%s is not loopback, and takes TLS: give --tls-cert and --tls-key, or: %w", address, err)
+	}
+	return config, nil
+}
 
 // runtimeNames are those that packages may ask for: what the operator has mapped,
 // and those whose packages bring all that they need.

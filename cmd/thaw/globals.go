@@ -35,6 +35,7 @@ type Globals struct {
 	OriginDeadline time.Duration `help:"How long a read waits for an origin that does not answer, before it fails." default:"60s" env:"THAW_ORIGIN_DEADLINE" group:"globals"`
 	OriginRequests int           `help:"Most chunks that a cache fetches from the origin at a time; more wait, the oldest start's first." default:"64" env:"THAW_ORIGIN_REQUESTS" placeholder:"N" group:"globals"`
 	LogFormat      string        `help:"Form of warnings: text or json." enum:"text,json" default:"text" env:"THAW_LOG_FORMAT" group:"globals"`
+	Config         configFlag    `help:"TOML file of flags: those of all verbs first, then a table for each verb's own, such as [worker]. The command line and the environment go before it." type:"path" placeholder:"FILE" group:"globals"`
 
 	zoneFlags `embed:""`
 

@@ -99,6 +99,7 @@ type machine struct {
 	state string
 	flags []string // global ones
 	env   []string
+	net   string // file of the network namespace that commands run in; empty: the test's
 }
 
 // newMachine gives a state, and checks at the test's end that nothing of it is
@@ -133,7 +134,11 @@ func (m *machine) convert(name string, seed uint64, flags ...string) string {
 }
 
 func (m *machine) command(args ...string) *exec.Cmd {
-	cmd := exec.Command("thaw", append(append([]string{"--state", m.state}, m.flags...), args...)...)
+	line := append(append([]string{"thaw", "--state", m.state}, m.flags...), args...)
+	if m.net != "" {
+		line = append([]string{"nsenter", "--net=" + m.net}, line...)
+	}
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env = m.env
 	return cmd
 }

@@ -76,6 +76,7 @@ type cli struct {
 	Base       baseCmd       `cmd:"" help:"Keep base images in the caches of all workers, ahead of the functions that are built on them."`
 	Bench      benchCmd      `cmd:"" help:"Measure cold starts of the platform that runs."`
 	Events     eventsCmd     `cmd:"" help:"Show, replay and remove events that were given up."`
+	Fleet      fleetCmd      `cmd:"" help:"Have machines work together: list them, invite them, join."`
 	Keys       keysCmd       `cmd:"" help:"Manage access keys of the platform."`
 	Registry   registryCmd   `cmd:"" help:"Manage credentials for registries that functions come from."`
 	Cluster    clusterCmd    `cmd:"" help:"Run the platform's server of records; back it up and restore it."`

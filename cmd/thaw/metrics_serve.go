@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"thaw/fleet"
 	"thaw/host"
 	"thaw/metrics"
 )
@@ -37,7 +38,7 @@ func (c *metricsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	if secure == nil && !loopback(c.Listen) {
+	if secure == nil && !fleet.Loopback(c.Listen) {
 		return fmt.Errorf("--listen %s: without TLS numbers are given on loopback only, such as 127.0.0.1:9101; give --tls-cert and --tls-key", c.Listen)
 	}
 	l, err := g.listen(ctx, c.Listen, secure)

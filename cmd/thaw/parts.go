@@ -26,7 +26,7 @@ const cloudPart = "_thaw-cloud"
 // What only that build does: verbs, and URLs by their schemes.
 var (
 	fullVerbs = []string{"zone", "metrics", "top", // with Prometheus' library
-		"up", "env", "cluster", "builder", "frontend", "manager", "worker", "keys", "deploy", "invoke", "functions", "delete", "logs", "coldstarts", "events", "registry", "bench", "base"}
+		"up", "env", "cluster", "builder", "frontend", "manager", "worker", "fleet", "keys", "deploy", "invoke", "functions", "delete", "logs", "coldstarts", "events", "registry", "bench", "base"}
 	cloudOrigins = []string{"s3", "gs", "azblob"}
 	cloudKeys    = []string{"awskms", "gcpkms", "azurekeyvault", "hashivault"}
 )

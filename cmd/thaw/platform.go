@@ -7,7 +7,8 @@ import "time"
 
 // upCmd runs a whole platform on one machine.
 type upCmd struct {
-	Listen   string   `help:"Address of the Lambda API." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
+	Listen   string   `help:"Address of the Lambda API. Beyond loopback it speaks TLS, with --tls-cert or a certificate of the fleet's own authority." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
+	Fleet    string   `help:"Address of this machine at which the roles of other machines find its own, over mutual TLS; they take this port and the next two (none: all roles on loopback)." placeholder:"HOST:PORT"`
 	Registry string   `help:"Address of the registry inside, for docker push." default:"127.0.0.1:9005" env:"THAW_REGISTRY" placeholder:"HOST:PORT"`
 	Budget   byteSize `help:"Memory that all of it may take (three quarters of what this machine has)."`
 	Disk     byteSize `help:"Bytes of disk that functions' /tmp and logs may take together; beyond that no instance starts (half of what is free)."`
@@ -18,6 +19,7 @@ type upCmd struct {
 	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
 	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
 	identityFlags
+	serverTLS
 }
 
 // identityFlags are what functions and clients see of the platform.
@@ -53,7 +55,7 @@ func (envCmd) Help() string {
 // fleetFlags say how a role finds the others.
 type fleetFlags struct {
 	Cluster string `help:"URL of the records' server (what runs with this --state)." env:"THAW_CLUSTER" placeholder:"URL"`
-	Listen  string `help:"Address to listen on; port 0 picks one. The first line of output is the address." default:"127.0.0.1:0" placeholder:"HOST:PORT"`
+	Listen  string `help:"Address to listen on; port 0 picks one. Beyond loopback it takes this machine's certificate (thaw fleet). The first line of output is the address. (127.0.0.1:0; of managers and workers of a fleet, the address that is towards its records' server.)" placeholder:"HOST:PORT"`
 }
 
 type clusterCmd struct {
@@ -63,7 +65,11 @@ type clusterCmd struct {
 }
 
 type clusterServeCmd struct {
-	Listen string `help:"Address to listen on; port 0 picks one. The first line of output is the URL." default:"127.0.0.1:0" placeholder:"HOST:PORT"`
+	Listen   string   `help:"Address to listen on; port 0 picks one. The first line of output is the URL." default:"127.0.0.1:0" placeholder:"HOST:PORT"`
+	Name     string   `help:"Name among several servers." placeholder:"NAME"`
+	Routes   string   `help:"Address to listen on for other servers (none: this is the only one)." placeholder:"HOST:PORT"`
+	Peers    []string `help:"Addresses of other servers, as their --routes have them." placeholder:"HOST:PORT"`
+	Replicas int      `help:"On how many servers each record is kept: 1, 3 or 5, the same for all (3)." placeholder:"N"`
 }
 
 type clusterBackupCmd struct {
@@ -80,6 +86,7 @@ func (clusterCmd) Help() string {
 	return `Functions, access keys and queued events are here; images are in the origin, and the tenants' keys
 that seal images and functions' variables in STATE/keys, or where --key says: keep those too.
 
+  thaw cluster --name a --listen 10.0.0.5:9010 --routes 10.0.0.5:9011 --peers 10.0.0.6:9011,10.0.0.7:9011
   thaw cluster backup monday.thaw              while all goes on
   thaw --state /new cluster restore monday.thaw`
 }
@@ -92,9 +99,10 @@ type builderCmd struct {
 
 type frontendCmd struct {
 	fleetFlags
-	Endpoint string `help:"URL under which functions reach the API (http://LISTEN)." placeholder:"URL"`
+	Endpoint string `help:"URL under which clients reach the API (http://LISTEN, https:// with TLS)." placeholder:"URL"`
 	Runtimes string `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
 	identityFlags
+	serverTLS
 }
 
 type managerCmd struct {
@@ -108,11 +116,45 @@ type workerCmd struct {
 	Memory   byteSize `help:"Bytes that instances may take (three quarters of the machine's)."`
 	Disk     byteSize `help:"Bytes of disk that functions' /tmp and logs may take together; beyond that no instance starts (half of what is free)."`
 	Runtime  string   `help:"OCI runtime: runc, crun, runsc, or a path." placeholder:"R"`
-	API      string   `name:"api" help:"Address of the Lambda API, for functions that call it." placeholder:"HOST:PORT"`
+	API      string   `name:"api" help:"Address of the Lambda API, for functions that call it; beyond loopback it speaks TLS (what the invitation says)." placeholder:"HOST:PORT"`
 	Range    string   `help:"Addresses that functions get, a /12 to /28 (some /20 of 100.64.0.0/10 that is free)." placeholder:"CIDR"`
 	Allow    []string `help:"Private addresses that functions may reach." placeholder:"CIDR"`
 	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
 	PinSize  byteSize `help:"Most bytes of base images (thaw base) that stay in the cache; half of the cache at most." default:"2GiB"`
+}
+
+// fleetCmd is about machines that work together.
+type fleetCmd struct {
+	List   fleetListCmd   `cmd:"" default:"withargs" help:"List workers, and what they have to do."`
+	Invite fleetInviteCmd `cmd:"" help:"Write what another machine joins with to a file. It is a secret."`
+	Join   fleetJoinCmd   `cmd:"" help:"Make this machine one of a fleet, or renew its certificate."`
+}
+
+// Help teaches by example.
+func (fleetCmd) Help() string {
+	return `Roles on several machines speak mutual TLS, with certificates of an authority that the first machine
+makes. An invitation is for one machine; its certificate lasts a year, and joining again renews it
+while all goes on. A worker needs the images' origin and the tenants' keys besides.
+
+  thaw --origin s3://BUCKET up --fleet 10.0.0.5:9010         the first machine
+  thaw fleet invite second.json                              there; then copy the file
+  thaw fleet join second.json && rm second.json              on the second
+  thaw --origin s3://BUCKET --key awskms://KEY worker        there
+  thaw fleet                                                 on the first: both workers`
+}
+
+type fleetListCmd struct {
+	JSON bool `name:"json" help:"One JSON object a line."`
+}
+
+type fleetInviteCmd struct {
+	File    string   `arg:"" help:"File to write, which must not exist; - for standard output."`
+	Host    []string `help:"Name or address by which clients reach the machine, for a frontend or zone node on it." placeholder:"HOST"`
+	Cluster string   `help:"URL of the records' server (what runs with this --state)." env:"THAW_CLUSTER" placeholder:"URL"`
+}
+
+type fleetJoinCmd struct {
+	File string `arg:"" help:"File of an invitation; - for standard input."`
 }
 
 // keysCmd manages access keys.

@@ -85,3 +85,12 @@ func (*registryListCmd) Run() error { return errOtherBuild }
 
 // Run is in the other build.
 func (*registryLogoutCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*fleetListCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*fleetInviteCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*fleetJoinCmd) Run() error { return errOtherBuild }

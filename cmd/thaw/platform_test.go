@@ -175,6 +175,12 @@ func TestPlatform(t *testing.T) {
 	r.must("cluster", "backup", filepath.Join(r.state, "backup"))
 	nowhere(t, r.state, canary)
 	r.must("registry", "logout", "registry.example:5000")
+	if e := r.thaw("fleet", "invite", "-"); e.code != 1 || !strings.Contains(e.stderr, "for this machine only") {
+		t.Errorf("inviting to a platform on loopback: %+v", e)
+	}
+	if out := r.must("fleet"); strings.Count(out, "\n") != 2 || !strings.HasPrefix(out, "WORKER ") {
+		t.Errorf("fleet: %q", out)
+	}
 	r.must("delete", "hello")
 	if out := r.must("functions", "--json"); out != "" {
 		t.Errorf("functions after delete: %s", out)

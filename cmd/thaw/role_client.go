@@ -31,7 +31,7 @@ func (m *joined) ask(ctx context.Context, method, address, path string, v any) e
 		return err
 	}
 	r.Header.Set(invokewire.HeaderToken, m.token)
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := m.client.Do(r)
 	if err != nil {
 		return err
 	}

@@ -5,9 +5,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -20,12 +23,12 @@ import (
 
 	"thaw/catalog"
 	"thaw/cluster"
+	"thaw/fleet"
 	"thaw/host"
 	"thaw/invokewire"
 	"thaw/manager"
 	"thaw/network"
 	"thaw/origin"
-	"thaw/quiet"
 	"thaw/text"
 	"thaw/worker"
 )
@@ -51,16 +54,18 @@ const (
 
 // Run serves records, leases and queues.
 func (c *clusterServeCmd) Run(ctx context.Context, g *Globals) error {
-	if !loopback(c.Listen) {
-		return fmt.Errorf("--listen %s: without TLS the records' server listens on loopback only", c.Listen)
+	o := cluster.ServerOptions{
+		Dir: g.fleetPath("cluster"), Listen: c.Listen, Name: c.Name, ClusterListen: c.Routes, Peers: c.Peers, Replicas: c.Replicas,
+		Warn: func(line string) { g.logger().Warn(text.Line(line)) },
 	}
-	token, err := g.fleetToken()
-	if err != nil {
+	var err error
+	if o.Token, err = g.fleetToken(); err != nil {
 		return err
 	}
-	s, err := cluster.Serve(ctx, cluster.ServerOptions{
-		Dir: g.fleetPath("cluster"), Listen: c.Listen, Token: token, Warn: func(line string) { g.logger().Warn(text.Line(line)) },
-	})
+	if o.TLS, err = c.secure(g); err != nil {
+		return err
+	}
+	s, err := cluster.Serve(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -71,10 +76,29 @@ func (c *clusterServeCmd) Run(ctx context.Context, g *Globals) error {
 	return s.Close()
 }
 
+// secure is how a server of records is spoken to: all in one way, plainly if all
+// is on loopback. It begins a fleet if this machine belongs to none.
+func (c *clusterServeCmd) secure(g *Globals) (config *tls.Config, err error) {
+	for _, address := range []string{c.Listen, c.Routes} {
+		if address == "" || fleet.Loopback(address) {
+			continue
+		}
+		if err := g.fleetDir().Certify(); err != nil {
+			return nil, err
+		}
+		if config, err = g.fleetDir().Secure(address); err != nil {
+			return nil, err
+		}
+	}
+	return config, nil
+}
+
 // joined is a role in the fleet.
 type joined struct {
-	token string
-	conn  *cluster.Conn
+	token  string
+	url    string // of the records' server
+	conn   *cluster.Conn
+	client *http.Client // speaks to other roles
 }
 
 // entered is a role that the others can find: it knows who is there, and listens
@@ -94,15 +118,29 @@ func (e *entered) leave() {
 	_ = e.socket.Close()
 }
 
-// enter joins the fleet. The caller leaves.
+// enter joins the fleet as a role that others ask. The caller leaves.
 func (f *fleetFlags) enter(ctx context.Context, g *Globals) (*entered, error) {
+	return f.enterAs(ctx, g, func(ctx context.Context, url string) (net.Listener, error) {
+		address, err := listensAt(ctx, f.Listen, url)
+		if err != nil {
+			return nil, err
+		}
+		return g.fleetDir().Listen(ctx, address)
+	})
+}
+
+// enterAs joins the fleet as one that listens in its own way; url is the
+// records' server's.
+func (f *fleetFlags) enterAs(ctx context.Context, g *Globals, listen func(ctx context.Context, url string) (net.Listener, error)) (*entered, error) {
 	j, err := f.join(ctx, g)
 	if err != nil {
 		return nil, err
 	}
 	e := &entered{joined: j}
 	if e.fleet, err = j.leases(ctx); err == nil {
-		e.socket, err = f.listen(ctx)
+		if e.socket, err = listen(ctx, j.url); err != nil {
+			err = fmt.Errorf("--listen: %w", err)
+		}
 	}
 	if err != nil {
 		j.conn.Close()
@@ -129,13 +167,17 @@ func (f *fleetFlags) join(ctx context.Context, g *Globals) (*joined, error) {
 	if err != nil {
 		return nil, err
 	}
+	secure, err := g.towardsCluster(url)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, joinTime)
 	defer cancel()
-	conn, err := cluster.Dial(ctx, url, token)
+	conn, err := cluster.DialTLS(ctx, url, token, secure)
 	if err != nil {
 		return nil, fmt.Errorf("the records' server at %s: %w", url, err)
 	}
-	return &joined{token, conn}, nil
+	return &joined{token, url, conn, g.fleetDir().Client()}, nil
 }
 
 // leases opens the bucket of who is there.
@@ -143,26 +185,12 @@ func (m *joined) leases(ctx context.Context) (*cluster.Leases, error) {
 	return m.conn.Leases(ctx, fleetLeases, fleetTTL)
 }
 
-// listen listens where the role is to, on loopback, without saying so yet.
-func (f *fleetFlags) listen(ctx context.Context) (net.Listener, error) {
-	if !loopback(f.Listen) {
-		return nil, fmt.Errorf("--listen %s: without TLS a role listens on loopback only", f.Listen)
-	}
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
-	l, err := lc.Listen(ctx, "tcp", f.Listen)
-	if err != nil {
-		return nil, err
-	}
-	return quiet.Listener(l), nil
-}
-
 // serveRole answers requests while run works, and says the address. When either
 // ends, or ctx does, so does the other.
 func (g *Globals) serveRole(ctx context.Context, l net.Listener, h http.Handler, run func(context.Context) error) error {
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: roleIdle, MaxHeaderBytes: roleHeaders,
-		ErrorLog: nil,
+		ErrorLog: log.New(serverLog{g.logger()}, "", 0),
 	}
 	if _, err := fmt.Fprintln(g.stdout, l.Addr()); err != nil {
 		return errors.Join(err, l.Close())
@@ -196,6 +224,17 @@ func (g *Globals) serveRole(ctx context.Context, l net.Listener, h http.Handler,
 	return nil
 }
 
+// serverLog is what a role's server has to say, but for what strangers do wrong.
+type serverLog struct{ *slog.Logger }
+
+// Write takes a line.
+func (l serverLog) Write(line []byte) (int, error) {
+	if !bytes.Contains(line, []byte("TLS handshake error")) {
+		l.Warn(text.Line(string(line)))
+	}
+	return len(line), nil
+}
+
 // Run decides which instance an invoke gets, and where instances start.
 func (c *managerCmd) Run(ctx context.Context, g *Globals) error {
 	shareProcessors()
@@ -204,7 +243,7 @@ func (c *managerCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer f.leave()
-	m := manager.New(manager.Options{Address: f.address(), Token: f.token, Leases: f.fleet, Idle: c.Idle, Log: g.logger()})
+	m := manager.New(manager.Options{Address: f.address(), Token: f.token, Leases: f.fleet, Client: f.client, Idle: c.Idle, Log: g.logger()})
 	return g.serveRole(ctx, f.socket, m.Handler(), m.Run)
 }
 
@@ -264,7 +303,10 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 // network is what functions reach: the outside, but nothing private, and through
 // a door the Lambda API.
 func (c *workerCmd) network(g *Globals) (*network.Network, error) {
-	o := network.Options{State: g.State, Doors: map[uint16]string{}}
+	o := network.Options{State: g.State, Doors: map[uint16]string{}, Dial: g.fleetDir().Door()}
+	if c.API == "" {
+		c.API = g.invited().API
+	}
 	if c.API != "" {
 		o.Doors[apiDoor] = c.API
 	}

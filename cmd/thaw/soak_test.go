@@ -45,7 +45,7 @@ const (
 // soaking is a soak under way: rounds of faults, drawn from a seed, while
 // readers read.
 type soaking struct {
-	*fleet
+	*zoneFleet
 	disk   string // file system of L1; "" without root
 	draw   *rand.Rand
 	wrecks map[string]func(*member) func()
@@ -117,10 +117,10 @@ func newSoak(t *testing.T, seed uint64) *soaking {
 		small(t, dir, "64m")
 		s.disk = dir
 	}
-	s.fleet = newFleet(t, filepath.Join(dir, "cache"))
+	s.zoneFleet = newFleet(t, filepath.Join(dir, "cache"))
 	s.machine.flags = append(s.machine.flags, "--cache-size", soakCache, "--zone-deadline", soakZone, "--origin-deadline", soakDeadline.String())
-	s.wrecks = wrecks(s.fleet)
-	s.lapses = relapses(s.fleet, s.oldFlash())
+	s.wrecks = wrecks(s.zoneFleet)
+	s.lapses = relapses(s.zoneFleet, s.oldFlash())
 	s.startFetcher()
 	s.all()
 	return s

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"thaw/fleet"
 	"thaw/text"
 )
 
@@ -96,9 +97,53 @@ func (a *addresses) get(role, otherwise string) string {
 type platformUp struct {
 	*upCmd
 	*supervisor
-	g    *Globals
-	plan plan
-	at   addresses
+	g     *Globals
+	plan  plan
+	ports fleetPorts
+	at    addresses
+}
+
+// fleetPorts are where roles listen that other machines' roles speak to.
+type fleetPorts struct{ cluster, manager, worker string }
+
+// fleetPorts are on loopback, unless the platform is to be reached by others.
+func (c *upCmd) fleetPorts() (fleetPorts, error) {
+	if c.Fleet == "" {
+		return fleetPorts{anyLoopback, anyLoopback, anyLoopback}, nil
+	}
+	host, text, err := net.SplitHostPort(c.Fleet)
+	port, perr := strconv.ParseUint(text, 10, 16)
+	if err != nil || perr != nil || port+2 > 65535 || fleet.Loopback(c.Fleet) {
+		return fleetPorts{}, fmt.Errorf("--fleet %s: want HOST:PORT, an address of this machine that others reach, not loopback", c.Fleet)
+	}
+	at := func(n uint64) string {
+		if port == 0 {
+			n = 0
+		}
+		return net.JoinHostPort(host, strconv.FormatUint(port+n, 10))
+	}
+	return fleetPorts{at(0), at(1), at(2)}, nil
+}
+
+// certify makes sure that this machine has the certificates that it needs to
+// listen where it is to.
+func (c *upCmd) certify(g *Globals) error {
+	var hosts []string
+	secure, err := c.tls()
+	if err != nil {
+		return err
+	}
+	if secure == nil && !fleet.Loopback(c.Listen) {
+		host, _, err := net.SplitHostPort(c.Listen)
+		if ip := net.ParseIP(host); err != nil || host == "" || ip.IsUnspecified() {
+			return fmt.Errorf("--listen %s: want the address that clients use, for a certificate of the fleet's own authority; or give --tls-cert and --tls-key", c.Listen)
+		}
+		hosts = append(hosts, host)
+	}
+	if c.Fleet == "" && hosts == nil {
+		return nil
+	}
+	return g.fleetDir().Certify(hosts...)
 }
 
 // Run brings the platform up, and keeps it until ctx ends.
@@ -106,11 +151,12 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	if os.Geteuid() != 0 {
 		return errors.New("up needs root, for mounts and containers: try with sudo")
 	}
-	if !loopback(c.Listen) {
-		return fmt.Errorf("--listen %s: signatures do not hide what is sent: it listens on loopback only, such as 127.0.0.1:9000; put a proxy that speaks TLS in front", c.Listen)
-	}
-	if !loopback(c.Registry) {
+	if !fleet.Loopback(c.Registry) {
 		return fmt.Errorf("--registry %s: it asks nobody who they are: it listens on loopback only, such as 127.0.0.1:9005", c.Registry)
+	}
+	ports, err := c.fleetPorts()
+	if err != nil {
+		return err
 	}
 	if err := os.MkdirAll(g.fleetPath(), 0o700); err != nil {
 		return err
@@ -126,6 +172,9 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	if _, err := g.fleetToken(); err != nil {
 		return err
 	}
+	if err := c.certify(g); err != nil {
+		return err
+	}
 	p, err := c.plan(g)
 	if err != nil {
 		return err
@@ -134,7 +183,7 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	up := &platformUp{upCmd: c, supervisor: newSupervisor(self, g.stderr, g.logger()), g: g, plan: p, at: addresses{at: map[string]string{}}}
+	up := &platformUp{upCmd: c, supervisor: newSupervisor(self, g.stderr, g.logger()), g: g, plan: p, ports: ports, at: addresses{at: map[string]string{}}}
 	return up.run(func() error { return up.serve(ctx) })
 }
 
@@ -147,8 +196,9 @@ func (up *platformUp) serve(ctx context.Context) error {
 		}
 	}
 	record := fleetRecord{
-		Endpoint: "http://" + up.at.get("frontend", ""), Cluster: up.at.get("cluster", ""), Registry: up.at.get("builder", ""), Region: up.Region, Zone: cmp.Or(up.g.Zone, up.at.get("zone", "")), PID: os.Getpid(),
+		Cluster: up.at.get("cluster", ""), Registry: up.at.get("builder", ""), Region: up.Region, Zone: cmp.Or(up.g.Zone, up.at.get("zone", "")), PID: os.Getpid(),
 	}
+	record.Endpoint, record.CA = up.endpoint()
 	pair, err := up.g.firstKey(ctx, record.Cluster)
 	if err != nil {
 		return err
@@ -165,6 +215,19 @@ func (up *platformUp) serve(ctx context.Context) error {
 	return nil
 }
 
+// endpoint is the URL of the Lambda API, and the file with the authority of its
+// certificate, if that is the fleet's.
+func (up *platformUp) endpoint() (url, ca string) {
+	at := up.at.get("frontend", "")
+	switch {
+	case up.TLSCert != "":
+		return "https://" + at, ""
+	case fleet.Loopback(at):
+		return "http://" + at, ""
+	}
+	return "https://" + at, up.g.fleetPath("ca.pem")
+}
+
 // roles are in the order in which they need each other.
 func (up *platformUp) roles() []role {
 	g := up.g
@@ -174,8 +237,10 @@ func (up *platformUp) roles() []role {
 				"--state=" + g.State, "--origin=" + g.Origin, "--tenant=" + g.Tenant, "--key=" + g.Key, "--cache=" + g.Cache, "--cache-size=" + g.CacheSize.String(), "--log-format=" + g.LogFormat,
 				"--origin-deadline=" + g.OriginDeadline.String(), "--origin-requests=" + strconv.Itoa(g.OriginRequests),
 			}
-			if g.Secret != "" {
-				args = append(args, "--secret="+g.Secret)
+			for flag, file := range map[string]string{"--secret=": g.Secret, "--config=": string(g.Config)} {
+				if file != "" { // an empty path would be made one of a folder
+					args = append(args, flag+file)
+				}
 			}
 			zone := *g
 			if zone.Zone == "" {
@@ -202,17 +267,16 @@ func (up *platformUp) roles() []role {
 			}
 		}})
 	}
-	const any = "127.0.0.1:0"
 	cluster := role{name: "cluster", args: func() []string {
-		address := strings.TrimPrefix(up.at.get("cluster", "nats://"+any), "nats://")
+		_, address, _ := strings.Cut(up.at.get("cluster", "://"+up.ports.cluster), "://")
 		return append(common("cluster")(), "--listen="+address)
 	}}
 	runtimes := "--runtimes=" + up.runtimes()
 	return append(all, cluster,
 		listen("builder", up.Registry, role{args: common("builder", runtimes, "--max-image="+up.MaxImage.String())}),
-		listen("manager", any, role{args: common("manager")}),
-		listen("frontend", up.Listen, role{args: common("frontend", "--region="+up.Region, runtimes)}),
-		listen("worker", any, role{args: func() []string {
+		listen("manager", up.ports.manager, role{args: common("manager")}),
+		listen("frontend", up.Listen, role{args: common("frontend", append(up.tlsArgs(), "--region="+up.Region, runtimes)...)}),
+		listen("worker", up.ports.worker, role{args: func() []string {
 			args := common("worker", "--memory="+byteSize(up.plan.instances).String(), "--runtime="+up.Runtime, "--api="+up.at.get("frontend", ""))()
 			for _, cidr := range up.Allow {
 				args = append(args, "--allow="+cidr)
@@ -228,6 +292,16 @@ func (up *platformUp) roles() []role {
 	)
 }
 
+// tlsArgs hands on how the door is spoken to.
+func (c *serverTLS) tlsArgs() (args []string) {
+	for flag, file := range map[string]string{"--tls-cert=": c.TLSCert, "--tls-key=": c.TLSKey, "--tls-client-ca=": c.TLSClientCA} {
+		if file != "" {
+			args = append(args, flag+file)
+		}
+	}
+	return args
+}
+
 // runtimes is the path of the map of managed runtimes.
 func (up *platformUp) runtimes() string {
 	if up.Runtimes != "" {
@@ -239,6 +313,10 @@ func (up *platformUp) runtimes() string {
 // screen says what is taken, where it listens, and what to try next.
 func (up *platformUp) screen(r fleetRecord, pair keyPair) error {
 	_, port, _ := net.SplitHostPort(r.Registry)
+	others := ""
+	if up.Fleet != "" {
+		others = "\n  fleet     " + up.stateHint() + "thaw fleet invite FILE, for each other machine"
+	}
 	zone := "no zone cache"
 	if n := int64(up.plan.nodes); n > 0 && up.g.Zone == "" {
 		zone = fmt.Sprintf("%d zone nodes with %s of memory and %s of disk", n, text.Bytes(n*up.plan.nodeMemory), text.Bytes(n*up.plan.nodeFlash))
@@ -249,13 +327,13 @@ func (up *platformUp) screen(r fleetRecord, pair keyPair) error {
   takes     up to %s for functions, %s, %s of chunks in %s
   registry  docker push localhost:%s/NAME
   key       %s
-  secret    %s
+  secret    %s%s
 
 In another shell:
   eval "$(%sthaw env)"
   thaw deploy hello docker://IMAGE
   aws lambda invoke --function-name hello /dev/stdout
-`, r.Endpoint, text.Bytes(up.plan.instances), zone, text.Bytes(int64(up.g.CacheSize)), up.g.Cache, port, pair.ID, pair.Secret, up.stateHint())
+`, r.Endpoint, text.Bytes(up.plan.instances), zone, text.Bytes(int64(up.g.CacheSize)), up.g.Cache, port, pair.ID, pair.Secret, others, up.stateHint())
 	return err
 }
 

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"thaw/fleet"
 	"thaw/text"
 )
 
@@ -124,7 +125,7 @@ func formerAddress(record string) string {
 	const any = "127.0.0.1:0"
 	b, _ := os.ReadFile(record) // none is there the first time
 	address := strings.TrimSpace(string(b))
-	if !loopback(address) {
+	if !fleet.Loopback(address) {
 		return any
 	}
 	l, err := net.Listen("tcp", address)

@@ -30,7 +30,7 @@ import (
 const patient = "--zone-deadline=20s"
 
 // wrecks are ways in which a node is of no use. Each gives what mends it.
-func wrecks(f *fleet) map[string]func(n *member) (mend func()) {
+func wrecks(f *zoneFleet) map[string]func(n *member) (mend func()) {
 	link := func(l faults.Link) func(n *member) func() {
 		return func(n *member) func() {
 			n.proxy.Set(l)
@@ -73,7 +73,7 @@ func wrecks(f *fleet) map[string]func(n *member) (mend func()) {
 
 // relapses are ways in which a node comes back from a restart without what it
 // had, or with what is of no use.
-func relapses(f *fleet, old string) map[string]func(n *member) {
+func relapses(f *zoneFleet, old string) map[string]func(n *member) {
 	replace := func(n *member, with string) {
 		n.must(os.RemoveAll(n.flash))
 		n.must(os.MkdirAll(n.flash, 0o700))
@@ -180,7 +180,7 @@ func TestZoneFaults(t *testing.T) {
 // oldFlash gives a copy of what a node's flash held when it was in use: some of
 // the image's stripes under other codes and with other bytes, and none as they
 // are read later.
-func (f *fleet) oldFlash() string {
+func (f *zoneFleet) oldFlash() string {
 	f.t.Helper()
 	n := f.nodes[0]
 	for _, code := range [][2]int{{1, 1}, {1, 2}} {
@@ -203,7 +203,7 @@ func (f *fleet) oldFlash() string {
 }
 
 // flagOf gives the value of a global flag.
-func (f *fleet) flagOf(name string) string {
+func (f *zoneFleet) flagOf(name string) string {
 	for i, arg := range f.machine.flags[:len(f.machine.flags)-1] {
 		if arg == name {
 			return f.machine.flags[i+1]
@@ -214,7 +214,7 @@ func (f *fleet) flagOf(name string) string {
 
 // contained has a container read all data files through FUSE, from an empty
 // cache.
-func (f *fleet) contained() {
+func (f *zoneFleet) contained() {
 	f.t.Helper()
 	if os.Geteuid() != 0 {
 		return
@@ -233,7 +233,7 @@ func (f *fleet) contained() {
 }
 
 // fullDisk has a node on a small file system whose blocks go away under it.
-func (f *fleet) fullDisk(n *member, spared func(*testing.T, string)) {
+func (f *zoneFleet) fullDisk(n *member, spared func(*testing.T, string)) {
 	if os.Geteuid() != 0 {
 		f.t.Skip("NOT TESTED: mounting needs root")
 	}
@@ -316,7 +316,7 @@ func fill(dir string) error {
 
 // beyond breaks more nodes than the code can miss: first while the origin is
 // there, then while it is not.
-func (f *fleet) beyond(wreck func(*member) func(), broken int) {
+func (f *zoneFleet) beyond(wreck func(*member) func(), broken int) {
 	f.warm()
 	f.all() // connections are warm
 	var mends []func()
@@ -339,7 +339,7 @@ func (f *fleet) beyond(wreck func(*member) func(), broken int) {
 }
 
 // failing reads every chunk and wants each read to fail, for one of some reasons.
-func (f *fleet) failing(deadline time.Duration, reasons ...error) {
+func (f *zoneFleet) failing(deadline time.Duration, reasons ...error) {
 	f.t.Helper()
 	failed := f.pass(deadline)
 	if len(failed) != len(f.names) {
@@ -398,7 +398,7 @@ func TestOriginFaults(t *testing.T) {
 }
 
 // calls tells the number of the front's last call.
-func (f *fleet) calls() int64 {
+func (f *zoneFleet) calls() int64 {
 	var last atomic.Int64
 	f.front.Set(func(call int64, _ *http.Request) (faults.Fault, bool) { last.Store(call); return faults.Fault{}, false })
 	f.all()
@@ -406,7 +406,7 @@ func (f *fleet) calls() int64 {
 }
 
 // flipped has the origin give other bytes: at times, and then always.
-func (f *fleet) flipped() {
+func (f *zoneFleet) flipped() {
 	f.t.Helper()
 	f.way.Set(faults.Link{Flip: 1e-7, Body: true})
 	if failed := f.pass(time.Minute); len(failed) > len(f.names)/2 {
@@ -510,13 +510,13 @@ func eachChunk(dir string, do func(path string, size int64) error) error {
 
 // crowd reads chunks at random until its end. No read may fail.
 type crowd struct {
-	f    *fleet
+	f    *zoneFleet
 	work sync.WaitGroup
 	over atomic.Bool
 	done atomic.Int64 // reads
 }
 
-func (f *fleet) crowd(size int) *crowd {
+func (f *zoneFleet) crowd(size int) *crowd {
 	c := &crowd{f: f}
 	for i := range size {
 		draw := rand.New(rand.NewPCG(uint64(i), 1))

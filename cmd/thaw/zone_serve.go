@@ -11,6 +11,7 @@ import (
 	"net"
 	"runtime/debug"
 
+	"thaw/fleet"
 	"thaw/text"
 	"thaw/zone/node"
 )
@@ -37,7 +38,7 @@ func (c *zoneServeCmd) Run(ctx context.Context, g *Globals) (err error) {
 	if c.Listen == "" {
 		c.Listen = usualAddress
 	}
-	if c.TLSClientCA == "" && !loopback(c.Listen) {
+	if c.TLSClientCA == "" && !fleet.Loopback(c.Listen) {
 		return fmt.Errorf("--listen %s: a node that wants no certificates of clients listens on loopback only, such as 127.0.0.1:7070, or strangers fill and drain it; give --tls-cert, --tls-key and --tls-client-ca", c.Listen)
 	}
 	secure, err := c.tls()
@@ -87,13 +88,6 @@ func heapLimit(memory, flash int64, onFlash bool) int64 {
 		flash = 0
 	}
 	return heap + (memory+flash)/heapShare
-}
-
-// loopback tells whether an address can only be reached from this machine.
-func loopback(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	ip := net.ParseIP(host)
-	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
 // tls gives what the flags say, or nil for none.

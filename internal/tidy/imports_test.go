@@ -65,11 +65,12 @@ func allowed() map[string]string {
 		"cluster":          "",
 		"functions":        "cluster",
 		"events":           "cluster",
+		"fleet":            "quiet",
 		"manager":          "functions cluster events invokewire latency",
 		"lambdaapi":        "",
 		"lambdaapi/gen":    "", // the generator
 		"sigv4":            "",
-		"frontend":         "lambdaapi sigv4 functions cluster invokewire events keys latency quiet text",
+		"frontend":         "lambdaapi sigv4 functions fleet cluster invokewire events keys latency text",
 		"builder":          "convert flatten functions cluster oci keys",
 		"registry":         "",
 		"console":          "",

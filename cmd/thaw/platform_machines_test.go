@@ -1,0 +1,363 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"thaw/fleet"
+	"thaw/invokewire"
+)
+
+// Addresses of two machines, in network namespaces of their own.
+const firstHost, secondHost = "10.77.0.1", "10.77.0.2"
+
+// newLink gives two network namespaces that are linked, as files.
+func newLink(t *testing.T) (first, second string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("NOT TESTED: network namespaces need root")
+	}
+	files, handles := [2]string{}, [2]*netlink.Handle{}
+	var last netns.NsHandle
+	for i := range files {
+		files[i] = filepath.Join(t.TempDir(), "net")
+		try(t, os.WriteFile(files[i], nil, 0o600))
+		if out, err := exec.Command("unshare", "--net="+files[i], "true").CombinedOutput(); err != nil {
+			t.Fatalf("unshare: %v: %s", err, out)
+		}
+		t.Cleanup(func() { try(t, syscall.Unmount(files[i], syscall.MNT_DETACH)) })
+		ns, err := netns.GetFromPath(files[i])
+		try(t, err)
+		t.Cleanup(func() { try(t, ns.Close()) })
+		handles[i], err = netlink.NewHandleAt(ns)
+		try(t, err)
+		t.Cleanup(handles[i].Close)
+		last = ns
+	}
+	try(t, handles[0].LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "other"}, PeerName: "other", PeerNamespace: netlink.NsFd(last)}))
+	for i, host := range []string{firstHost, secondHost} {
+		for name, address := range map[string]string{"lo": "", "other": host + "/24"} {
+			link, err := handles[i].LinkByName(name)
+			try(t, err)
+			if address != "" {
+				a, err := netlink.ParseAddr(address)
+				try(t, errors.Join(err, handles[i].AddrAdd(link, a)))
+			}
+			try(t, handles[i].LinkSetUp(link))
+		}
+	}
+	return files[0], files[1]
+}
+
+func try(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dialIn gives what dials in a network namespace: a socket belongs to that of the
+// thread which makes it.
+func dialIn(file string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		var work sync.WaitGroup
+		work.Go(func() {
+			runtime.LockOSThread() // and it ends with the goroutine
+			ns, nerr := netns.GetFromPath(file)
+			if err = nerr; err != nil {
+				return
+			}
+			defer ns.Close()
+			if err = netns.Set(ns); err == nil {
+				var d net.Dialer
+				conn, err = d.DialContext(ctx, network, address)
+			}
+		})
+		work.Wait()
+		return conn, err
+	}
+}
+
+// newFirst brings a platform up in a network namespace, that other machines may
+// join, and gives a client of it that is on the machine.
+func newFirst(t *testing.T, file string) (*region, *lambda.Client) {
+	t.Helper()
+	m := newMachine(t)
+	m.net = file
+	r := &region{machine: m, up: m.start("up", "--listen="+firstHost+":0", "--fleet="+firstHost+":0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB")}
+	r.up.late.Reset(upLife)
+	t.Cleanup(r.down)
+	r.ready(t)
+	var vars map[string]string
+	try(t, json.Unmarshal([]byte(r.must("env", "--json")), &vars))
+	ca, err := os.ReadFile(vars["AWS_CA_BUNDLE"])
+	try(t, err)
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) || !strings.HasPrefix(vars["AWS_ENDPOINT_URL"], "https://"+firstHost+":") {
+		t.Fatalf("the door is %s, with an authority of %d bytes", vars["AWS_ENDPOINT_URL"], len(ca))
+	}
+	transport := &http.Transport{DialContext: dialIn(file), TLSClientConfig: &tls.Config{RootCAs: roots}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return r, lambda.New(lambda.Options{
+		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(vars["AWS_ENDPOINT_URL"]), Retryer: aws.NopRetryer{}, HTTPClient: &http.Client{Transport: transport},
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: vars["AWS_ACCESS_KEY_ID"], SecretAccessKey: vars["AWS_SECRET_ACCESS_KEY"]}, nil
+		}),
+	})
+}
+
+// workers are those of the fleet, by their ids, as thaw fleet lists them.
+func (r *region) workers() map[string]invokewire.WorkerState {
+	r.t.Helper()
+	all := map[string]invokewire.WorkerState{}
+	for line := range strings.Lines(r.must("fleet", "--json")) {
+		var w invokewire.WorkerState
+		try(r.t, json.Unmarshal([]byte(line), &w))
+		all[w.ID] = w
+	}
+	return all
+}
+
+// known tells what is not so yet of the second worker's address; "" if it is not known.
+func known(r *region, ok func(address string) bool) func() error {
+	return func() error {
+		if a := r.workers()["second"].Address; !ok(a) {
+			return fmt.Errorf("its address is %q", a)
+		}
+		return nil
+	}
+}
+
+// joinSecond makes a machine in another network namespace one of the fleet.
+func joinSecond(t *testing.T, r *region, file string) *machine {
+	t.Helper()
+	m := newMachine(t)
+	m.net = file
+	m.flags = []string{"--origin=" + fileURL(r.state, "origin"), "--key=" + fileURL(r.state, "keys", "default")}
+	invitation := filepath.Join(t.TempDir(), "second.json")
+	r.must("fleet", "invite", invitation)
+	if info, err := os.Stat(invitation); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the invitation: %v, %v", info, err)
+	}
+	m.must("fleet", "join", invitation)
+	m.must("fleet", "join", invitation) // again, as to renew
+	return m
+}
+
+// until3 waits for something, for as long as a slow machine may take.
+func (r *region) until3(what string, done func() error) {
+	r.t.Helper()
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	late := time.After(3 * time.Minute)
+	for err := done(); err != nil; err = done() {
+		select {
+		case <-look.C:
+		case <-late:
+			r.t.Fatalf("waited three minutes: %s: %v", what, err)
+		}
+	}
+}
+
+// A worker in a second network namespace joins over mutual TLS, takes load, is
+// killed, and its load moves. Whoever has no certificate of the fleet does not
+// get in. Nothing is left.
+func TestPlatformMachines(t *testing.T) {
+	here, there := newLink(t)
+	r, c := newFirst(t, here)
+	second := joinSecond(t, r, there)
+	strangers(t, r, there)
+	worker := second.start("worker", "--id=second", "--memory=2GiB")
+	worker.late.Reset(upLife)
+	address := worker.line()
+	if !strings.HasPrefix(address, secondHost+":") {
+		t.Fatalf("the second worker listens at %s: %+v", address, worker.wait())
+	}
+	r.until3("the second worker is known", known(r, func(a string) bool { return a == address }))
+	overPlain(t, there, address)
+
+	r.must("deploy", "f", sampleLayout(t), "--command", "/function", "--timeout", "10", "--memory", "256")
+	versions := spread(t, r, c)
+	t.Logf("%d versions run on two workers", len(versions))
+	l := &moving{c: c, versions: versions, stop: make(chan struct{})}
+	for range 2 {
+		l.work.Go(func() { l.run(t) })
+	}
+	r.until3("the load is answered", l.answered(20))
+	try(t, worker.cmd.Process.Kill())
+	worker.wait()
+	r.until3("the dead worker is forgotten", known(r, func(a string) bool { return a == "" }))
+	r.until3("the load goes on", l.answered(4*len(versions)))
+	close(l.stop)
+	l.work.Wait()
+	t.Logf("%d invokes were answered, %d refused", l.good.Load(), l.bad.Load())
+	for _, v := range versions {
+		r.until3("version "+v+" answers from the first worker", func() error { return invokes(t.Context(), c, v) })
+	}
+	for _, w := range r.workers() {
+		has := map[string]bool{}
+		for _, i := range w.Instances {
+			has[i.Version] = true
+		}
+		if len(has) < len(versions) {
+			t.Errorf("%s has %v of versions %q", w.ID, has, versions)
+		}
+	}
+	again := second.start("worker", "--id=second", "--memory=2GiB") // ends what its predecessor has left
+	if line := again.line(); !strings.HasPrefix(line, secondHost+":") {
+		t.Errorf("started again it says %q", line)
+	}
+	r.until3("the second worker is back", known(r, func(a string) bool { return a != "" }))
+}
+
+// strangers try to join.
+func strangers(t *testing.T, r *region, file string) {
+	t.Helper()
+	var record struct{ Cluster string }
+	data, err := os.ReadFile(filepath.Join(r.state, "fleet", "platform.json"))
+	try(t, errors.Join(err, json.Unmarshal(data, &record)))
+	token, err := os.ReadFile(filepath.Join(r.state, "fleet", "token"))
+	try(t, err)
+	m := newMachine(t)
+	m.net = file
+	refused := func(what, want string, args ...string) {
+		t.Helper()
+		if e := m.thaw(args...); e.code != 1 || !strings.Contains(e.stderr, want) || strings.Count(e.stderr, "\n") != 1 {
+			t.Errorf("%s: status %d: %s", what, e.code, e.stderr)
+		}
+	}
+	dir := filepath.Join(m.state, "fleet")
+	try(t, errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "token"), token, 0o600)))
+	refused("without certificates", "belongs to no fleet", "worker", "--cluster="+record.Cluster)
+	refused("without TLS", "has to speak TLS", "worker", "--cluster="+strings.Replace(record.Cluster, "tls://", "nats://", 1))
+	refused("a door at no address", "give --tls-cert and --tls-key", "up", "--listen=0.0.0.0:0")
+	junk := filepath.Join(t.TempDir(), "junk")
+	try(t, os.WriteFile(junk, []byte(`{"cluster": "tls://a:1", "more": 1}`), 0o600))
+	refused("with what is no invitation", "is no invitation", "fleet", "join", junk)
+	try(t, fleet.Dir(dir).Certify())
+	refused("with another fleet's certificate", "certificates of one fleet", "worker", "--cluster="+record.Cluster)
+}
+
+// overPlain asks a worker as a stranger does.
+func overPlain(t *testing.T, file, address string) {
+	t.Helper()
+	for _, scheme := range []string{"http://", "https://"} {
+		transport := &http.Transport{DialContext: dialIn(file), TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		resp, err := (&http.Client{Transport: transport}).Get(scheme + address + "/healthz")
+		if err == nil && resp.StatusCode == http.StatusOK {
+			t.Errorf("%s: the worker answered a stranger", scheme)
+		}
+		if err == nil {
+			try(t, resp.Body.Close())
+		}
+		transport.CloseIdleConnections()
+	}
+}
+
+// spread publishes versions and invokes them until both workers have instances.
+func spread(t *testing.T, r *region, c *lambda.Client) (versions []string) {
+	t.Helper()
+	for n := range 12 {
+		var v *lambda.PublishVersionOutput
+		var err error
+		r.until3("a version is published", func() error {
+			in := &lambda.UpdateFunctionConfigurationInput{FunctionName: aws.String("f"), Environment: &types.Environment{Variables: map[string]string{"NUMBER": fmt.Sprint(n)}}}
+			if _, err := c.UpdateFunctionConfiguration(t.Context(), in); err != nil {
+				return err
+			}
+			v, err = c.PublishVersion(t.Context(), &lambda.PublishVersionInput{FunctionName: aws.String("f")})
+			return err
+		})
+		versions = append(versions, *v.Version)
+		r.until3("version "+*v.Version+" answers", func() error { return invokes(t.Context(), c, *v.Version) })
+		busy := 0
+		for _, w := range r.workers() {
+			busy += min(1, len(w.Instances))
+		}
+		if busy == 2 {
+			return versions
+		}
+	}
+	t.Fatalf("all of %d versions run on one worker", len(versions))
+	return nil
+}
+
+// errAnswer says that an answer is wrong.
+var errAnswer = errors.New("a wrong answer")
+
+// invokes a version, once.
+func invokes(ctx context.Context, c *lambda.Client, version string) error {
+	out, err := c.Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("f"), Qualifier: aws.String(version), Payload: []byte(`{"n":1}`)})
+	switch {
+	case err != nil:
+		return err
+	case out.FunctionError != nil: // its worker was killed
+		return errors.New(string(out.Payload))
+	case string(out.Payload) != `{"n":1}`:
+		return fmt.Errorf("%w: %s", errAnswer, out.Payload)
+	}
+	return nil
+}
+
+// moving invokes versions in turn.
+type moving struct {
+	c         *lambda.Client
+	versions  []string
+	stop      chan struct{}
+	work      sync.WaitGroup
+	good, bad atomic.Int64
+}
+
+// answered tells whether n more invokes were answered.
+func (l *moving) answered(n int) func() error {
+	want := l.good.Load() + int64(n)
+	return func() error {
+		if good := l.good.Load(); good < want {
+			return fmt.Errorf("%d invokes were answered, %d not", good, l.bad.Load())
+		}
+		return nil
+	}
+}
+
+func (l *moving) run(t *testing.T) {
+	pace := time.NewTicker(10 * time.Millisecond)
+	defer pace.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-l.stop:
+			return
+		case <-pace.C:
+		}
+		switch err := invokes(context.Background(), l.c, l.versions[n%len(l.versions)]); {
+		case err == nil:
+			l.good.Add(1)
+		case errors.Is(err, errAnswer):
+			t.Error(err)
+			return
+		default:
+			l.bad.Add(1) // it was on the worker that was killed
+		}
+	}
+}
