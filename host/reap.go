@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"thaw/mount"
@@ -33,18 +35,32 @@ func (h *Host) reapInstances(ctx context.Context) (removed []string, err error) 
 	if err != nil {
 		return nil, err
 	}
+	var work errgroup.Group
+	work.SetLimit(reapsAtOnce)
+	var mu sync.Mutex // guards removed and err
 	for _, item := range items {
-		name := item.Name()
-		done, ierr := h.reapInstance(ctx, name)
-		if ierr != nil {
-			err = errors.Join(err, fmt.Errorf("instance %s: %w", name, ierr))
-		}
-		if done && !strings.HasPrefix(name, ".") {
-			removed = append(removed, "instance "+name)
-		}
+		work.Go(func() error {
+			name := item.Name()
+			done, ierr := h.reapInstance(ctx, name)
+			mu.Lock()
+			defer mu.Unlock()
+			if ierr != nil {
+				err = errors.Join(err, fmt.Errorf("instance %s: %w", name, ierr))
+			}
+			if done && !strings.HasPrefix(name, ".") {
+				removed = append(removed, "instance "+name)
+			}
+			return nil
+		})
 	}
+	_ = work.Wait() // none returns an error
+	slices.Sort(removed)
 	return removed, err
 }
+
+// reapsAtOnce is how many instances are taken down at a time: most of that is
+// waiting for the kernel.
+const reapsAtOnce = 8
 
 // reapInstance removes an instance, unless a process keeps it.
 func (h *Host) reapInstance(ctx context.Context, name string) (bool, error) {
