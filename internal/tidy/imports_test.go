@@ -70,7 +70,7 @@ func allowed() map[string]string {
 		"lambdaapi":        "",
 		"lambdaapi/gen":    "", // the generator
 		"sigv4":            "",
-		"frontend":         "lambdaapi sigv4 functions fleet cluster invokewire events keys latency text",
+		"frontend":         "lambdaapi sigv4 functions fleet cluster invokewire events keys latency quiet text",
 		"builder":          "convert flatten functions cluster oci keys",
 		"registry":         "",
 		"console":          "",
