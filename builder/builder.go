@@ -120,8 +120,9 @@ func Refuse(code, format string, args ...any) error {
 
 // Builder builds what the fleet's functions need. Run runs it.
 type Builder struct {
-	o   Options
-	log *slog.Logger
+	o      Options
+	log    *slog.Logger
+	counts *counts
 
 	mu      sync.Mutex // guards all below
 	pending map[functions.ID]*Job
@@ -144,7 +145,7 @@ func New(o Options) *Builder {
 	o.Keep = cmp.Or(o.Keep, defaultKeep)
 	o.pause, o.every = cmp.Or(o.pause, firstPause), cmp.Or(o.every, reportEvery)
 	b := &Builder{
-		o: o, log: o.Logger, wake: make(chan struct{}, 1),
+		o: o, log: o.Logger, counts: newCounts(), wake: make(chan struct{}, 1),
 		pending: map[functions.ID]*Job{}, running: map[functions.ID]*attempt{}, settled: map[functions.ID]string{},
 	}
 	if b.log == nil {

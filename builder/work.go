@@ -28,7 +28,9 @@ func (b *Builder) work(ctx context.Context, cancel context.CancelCauseFunc, j *J
 	var beside sync.WaitGroup
 	beside.Go(func() { b.keep(ctx, lease, cancel) })
 	beside.Go(func() { b.report(ctx, j) })
+	began := time.Now()
 	err := b.try(ctx, j)
+	b.counts.worked(time.Since(began), err)
 	cause := context.Cause(ctx)
 	cancel(errUnwanted)
 	beside.Wait()
@@ -187,6 +189,7 @@ func (b *Builder) settle(ctx context.Context, j *Job, r functions.Result) error 
 	if err := b.o.Functions.Settle(ctx, j.ID, j.Build, r); err != nil {
 		return err
 	}
+	b.counts.settled(r.Code)
 	if r.Code != "" {
 		b.log.Info("builder: a build was refused", "function", j.ID, "build", j.Build, "code", r.Code, "reason", r.Reason)
 	}

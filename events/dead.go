@@ -36,6 +36,7 @@ type obituary struct {
 // bury keeps an event as a dead letter.
 func (q *Queue) bury(ctx context.Context, e Event, reason string, last Outcome) error {
 	m := encode(ownerOf(e.Account, e.Function).dead(e.ID), e)
+	q.counts.dead.WithLabelValues(reason).Inc()
 	m.Header.Set(headerLetter, mustJSON(obituary{time.Now(), reason, last.Reason[:min(len(last.Reason), maxText)]}))
 	return q.publish(ctx, m, fmt.Sprintf("%s/%d/dead/%d", e.ID, e.Attempt, e.Accepted.UnixNano()))
 }

@@ -64,6 +64,8 @@ type Queue struct {
 	nats *nats.Conn
 	o    Options
 
+	counts *counts
+
 	queue, later, dead jetstream.Stream
 }
 
@@ -85,7 +87,7 @@ func Open(ctx context.Context, c *cluster.Conn, o Options) (*Queue, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
-	q := &Queue{conn: c, js: c.JetStream(), nats: c.JetStream().Conn(), o: o}
+	q := &Queue{conn: c, js: c.JetStream(), nats: c.JetStream().Conn(), o: o, counts: newCounts()}
 	// No direct gets: of several servers one that is a little behind would say that
 	// there is no such event.
 	for _, s := range []struct {

@@ -54,6 +54,7 @@ func (r *runner) invoke(l *line, seq uint64, m jetstream.Msg) (settle func(conte
 		return nil, true // it was cut short
 	}
 	l.gate.learn(o.Kind, p.Backoff, time.Now())
+	r.counts.tried(o.Kind)
 	e, d := after(e, p, o, time.Since(e.Accepted))
 	switch d.Step {
 	case Retry:

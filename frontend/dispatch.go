@@ -37,7 +37,7 @@ func (i invoker) Invoke(ctx context.Context, e events.Event) events.Outcome {
 	}
 	inv := &invocation{
 		target: t, reserved: fn.Reserved, requestID: e.ID, arn: id.ARN(f.options.Region, e.Qualifier),
-		trace: e.Trace, clientContext: e.ClientContext, payload: payload,
+		trace: e.Trace, clientContext: e.ClientContext, payload: payload, queued: true,
 		tail: true, // so that what the function wrote is in its log before the event leaves the queue
 	}
 	o, err := f.invokeWhole(ctx, inv)

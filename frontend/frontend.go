@@ -133,12 +133,13 @@ type Frontend struct {
 	workers  *workers
 	buffers  *buffers
 	chunks   chunks
+	counts   *counts
 }
 
 // New makes a frontend. It finds managers and workers once it runs.
 func New(o Options) *Frontend {
 	o.fill()
-	f := &Frontend{options: o, sessions: newSessions(o.Token), buffers: newBuffers()}
+	f := &Frontend{options: o, sessions: newSessions(o.Token), buffers: newBuffers(), counts: newCounts()}
 	f.view = newView(o.Store)
 	f.managers = newManagers(o.Client, o.Token)
 	f.workers = newWorkers(o.Client, o.Token)

@@ -36,6 +36,7 @@ type invocation struct {
 	clientContext string // base64 of JSON
 	tail          bool   // the log's end is wanted
 	streaming     bool
+	queued        bool // nobody waits for it
 	payload       *buffer
 	deadline      time.Time // when the worker is to have ended it
 }
@@ -48,7 +49,22 @@ func (inv *invocation) function() functions.ID {
 // run gives the invoke to an instance and returns the answer as it comes; done
 // must be called once it has been read: alive says whether that went well. ctx
 // bounds it, not a client. Errors are of the API.
-func (f *Frontend) run(ctx context.Context, inv *invocation) (a *answer, done func(alive bool), err error) {
+func (f *Frontend) run(ctx context.Context, inv *invocation) (*answer, func(alive bool), error) {
+	began := time.Now()
+	f.counts.running.Inc()
+	a, done, err := f.offer(ctx, inv)
+	if err != nil {
+		f.counts.refused(inv, began, err)
+		return nil, nil, err
+	}
+	return a, func(alive bool) {
+		f.counts.ended(inv, began, a, alive)
+		done(alive)
+	}, nil
+}
+
+// offer is run, and does not count.
+func (f *Frontend) offer(ctx context.Context, inv *invocation) (a *answer, done func(alive bool), err error) {
 	id := inv.function()
 	if !f.pool.enter(id, inv.reserved) {
 		return nil, nil, throttled(&invokewire.Throttle{Reason: invokewire.ReasonReserved, RetryAfter: systemRetry})

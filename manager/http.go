@@ -52,6 +52,7 @@ func (m *Manager) serveAcquire(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), acquireTime)
 	defer cancel()
 	lease, err := m.acquire(ctx, &a)
+	m.counted.acquired(lease, err)
 	var throttle *invokewire.Throttle
 	var elsewhere *misdirected
 	switch {

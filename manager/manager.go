@@ -123,6 +123,8 @@ type Manager struct {
 	members directory
 	workers *workerClient
 
+	counted *counted
+
 	others  atomic.Bool   // there has been another manager
 	settled chan struct{} // closed once it may admit
 	wake    chan struct{} // there are instances to delete
@@ -138,6 +140,7 @@ func newManager(o Options, members directory) *Manager {
 		options: o,
 		table:   newTable(&o),
 		members: members,
+		counted: newCounted(),
 		workers: &workerClient{o.Client, o.Token},
 		settled: make(chan struct{}),
 		wake:    make(chan struct{}, 1),

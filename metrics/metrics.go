@@ -34,6 +34,7 @@ type Ask func(context.Context) (host.Numbers, error)
 // Exporter gives the numbers of one machine. It is safe for concurrent use.
 type Exporter struct {
 	ask        Ask
+	more       prometheus.Gatherers
 	scrapes    chan struct{}
 	unanswered [roles]atomic.Int64
 }
@@ -45,8 +46,10 @@ const (
 	roles
 )
 
-// New makes an exporter.
-func New(ask Ask) *Exporter { return &Exporter{ask: ask, scrapes: make(chan struct{}, maxScrapes)} }
+// New makes an exporter of what processes say, and of what else there is.
+func New(ask Ask, more ...prometheus.Gatherer) *Exporter {
+	return &Exporter{ask: ask, more: more, scrapes: make(chan struct{}, maxScrapes)}
+}
 
 // ServeHTTP answers a scrape, whatever its path.
 func (e *Exporter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -62,7 +65,7 @@ func (e *Exporter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+	promhttp.HandlerFor(append(prometheus.Gatherers{registry}, e.more...), promhttp.HandlerOpts{}).ServeHTTP(w, r)
 }
 
 // Write writes the text of one scrape.
@@ -71,7 +74,7 @@ func (e *Exporter) Write(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	families, err := registry.Gather()
+	families, err := append(prometheus.Gatherers{registry}, e.more...).Gather()
 	if err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}

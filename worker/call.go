@@ -429,6 +429,7 @@ func (i *instance) finish(c *call, o outcome, took time.Duration) {
 	now := time.Now()
 	r := report{outcome: o, requestID: c.invoke.RequestID, duration: took, init: c.init, memory: i.spec.Memory, peak: i.box.memory(took)}
 	i.used.Store(r.peak)
+	i.w.counts.invoked(c.kind, o, took)
 	tail := i.log.end(i.lines.end(now, &r), i.lines.report(now, &r))
 	c.text, c.billed = tail, r.billed() // read once answered is closed
 	i.mu.Lock()

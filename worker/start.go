@@ -92,6 +92,7 @@ func (w *Worker) begin(i *instance) {
 			i.record.Error, i.record.failed = text.Line(i.failed.Error()), i.failed
 		}
 		w.history.add(i.record)
+		w.counts.started(&i.record)
 		if i.failed == nil {
 			w.log.Info("started", "instance", i.id, "function", i.spec.Function, "version", i.spec.Version, "start", i.kind, "stages", i.record.Stages)
 			return

@@ -118,6 +118,7 @@ type Worker struct {
 	roots      *roots
 	admission  *admission
 	history    *history
+	counts     *counts
 	payloads   payloads
 	followers  atomic.Int64
 	started    time.Time
@@ -150,7 +151,7 @@ func New(o Options) (*Worker, error) {
 	o = o.withDefaults()
 	w := &Worker{
 		o: o, log: o.Logger, started: time.Now(), initLimit: initLimit, life: context.Background(), instances: map[string]*instance{}, users: map[string]uint32{},
-		logs: newLogStore(filepath.Join(o.State, "logs"), o.Logs, o.Logger), history: &history{counts: map[string]uint64{}},
+		logs: newLogStore(filepath.Join(o.State, "logs"), o.Logs, o.Logger), history: &history{counts: map[string]uint64{}}, counts: newCounts(),
 		payloads: newPayloads(),
 	}
 	w.slots = newSlots(o.Slots, slotKind{slotTmp, o.Network != nil}, func(ctx context.Context, k slotKind) (*slot, error) { return w.makeSlot(ctx, k, true) })

@@ -60,7 +60,7 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		ID: "builder-" + f.address(), Functions: store, Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],
 		Convert: makes.Build, Kept: kept{g}, Logger: g.logger(),
 	})
-	return g.serveRole(ctx, f.socket, http.Handler(images), b.Run)
+	return g.serveRole(ctx, f.socket, http.Handler(images), g.measured("builder", b.Metrics(), b.Run))
 }
 
 // listen listens for clients of the registry inside, which asks nobody who they are.

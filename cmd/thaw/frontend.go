@@ -79,7 +79,7 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
 		Tenant: g.tenantOf, Keeper: held.keeper, Log: g.logger(),
 	})
-	return g.serveRole(ctx, f.socket, door.Handler(), door.Run)
+	return g.serveRole(ctx, f.socket, door.Handler(), g.measured("frontend", append(door.Metrics(), queue.Metrics()...), door.Run))
 }
 
 // damaged tells of a record that cannot be read.

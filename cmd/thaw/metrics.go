@@ -15,9 +15,10 @@ type metricsCmd struct {
 
 // Help teaches by example.
 func (metricsCmd) Help() string {
-	return `Answers /metrics with the numbers of all containers and mounts of this --state: at each scrape
-their processes are asked, and one that hangs is left out and counted. docs/metrics.md says what
-there is. Zone nodes answer /metrics themselves.
+	return `Answers /metrics with the numbers of all containers and mounts of this --state, and of the
+function platform's roles on this machine: at each scrape their processes are asked, and one that
+hangs is left out and counted. docs/metrics.md says what there is. Zone nodes answer /metrics
+themselves.
 
   thaw metrics
   thaw metrics --once | grep bytes_total

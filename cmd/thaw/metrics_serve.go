@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"thaw/fleet"
 	"thaw/host"
 	"thaw/metrics"
@@ -22,6 +24,8 @@ const (
 	metricsTime = 15 * time.Second
 	// metricsHeaders bounds a request's headers in bytes: Prometheus sends 300.
 	metricsHeaders = 16 << 10
+	// roleSockets is the folder, below the fleet's, where roles tell their numbers.
+	roleSockets = "metrics"
 )
 
 // Run answers scrapes until it is told to end.
@@ -30,7 +34,7 @@ func (c *metricsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	exporter := metrics.New(h.Ask)
+	exporter := metrics.New(h.Ask, metrics.Roles(g.fleetPath(roleSockets)))
 	if c.Once {
 		return exporter.Write(ctx, g.stdout)
 	}
@@ -72,4 +76,21 @@ func serveMetrics(ctx context.Context, l net.Listener, exporter http.Handler) er
 		return err
 	}
 	return nil
+}
+
+// measured gives a role's work during which its numbers are to be had. A role
+// does its work also if nobody can have them.
+func (g *Globals) measured(role string, all []prometheus.Collector, run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		var beside sync.WaitGroup
+		defer beside.Wait()
+		told, cancel := context.WithCancel(ctx)
+		defer cancel()
+		beside.Go(func() {
+			if err := metrics.ServeRole(told, g.fleetPath(roleSockets), role, all...); err != nil {
+				g.logger().Error("this role's numbers are not to be had", "cause", err)
+			}
+		})
+		return run(ctx)
+	}
 }

@@ -21,6 +21,18 @@ import (
 // scrape gives the numbers at an address: each as the sum of its series.
 func scrape(t *testing.T, address string) map[string]float64 {
 	t.Helper()
+	values := map[string]float64{}
+	for name, f := range scraped(t, address) {
+		for _, m := range f.GetMetric() {
+			values[name] += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return values
+}
+
+// scraped gives all that is at an address, and wants no fault of it.
+func scraped(t *testing.T, address string) map[string]*dto.MetricFamily {
+	t.Helper()
 	client := http.Client{Timeout: patience}
 	get := func() *http.Response {
 		res, err := client.Get("http://" + address + "/metrics")
@@ -36,11 +48,7 @@ func scrape(t *testing.T, address string) map[string]float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	values := map[string]float64{}
 	for name, f := range families {
-		for _, m := range f.GetMetric() {
-			values[name] += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
 		if f.GetType() == dto.MetricType_UNTYPED || f.GetHelp() == "" {
 			t.Errorf("%s: %v", name, f)
 		}
@@ -51,7 +59,7 @@ func scrape(t *testing.T, address string) map[string]float64 {
 	if err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v, %v", problems, err)
 	}
-	return values
+	return families
 }
 
 // An exporter tells of what runs now, leaves out who hangs and says so, and has

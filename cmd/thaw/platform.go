@@ -16,6 +16,7 @@ type upCmd struct {
 	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
 	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images, for zip packages (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
 	Allow    []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
+	Metrics  string   `help:"Address where Prometheus gets the numbers of all roles, such as 127.0.0.1:9101 (none)." env:"THAW_METRICS" placeholder:"HOST:PORT"`
 	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
 	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
 	identityFlags

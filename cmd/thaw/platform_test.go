@@ -48,6 +48,7 @@ type region struct {
 	up       *running
 	env      []string // for clients
 	endpoint string
+	metrics  string // address, if it was asked for
 }
 
 // newRegion brings a platform up, with flags more, and down at the test's end.
@@ -82,6 +83,9 @@ func (r *region) ready(t *testing.T) {
 	for line := ""; !strings.Contains(line, "aws lambda invoke"); {
 		if line = r.up.line(); strings.Contains(line, "(EOF)") {
 			t.Fatalf("up has ended: %+v", r.up.wait())
+		}
+		if at, ok := strings.CutPrefix(strings.TrimSpace(line), "metrics   http://"); ok {
+			r.metrics = strings.TrimSuffix(at, "/metrics")
 		}
 	}
 }
@@ -129,7 +133,7 @@ func nowhere(t *testing.T, folder, text string) {
 // A function is deployed, invoked cold and warm, and deleted, by thaw's own
 // verbs.
 func TestPlatform(t *testing.T) {
-	r := newRegion(t)
+	r := newRegion(t, "--metrics=127.0.0.1:0")
 	layout := sampleLayout(t)
 	r.must("deploy", "hello", layout, "--command", "/function", "--memory", "256", "-e", "GREETING="+canary)
 	var cold, warm struct {
@@ -161,6 +165,7 @@ func TestPlatform(t *testing.T) {
 	if out := r.must("logs", "hello"); strings.Count(out, "REPORT RequestId") != 2 {
 		t.Errorf("logs: %s", out)
 	}
+	r.counted(t)
 	login := r.command("registry", "login", "registry.example:5000", "-u", "somebody")
 	login.Stdin = strings.NewReader(canary + "\n")
 	if out, err := login.CombinedOutput(); err != nil || len(out) > 0 {

@@ -72,8 +72,11 @@ func (c *clusterServeCmd) Run(ctx context.Context, g *Globals) error {
 	if _, err := fmt.Fprintln(g.stdout, s.URL()); err != nil {
 		return errors.Join(err, s.Close())
 	}
-	<-ctx.Done()
-	return s.Close()
+	err = g.measured("cluster", s.Metrics(), func(ctx context.Context) error {
+		<-ctx.Done()
+		return nil
+	})(ctx)
+	return errors.Join(err, s.Close())
 }
 
 // secure is how a server of records is spoken to: all in one way, plainly if all
@@ -244,7 +247,7 @@ func (c *managerCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	defer f.leave()
 	m := manager.New(manager.Options{Address: f.address(), Token: f.token, Leases: f.fleet, Client: f.client, Idle: c.Idle, Log: g.logger()})
-	return g.serveRole(ctx, f.socket, m.Handler(), m.Run)
+	return g.serveRole(ctx, f.socket, m.Handler(), g.measured("manager", m.Metrics(), m.Run))
 }
 
 // shareProcessors leaves half of the processors to functions: threads of a role
@@ -290,14 +293,14 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 	if err != nil {
 		return err
 	}
-	return g.serveRole(ctx, f.socket, w.Handler(), func(ctx context.Context) error {
+	return g.serveRole(ctx, f.socket, w.Handler(), g.measured("worker", w.Metrics(), func(ctx context.Context) error {
 		var beside sync.WaitGroup
 		defer beside.Wait()
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		beside.Go(func() { pins.run(ctx) })
 		return w.Run(ctx)
-	})
+	}))
 }
 
 // network is what functions reach: the outside, but nothing private, and through

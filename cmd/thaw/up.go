@@ -271,6 +271,11 @@ func (up *platformUp) roles() []role {
 		_, address, _ := strings.Cut(up.at.get("cluster", "://"+up.ports.cluster), "://")
 		return append(common("cluster")(), "--listen="+address)
 	}}
+	if up.Metrics != "" {
+		all = append(all, role{name: "metrics", args: func() []string {
+			return []string{"--state=" + g.State, "--log-format=" + g.LogFormat, "metrics", "--listen=" + up.at.get("metrics", up.Metrics)}
+		}})
+	}
 	runtimes := "--runtimes=" + up.runtimes()
 	return append(all, cluster,
 		listen("builder", up.Registry, role{args: common("builder", runtimes, "--max-image="+up.MaxImage.String())}),
@@ -323,17 +328,21 @@ func (up *platformUp) screen(r fleetRecord, pair keyPair) error {
 	} else if up.g.Zone != "" {
 		zone = "the zone " + up.g.Zone
 	}
+	metrics := ""
+	if up.Metrics != "" {
+		metrics = fmt.Sprintf("  metrics   http://%s/metrics\n", up.at.get("metrics", up.Metrics))
+	}
 	_, err := fmt.Fprintf(up.g.stdout, `Thaw is up: %s
   takes     up to %s for functions, %s, %s of chunks in %s
   registry  docker push localhost:%s/NAME
   key       %s
   secret    %s%s
-
+%s
 In another shell:
   eval "$(%sthaw env)"
   thaw deploy hello docker://IMAGE
   aws lambda invoke --function-name hello /dev/stdout
-`, r.Endpoint, text.Bytes(up.plan.instances), zone, text.Bytes(int64(up.g.CacheSize)), up.g.Cache, port, pair.ID, pair.Secret, others, up.stateHint())
+`, r.Endpoint, text.Bytes(up.plan.instances), zone, text.Bytes(int64(up.g.CacheSize)), up.g.Cache, port, pair.ID, pair.Secret, others, metrics, up.stateHint())
 	return err
 }
 
