@@ -19,6 +19,8 @@ type control struct {
 	// urls makes the address of a function URL of its id.
 	urls     func(id string) string
 	packages Packages
+	objects  func(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error)
+	fetching chan struct{} // has an element for each package that is read from S3
 	// runtimes are the names that zip packages may ask for.
 	runtimes []string
 	now      func() time.Time
@@ -27,6 +29,7 @@ type control struct {
 
 // newControl makes a control of one that has all but its answers.
 func newControl(c control) *control {
+	c.fetching = make(chan struct{}, fetches)
 	c.answers = c.operations()
 	return &c
 }

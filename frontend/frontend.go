@@ -73,6 +73,9 @@ type Options struct {
 	Keys     *KeyStore
 	Queue    *events.Queue
 	Packages Packages
+	// Objects reads packages from S3, at most so many bytes and one; what the
+	// service answers instead is an *ObjectError. nil: there is no S3.
+	Objects func(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error)
 	// Keeper gives the key of an account's tenant, which seals its functions'
 	// variables. It remembers those that it has given; nil: no function has any.
 	Keeper func(ctx context.Context, account string) (keys.Keeper, error)
@@ -145,7 +148,7 @@ func New(o Options) *Frontend {
 	f.workers = newWorkers(o.Client, o.Token)
 	f.pool = newPool(o.ID, o.Idle, f.managers)
 	f.control = newControl(control{
-		store: o.Store, secrets: newSecrets(o.Keeper), region: o.Region, urls: f.urlOf, packages: o.Packages, runtimes: o.Runtimes, now: time.Now,
+		store: o.Store, secrets: newSecrets(o.Keeper), region: o.Region, urls: f.urlOf, packages: o.Packages, objects: o.Objects, runtimes: o.Runtimes, now: time.Now,
 	})
 	return f
 }

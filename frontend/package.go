@@ -7,10 +7,12 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"thaw/functions"
 	"thaw/lambdaapi"
@@ -32,23 +34,26 @@ type source struct {
 	kind     string // Image, Zip, or empty for what the rest says
 	image    string
 	zip      []byte
-	s3       bool // names a bucket or an object
+	object   object
 	kms      bool // is encrypted with a key of its own
 	updating bool
 }
+
+// object is a package in S3.
+type object struct{ bucket, key, version string }
 
 func sourceOf(q *lambdaapi.CreateFunctionRequest) source {
 	code := q.Code
 	return source{
 		kind: value(q.PackageType), image: value(code.ImageUri), zip: code.ZipFile,
-		s3: value(code.S3Bucket) != "" || value(code.S3Key) != "", kms: value(code.SourceKMSKeyArn) != "",
+		object: object{value(code.S3Bucket), value(code.S3Key), value(code.S3ObjectVersion)}, kms: value(code.SourceKMSKeyArn) != "",
 	}
 }
 
 func sourceOfUpdate(q *lambdaapi.UpdateFunctionCodeRequest, v *functions.Version) source {
 	return source{
 		kind: packageType(v), image: value(q.ImageUri), zip: q.ZipFile, updating: true,
-		s3: value(q.S3Bucket) != "" || value(q.S3Key) != "", kms: value(q.SourceKMSKeyArn) != "",
+		object: object{value(q.S3Bucket), value(q.S3Key), value(q.S3ObjectVersion)}, kms: value(q.SourceKMSKeyArn) != "",
 	}
 }
 
@@ -64,7 +69,7 @@ func (c *control) pack(ctx context.Context, id functions.ID, v *functions.Versio
 	switch {
 	case s.kind == packageImage && s.image == "":
 		return refuse("Please provide ImageUri when %s a function with packageType Image.", doing)
-	case s.kind == packageImage && (s.zip != nil || s.s3):
+	case s.kind == packageImage && (s.zip != nil || s.object != object{}):
 		return refuse("Please don't provide ZipFile or S3 objects when %s a function with packageType Image.", doing)
 	case s.kind == packageZip && s.image != "":
 		return refuse("Please don't provide ImageUri when %s a function with packageType Zip.", doing)
@@ -72,12 +77,58 @@ func (c *control) pack(ctx context.Context, id functions.ID, v *functions.Versio
 		return refuse("SourceKMSKeyArn is not supported here. Please leave it out.")
 	case s.kind == packageImage:
 		return packImage(v, s.image)
-	case s.s3:
-		return refuse("S3Bucket and S3Key are not supported here. Please provide the package as ZipFile.")
+	case s.zip != nil && s.object != object{}:
+		return refuse("Please do not provide other FunctionCode parameters when providing a ZipFile.")
+	case s.object != object{}:
+		data, err := c.fetch(ctx, s.object)
+		if err != nil {
+			return err
+		}
+		return c.packZip(ctx, id, v, data)
 	case len(s.zip) == 0:
 		return refuse("Please provide a source for function code.")
 	}
 	return c.packZip(ctx, id, v, s.zip)
+}
+
+const (
+	// fetchTime bounds the reading of a package from S3: SDKs wait for a minute.
+	fetchTime = 50 * time.Second
+	// fetches is how many packages are read from S3 at a time: each is in memory.
+	fetches = 2
+)
+
+// ObjectError is what an S3 service answers instead of an object.
+type ObjectError struct{ Code, Message string }
+
+// Error gives code and message.
+func (e *ObjectError) Error() string { return e.Code + ": " + e.Message }
+
+// fetch reads a package from S3.
+func (c *control) fetch(ctx context.Context, o object) ([]byte, error) {
+	if c.objects == nil {
+		return nil, refuse("S3Bucket and S3Key are not supported here: the operator of this region has named no S3 service (--s3). Please provide the package as ZipFile.")
+	}
+	if o.bucket == "" || o.key == "" {
+		return nil, refuse("Please provide both S3Bucket and S3Key.")
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	select {
+	case c.fetching <- struct{}{}:
+		defer func() { <-c.fetching }()
+	case <-ctx.Done():
+		return nil, lambdaapi.TooManyRequestsException.Errorf("Too many packages are read from S3 at the moment. Please try again.")
+	}
+	data, err := c.objects(ctx, o.bucket, o.key, o.version, mostZipped)
+	var said *ObjectError
+	if errors.As(err, &said) {
+		return nil, refuse("Error occurred while GetObject. S3 Error Code: %.100s. S3 Error Message: %.500s", said.Code, said.Message)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read a package from S3: %w", err)
+	}
+	return data, nil
 }
 
 // packImage takes an image's name. Who builds it asks its registry.

@@ -12,16 +12,20 @@ import (
 	"io/fs"
 	"maps"
 	"net"
+	"net/url"
 	"slices"
 	"strconv"
 	"text/tabwriter"
 	"time"
+
+	"github.com/aws/smithy-go"
 
 	"thaw/builder"
 	"thaw/events"
 	"thaw/fleet"
 	"thaw/frontend"
 	"thaw/functions"
+	"thaw/origin/cloud"
 	"thaw/text"
 	"thaw/worker"
 )
@@ -68,6 +72,10 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	objects, err := c.objects(ctx)
+	if err != nil {
+		return err
+	}
 	held := newTenantKeys(g)
 	defer held.Close()
 	if c.Endpoint == "" {
@@ -77,9 +85,35 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: f.fleet, Store: store, Client: f.client,
 		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)),
 		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
-		Tenant: g.tenantOf, Keeper: held.keeper, Log: g.logger(),
+		Tenant: g.tenantOf, Keeper: held.keeper, Objects: objects, Log: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, door.Handler(), g.measured("frontend", append(door.Metrics(), queue.Metrics()...), door.Run))
+}
+
+// objects reads packages from the S3 service that is named, if one is.
+func (f s3Flags) objects(ctx context.Context) (func(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error), error) {
+	if f.S3 == "" {
+		return nil, nil
+	}
+	u, err := url.Parse(f.S3)
+	if err != nil {
+		return nil, errors.New("--s3: it is no URL")
+	}
+	o, err := cloud.OpenObjects(ctx, u)
+	if err != nil {
+		return nil, fmt.Errorf("--s3: %w", err)
+	}
+	return func(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error) {
+		data, err := o.Get(ctx, bucket, key, version, limit)
+		var said smithy.APIError
+		switch {
+		case errors.As(err, &said):
+			err = &frontend.ObjectError{Code: said.ErrorCode(), Message: text.Line(said.ErrorMessage())}
+		case errors.Is(err, cloud.ErrOtherBucket):
+			err = &frontend.ObjectError{Code: "AccessDenied", Message: err.Error()}
+		}
+		return data, err
+	}, nil
 }
 
 // damaged tells of a record that cannot be read.

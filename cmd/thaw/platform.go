@@ -19,8 +19,14 @@ type upCmd struct {
 	Metrics  string   `help:"Address where Prometheus gets the numbers of all roles, such as 127.0.0.1:9101 (none)." env:"THAW_METRICS" placeholder:"HOST:PORT"`
 	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
 	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
+	s3Flags
 	identityFlags
 	serverTLS
+}
+
+// s3Flags say where packages may come from.
+type s3Flags struct {
+	S3 string `name:"s3" help:"S3 service that functions' packages may come from, s3://[BUCKET]?endpoint=URL&region=R: with a bucket, from that one alone. Every account may name what the credentials in the environment can read." env:"THAW_S3" placeholder:"URL"`
 }
 
 // identityFlags are what functions and clients see of the platform.
@@ -35,6 +41,7 @@ each a process of its own, and starts again what ends. Ctrl-C ends all and leave
 the state: functions, keys and queued events are there again the next time.
 
   thaw up
+  thaw up --s3 's3://?endpoint=http://127.0.0.1:7070'      packages may come from there, by S3Bucket and S3Key
   eval "$(thaw env)"                      in another shell: AWS CLI and SDKs speak to it
   thaw deploy hello oci:./layout:v1
   aws lambda invoke --function-name hello --payload '{}' /dev/stdout`
@@ -102,6 +109,7 @@ type frontendCmd struct {
 	fleetFlags
 	Endpoint string `help:"URL under which clients reach the API (http://LISTEN, https:// with TLS)." placeholder:"URL"`
 	Runtimes string `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
+	s3Flags
 	identityFlags
 	serverTLS
 }

@@ -30,13 +30,23 @@ const replyTimeout = time.Minute
 // since few servers have a host name for each bucket, and so is a region,
 // which they do not check but signing needs.
 func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, *s3Objects, error) {
+	s, err := newS3(ctx, u, parallel)
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := s3blob.OpenBucket(ctx, s.client, u.Host, nil)
+	return b, s, err
+}
+
+// newS3 makes a client of the service that a URL names.
+func newS3(ctx context.Context, u *url.URL, parallel int) (*s3Objects, error) {
 	q := u.Query()
 	endpoint := q.Get("endpoint")
 	pathStyle := endpoint != ""
 	if s := q.Get("use_path_style"); s != "" {
 		var err error
 		if pathStyle, err = strconv.ParseBool(s); err != nil {
-			return nil, nil, fmt.Errorf("use_path_style=%q is neither true nor false", s)
+			return nil, fmt.Errorf("use_path_style=%q is neither true nor false", s)
 		}
 		q.Del("use_path_style")
 	}
@@ -50,10 +60,10 @@ func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, *s3Obj
 	}
 	cfg, err := gcaws.V2ConfigFromURLParams(ctx, q)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if cfg.Region == "" {
-		return nil, nil, errors.New("no region: set AWS_REGION, or region= in the URL")
+		return nil, errors.New("no region: set AWS_REGION, or region= in the URL")
 	}
 	if !aws.IsCredentialsProvider(cfg.Credentials, aws.AnonymousCredentials{}) { // the SDK knows those by their type
 		c := newCredentials(cfg.Credentials, func(ctx context.Context) (aws.CredentialsProvider, error) {
@@ -67,8 +77,7 @@ func openS3(ctx context.Context, u *url.URL, parallel int) (*blob.Bucket, *s3Obj
 	transport := newTransport(cfg.HTTPClient, parallel)
 	cfg.HTTPClient = &http.Client{Transport: transport, CheckRedirect: follow}
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) { o.UsePathStyle = pathStyle })
-	b, err := s3blob.OpenBucket(ctx, client, u.Host, nil)
-	return b, &s3Objects{client: client, transport: transport, bucket: u.Host}, err
+	return &s3Objects{client: client, transport: transport, bucket: u.Host}, nil
 }
 
 // newTransport makes connections as the SDK would, so many at a time.
