@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"thaw/fleet"
 	"thaw/invokewire"
 )
 
@@ -47,7 +48,7 @@ func newLaneRig(t *testing.T, secure bool) *laneRig {
 			r.conns.Add(1)
 		}
 	}
-	client := newClient()
+	client := fleet.Dir("").Client()
 	if secure {
 		r.StartTLS()
 		client.Transport.(*http.Transport).TLSClientConfig = r.Client().Transport.(*http.Transport).TLSClientConfig
