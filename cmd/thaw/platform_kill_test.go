@@ -28,8 +28,9 @@ import (
 )
 
 // killsEach is how many moments each kind of process is killed at, unless
-// THAW_KILLS says more, as make soak does. THAW_KILLS_SEED repeats a run's.
-const killsEach = 6
+// THAW_KILLS says more, as make soak does: so many fit into two or three minutes of
+// a busy machine with two cores. THAW_KILLS_SEED repeats a run's.
+const killsEach = 8
 
 // client gives the SDK's client, which tries nothing twice.
 func (r *region) client(t *testing.T) *lambda.Client {
