@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
-	"net/http"
 	"os"
 	"os/exec"
 	"slices"
@@ -48,11 +47,9 @@ func BenchmarkNeighbour(b *testing.B) {
 	r := newRegion(b)
 	timed(b, r.thaw, r.args("deploy", "neighbour", "oci:"+corpus(b, "fn-go"), "--memory", "1769")...)
 	payload := []byte(`{"text":"` + strings.Repeat("x", 1000) + `"}`)
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1024, DisableCompression: true}}
 	h := r.hostile(b)
 	measure := func() (p50, p99 time.Duration) {
-		q := r.request(b, "neighbour", payload) // its signature holds for five minutes
-		all := steadily(b, client, pace{neighbourRate, neighbourTime}, func() *http.Request { return q() }, payload)
+		all := steadily(b, r.caller(b, "neighbour", payload), pace{neighbourRate, neighbourTime})
 		return quantile(all, .5), quantile(all, .99)
 	}
 	measure()

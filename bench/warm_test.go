@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -20,6 +22,8 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"thaw/quiet"
 )
 
 const (
@@ -53,36 +57,98 @@ func newRegion(b testing.TB, flags ...string) *region {
 	return r
 }
 
-// request gives a signed invoke of a function. The signature holds for five
-// minutes, so that what is measured is not the signing.
-func (r *region) request(b testing.TB, function string, payload []byte) func() *http.Request {
+// caller sends the same request again and again, over kept-alive connections. It
+// costs the machine as little as a client can, so that what is measured is who
+// answers.
+type caller struct {
+	address   string
+	raw, want []byte
+	idle      chan *line
+}
+
+// line is a connection of a caller's.
+type line struct {
+	net.Conn
+	in  *bufio.Reader
+	got []byte
+}
+
+func newCaller(b testing.TB, q *http.Request, want []byte) *caller {
+	b.Helper()
+	c := &caller{address: q.URL.Host, want: want, idle: make(chan *line, 1024)}
+	var raw bytes.Buffer
+	try(b, q.Write(&raw))
+	c.raw = raw.Bytes()
+	b.Cleanup(func() {
+		for len(c.idle) > 0 {
+			_ = (<-c.idle).Close()
+		}
+	})
+	return c
+}
+
+// caller invokes a function. The request is signed once: a signature holds for
+// five minutes, here as at Lambda.
+func (r *region) caller(b testing.TB, function string, payload []byte) *caller {
 	b.Helper()
 	url := r.env["AWS_ENDPOINT_URL"] + "/2015-03-31/functions/" + function + "/invocations"
-	first, err := http.NewRequest(http.MethodPost, url, bytes.NewReader(payload))
+	q, err := http.NewRequest(http.MethodPost, url, bytes.NewReader(payload))
 	try(b, err)
 	sum := sha256.Sum256(payload)
 	keys := aws.Credentials{AccessKeyID: r.env["AWS_ACCESS_KEY_ID"], SecretAccessKey: r.env["AWS_SECRET_ACCESS_KEY"]}
-	try(b, v4.NewSigner().SignHTTP(context.Background(), keys, first, hex.EncodeToString(sum[:]), "lambda", r.env["AWS_REGION"], time.Now()))
-	return func() *http.Request {
-		q := first.Clone(context.Background())
-		q.Body = io.NopCloser(bytes.NewReader(payload))
-		return q
-	}
+	try(b, v4.NewSigner().SignHTTP(context.Background(), keys, q, hex.EncodeToString(sum[:]), "lambda", r.env["AWS_REGION"], time.Now()))
+	return newCaller(b, q, payload)
 }
 
-// ask sends a request and gives how long the whole answer took.
-func ask(c *http.Client, q *http.Request, want []byte) (time.Duration, error) {
+// ask sends the request and gives how long the whole answer took.
+func (c *caller) ask() (time.Duration, error) {
 	began := time.Now()
-	res, err := c.Do(q)
+	l, err := c.line()
 	if err != nil {
 		return 0, err
 	}
-	defer res.Body.Close()
-	got, err := io.ReadAll(res.Body)
-	if err == nil && (res.StatusCode != http.StatusOK || !bytes.Equal(got, want)) {
-		err = fmt.Errorf("%s: %.200q", res.Status, got)
+	err = l.ask(c)
+	if err != nil {
+		_ = l.Close()
+		return 0, err
 	}
-	return time.Since(began), err
+	took := time.Since(began)
+	select {
+	case c.idle <- l:
+	default:
+		_ = l.Close()
+	}
+	return took, nil
+}
+
+// line gives a connection that is idle, or a new one.
+func (c *caller) line() (*line, error) {
+	select {
+	case l := <-c.idle:
+		return l, nil
+	default:
+	}
+	conn, err := new(quiet.Dialer).DialContext(context.Background(), "tcp", c.address)
+	if err != nil {
+		return nil, err
+	}
+	return &line{Conn: conn, in: bufio.NewReaderSize(conn, 8<<10), got: make([]byte, len(c.want))}, nil
+}
+
+func (l *line) ask(c *caller) error {
+	if _, err := l.Write(c.raw); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(l.in, nil)
+	if err != nil {
+		return err
+	}
+	n, err := io.ReadFull(res.Body, l.got)
+	if res.StatusCode != http.StatusOK || err != nil || !bytes.Equal(l.got, c.want) {
+		return fmt.Errorf("%s, %v: %.200q", res.Status, err, l.got[:n])
+	}
+	_, err = io.Copy(io.Discard, res.Body) // the end
+	return err
 }
 
 // BenchmarkWarm invokes a function that is warm: one client, an open loop, and
@@ -96,20 +162,19 @@ func BenchmarkWarm(b *testing.B) {
 	for _, memory := range []string{"1769", "128"} {
 		name := "warm" + memory
 		timed(b, r.thaw, r.args("deploy", name, "oci:"+corpus(b, "fn-go"), "--memory", memory)...)
-		q := r.request(b, name, payload)
-		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1024, DisableCompression: true}}
+		c := r.caller(b, name, payload)
 		for range 20 {
-			_, err := ask(client, q(), payload)
+			_, err := c.ask()
 			try(b, err)
 		}
 		var alone []time.Duration
 		for range warmAlone {
-			took, err := ask(client, q(), payload)
+			took, err := c.ask()
 			try(b, err)
 			alone = append(alone, took)
 		}
 		b.Logf("claim: %s MB, one client: p50 %v, p99 %v", memory, quantile(alone, .5), quantile(alone, .99))
-		open := steadily(b, client, pace{warmRate, warmTime}, q, payload)
+		open := steadily(b, c, pace{warmRate, warmTime})
 		b.Logf("claim: %s MB, open loop of %d/s: p50 %v, p99 %v of %d", memory, warmRate, quantile(open, .5), quantile(open, .99), len(open))
 		if memory == "1769" {
 			bare := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -117,15 +182,14 @@ func BenchmarkWarm(b *testing.B) {
 				_, _ = w.Write(body)
 			}))
 			defer bare.Close()
-			echo := func() *http.Request {
-				q, _ := http.NewRequest(http.MethodPost, bare.URL, bytes.NewReader(payload)) // the URL is right
-				return q
-			}
+			q, err := http.NewRequest(http.MethodPost, bare.URL, bytes.NewReader(payload))
+			try(b, err)
+			echo := newCaller(b, q, payload)
 			var ours, theirs []float64
 			var ratio Ratios
 			for range warmRounds {
-				ours = append(ours, saturate(b, client, q, payload))
-				theirs = append(theirs, saturate(b, client, echo, payload))
+				ours = append(ours, saturate(b, c))
+				theirs = append(theirs, saturate(b, echo))
 				ratio = append(ratio, ours[len(ours)-1]/theirs[len(theirs)-1])
 			}
 			b.Logf("claim: %d clients: %.0f invokes/s, bare echo %.0f/s, ours ÷ bare %s", warmClients, slices.Max(ours), slices.Max(theirs), ratio)
@@ -141,7 +205,7 @@ type pace struct {
 
 // steadily sends requests at a rate, however long answers take, and gives the
 // times from when each was due: an open loop.
-func steadily(b testing.TB, c *http.Client, p pace, q func() *http.Request, want []byte) (all []time.Duration) {
+func steadily(b testing.TB, c *caller, p pace) (all []time.Duration) {
 	b.Helper()
 	var mu sync.Mutex
 	var work sync.WaitGroup
@@ -152,7 +216,7 @@ func steadily(b testing.TB, c *http.Client, p pace, q func() *http.Request, want
 		due := began.Add(time.Duration(i) * time.Second / time.Duration(p.rate))
 		<-time.After(time.Until(due))
 		work.Go(func() {
-			if _, err := ask(c, q(), want); err != nil {
+			if _, err := c.ask(); err != nil {
 				failed.Add(1)
 				first.CompareAndSwap(nil, err.Error())
 				return
@@ -171,14 +235,14 @@ func steadily(b testing.TB, c *http.Client, p pace, q func() *http.Request, want
 }
 
 // saturate gives how many requests a second are answered.
-func saturate(b testing.TB, c *http.Client, q func() *http.Request, want []byte) float64 {
+func saturate(b testing.TB, c *caller) float64 {
 	var work sync.WaitGroup
 	var done atomic.Int64
 	began := time.Now()
 	for range warmClients {
 		work.Go(func() {
 			for time.Since(began) < 2*time.Second {
-				if _, err := ask(c, q(), want); err != nil {
+				if _, err := c.ask(); err != nil {
 					b.Error(err)
 					return
 				}

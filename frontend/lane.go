@@ -3,7 +3,6 @@ package frontend
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -43,40 +42,13 @@ type lane struct {
 	since  time.Time // idle
 }
 
-// newLanes connects as a client does.
+// newLanes connects as a client does: whether that is with TLS is its dialer's.
 func newLanes(c *http.Client) *lanes {
 	l := &lanes{dial: new(quiet.Dialer).DialContext, idle: map[string][]*lane{}}
-	t, ok := c.Transport.(*http.Transport)
-	if !ok {
-		return l
-	}
-	if t.DialContext != nil {
+	if t, ok := c.Transport.(*http.Transport); ok && t.DialContext != nil {
 		l.dial = t.DialContext
 	}
-	if t.TLSClientConfig != nil {
-		l.dial = secured(l.dial, t.TLSClientConfig)
-	}
 	return l
-}
-
-// secured speaks TLS over what is dialled.
-func secured(dial func(context.Context, string, string) (net.Conn, error), config *tls.Config) func(context.Context, string, string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		plain, err := dial(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		own := config.Clone()
-		if own.ServerName == "" {
-			own.ServerName, _, _ = net.SplitHostPort(address) // it was dialled
-		}
-		conn := tls.Client(plain, own)
-		if err := conn.HandshakeContext(ctx); err != nil {
-			_ = plain.Close()
-			return nil, &net.OpError{Op: "dial", Net: network, Err: err}
-		}
-		return conn, nil
-	}
 }
 
 // take gives an idle lane whose worker has not hung up, or a new one.

@@ -3,6 +3,7 @@ package frontend
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -51,7 +52,8 @@ func newLaneRig(t *testing.T, secure bool) *laneRig {
 	client := fleet.Dir("").Client()
 	if secure {
 		r.StartTLS()
-		client.Transport.(*http.Transport).TLSClientConfig = r.Client().Transport.(*http.Transport).TLSClientConfig
+		dialer := &tls.Dialer{Config: r.Client().Transport.(*http.Transport).TLSClientConfig}
+		client.Transport = &http.Transport{DialContext: dialer.DialContext}
 	} else {
 		r.Start()
 	}
