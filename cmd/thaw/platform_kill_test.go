@@ -28,9 +28,9 @@ import (
 )
 
 // killsEach is how many moments each kind of process is killed at, unless
-// THAW_KILLS says more, as make soak does: so many fit into two or three minutes of
-// a busy machine with two cores. THAW_KILLS_SEED repeats a run's.
-const killsEach = 8
+// THAW_KILLS says more, as make soak does: so many fit into some two minutes of a
+// machine with two cores. THAW_KILLS_SEED repeats a run's.
+const killsEach = 15
 
 // client gives the SDK's client, which tries nothing twice.
 func (r *region) client(t *testing.T) *lambda.Client {
@@ -175,7 +175,7 @@ func TestPlatformKill(t *testing.T) {
 		// An event whose instance is killed is tried again a minute later, which is
 		// not to be waited for in the end.
 		of := []string{"e", "f"}
-		if n > kills/3 {
+		if n > kills/5 {
 			of = of[1:]
 		}
 		for _, i := range draw.Perm(len(victims)) {
