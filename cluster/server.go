@@ -93,14 +93,6 @@ func Serve(ctx context.Context, o ServerOptions) (*Server, error) {
 // URL is where clients find the server.
 func (s *Server) URL() string { return s.url }
 
-// ClusterAddr is where other servers of the cluster find it: host:port, or empty.
-func (s *Server) ClusterAddr() string {
-	if a := s.nats.ClusterAddr(); a != nil {
-		return a.String()
-	}
-	return ""
-}
-
 // Close ends the server and returns when it has ended.
 func (s *Server) Close() error {
 	s.nats.Shutdown()

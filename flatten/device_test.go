@@ -291,5 +291,3 @@ func verified(m image, size int64, layers tars) error {
 	}
 	return errors.Join(all...)
 }
-
-func isRoot() bool { return os.Geteuid() == 0 }

@@ -43,6 +43,7 @@ type box struct {
 
 	mu      sync.Mutex // guards what follows
 	peak    int64      // bytes
+	most    int64      // bytes of any kind, when it was looked at
 	sampled time.Time
 }
 
@@ -138,8 +139,9 @@ func (b *box) boost() error { return b.group.Unlimited() }
 func (b *box) limit() error { return b.group.SetQuota(b.share, cpuPeriod) }
 
 // The memory of a busy instance is looked at after each invoke that has taken
-// sampleAfter, and after short ones every sampleEvery: a look takes some 200 µs,
-// and what single processes had at most is remembered between.
+// sampleAfter or more memory of any kind than was ever taken before, and every
+// sampleEvery: a look takes some 200 µs, and what single processes had at most is
+// remembered between.
 const (
 	sampleAfter = 20 * time.Millisecond
 	sampleEvery = 100 * time.Millisecond
@@ -150,20 +152,14 @@ const (
 func (b *box) memory(took time.Duration) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if now := time.Now(); took > sampleAfter || now.Sub(b.sampled) > sampleEvery {
+	now, most := time.Now(), b.group.MostMemory()
+	if took > sampleAfter || most > b.most || now.Sub(b.sampled) > sampleEvery {
 		if peak, err := b.group.PeakMemory(); err == nil {
 			b.peak = max(b.peak, peak)
 		}
-		b.sampled = now
+		b.sampled, b.most = now, most
 	}
 	return b.peak
-}
-
-// outOfMemory tells whether the kernel has killed a process of the instance since
-// the last call, because they took too much.
-func (b *box) outOfMemory() bool {
-	n, err := b.group.OOMKills()
-	return err == nil && n > 0
 }
 
 // kill ends all processes. What waits for them learns it from the connection.

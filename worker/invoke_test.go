@@ -84,6 +84,20 @@ func TestColdAndWarm(t *testing.T) {
 	}
 }
 
+// A short invoke's REPORT tells of the memory that it has taken itself.
+func TestMemoryUsed(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(nil))
+	for n, taken := range []int{0, 40, 60, 0} { // MB; they are kept
+		got := r.invoke("i1", fmt.Sprint("r", n), fmt.Sprintf(`{"do":{"allocate_mb":%d}}`, taken))
+		_, text, _ := strings.Cut(got.tail, "Max Memory Used: ")
+		var used int
+		if _, err := fmt.Sscan(text, &used); err != nil || used < []int{1, 40, 100, 100}[n] || used > 160 {
+			t.Errorf("with %d MB more: %q", taken, got.tail)
+		}
+	}
+}
+
 // Full and partial starts can be forced, are counted, and their stages tell them
 // apart: a partial one makes no root and no slot.
 func TestForcedStarts(t *testing.T) {
