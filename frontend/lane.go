@@ -3,6 +3,7 @@ package frontend
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -130,9 +131,15 @@ func (l *lane) post(path string, h http.Header, body []byte) (*http.Response, er
 	if rerr != nil {
 		return nil, err
 	}
+	if resp.StatusCode < http.StatusOK { // the answer proper would be the next invoke's
+		return nil, errInterim
+	}
 	resp.Close = resp.Close || err != nil
 	return resp, nil
 }
+
+// errInterim says that a worker has answered what nobody asked.
+var errInterim = errors.New("the worker answered with an interim status")
 
 // answer is a function's answer as it comes. It must be closed.
 type answer struct {
@@ -150,9 +157,10 @@ func (a *answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// close lets the lane have another invoke, if the answer was read to its end.
+// close lets the lane have another invoke, if the answer was read to its end and
+// nothing follows: that would be taken for the next one's.
 func (a *answer) close() {
-	if a.stop() && a.whole && !a.Response.Close {
+	if a.stop() && a.whole && !a.Response.Close && a.lane.in.Buffered() == 0 {
 		a.lanes.put(a.lane)
 		return
 	}
