@@ -50,7 +50,8 @@ func (b *bucket) keys(ctx context.Context, prefix, after string, limit int) ([]s
 			if c.Synced {
 				return stopped{}
 			}
-			if at, _ := slices.BinarySearch(first, c.Key); !c.Deleted && c.Key > after && at < limit {
+			at, told := slices.BinarySearch(first, c.Key) // told: it has changed meanwhile
+			if !told && !c.Deleted && c.Key > after && at < limit {
 				first = slices.Insert(first, at, c.Key)
 				first = first[:min(len(first), limit)]
 			}

@@ -33,7 +33,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"thaw/quiet"
@@ -165,12 +164,11 @@ func (d Dir) Dialer() func(ctx context.Context, network, address string) (net.Co
 		// Within some ten seconds a machine that is gone is noticed.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 3},
 	}}
-	config := sync.OnceValues(d.TLS)
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if Loopback(address) {
 			return dialer.DialContext(ctx, network, address)
 		}
-		c, err := config()
+		config, err := d.TLS()
 		if err != nil {
 			return nil, &net.OpError{Op: "dial", Net: network, Err: fmt.Errorf("%s: %w", address, err)}
 		}
@@ -178,7 +176,7 @@ func (d Dir) Dialer() func(ctx context.Context, network, address string) (net.Co
 		if err != nil {
 			return nil, err
 		}
-		return secure(ctx, conn, c)
+		return secure(ctx, conn, config)
 	}
 }
 

@@ -189,6 +189,7 @@ func (f *Frontend) work(ctx context.Context) error {
 	g.Go(func() error { return f.options.Leases.Watch(ctx, "managers/", f.managers.tell) })
 	g.Go(func() error { return f.options.Leases.Watch(ctx, "workers/", f.workers.tell) })
 	g.Go(func() error { f.pool.run(ctx); return nil })
+	g.Go(func() error { f.workers.lanes.run(ctx); return nil })
 	defer f.workers.lanes.close("")
 	g.Go(func() error { f.buffers.run(ctx); return nil })
 	g.Go(func() error { return f.options.Queue.Run(ctx, invoker{f}) })

@@ -97,6 +97,39 @@ func (s *lanes) put(l *lane) {
 	s.idle[l.worker] = list
 }
 
+// run ends lanes that nobody has taken for too long, until ctx ends.
+func (s *lanes) run(ctx context.Context) {
+	tick := time.NewTicker(laneIdle)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.expire(time.Now())
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// expire ends the lanes that were idle for too long by now, also those of workers
+// that had gone before their last answer was read.
+func (s *lanes) expire(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for w, list := range s.idle {
+		list = slices.DeleteFunc(list, func(l *lane) bool {
+			old := now.Sub(l.since) > laneIdle
+			if old {
+				_ = l.conn.Close()
+			}
+			return old
+		})
+		if s.idle[w] = list; len(list) == 0 {
+			delete(s.idle, w)
+		}
+	}
+}
+
 // close ends the idle lanes to a worker that has gone; of all if it has no name.
 func (s *lanes) close(worker string) {
 	s.mu.Lock()

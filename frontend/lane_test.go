@@ -22,8 +22,8 @@ import (
 // the instance "busy" unread, and those of "slow" never end.
 type laneRig struct {
 	*httptest.Server
-	workers *workers
-	conns   atomic.Int64
+	workers      *workers
+	conns, heard atomic.Int64 // connections, and invokes of "slow" that came whole
 }
 
 func newLaneRig(t *testing.T, secure bool) *laneRig {
@@ -35,6 +35,7 @@ func newLaneRig(t *testing.T, secure bool) *laneRig {
 			return
 		case strings.Contains(q.URL.Path, "slow"):
 			_, _ = io.Copy(io.Discard, q.Body) // else the server does not see the end
+			r.heard.Add(1)
 			<-q.Context().Done()
 			return
 		}
@@ -142,7 +143,7 @@ func TestLaneContext(t *testing.T) {
 		_, err := r.invoke(ctx, "slow", "1")
 		ended <- err
 	}()
-	for end := time.Now().Add(3 * time.Minute); r.conns.Load() == 0 && time.Now().Before(end); {
+	for end := time.Now().Add(3 * time.Minute); r.heard.Load() == 0 && time.Now().Before(end); {
 		<-time.After(time.Millisecond)
 	}
 	cancel()
@@ -166,12 +167,19 @@ func TestLaneBounds(t *testing.T) {
 		t.Errorf("closed %q, %d are idle", &closed, len(s.idle["w"]))
 	}
 	s.close("v")
-	if len(s.idle) != 1 {
+	s.expire(time.Now())
+	if len(s.idle["w"]) != maxLanes {
 		t.Error("another worker's")
 	}
 	s.close("w")
 	if closed.Len() != maxLanes+2 || len(s.idle) != 0 {
 		t.Errorf("%d closed", closed.Len())
+	}
+	s.put(&lane{worker: "w", conn: closing{to: &closed}})
+	s.put(&lane{worker: "w", conn: closing{to: &closed}})
+	s.expire(time.Now().Add(2 * laneIdle))
+	if closed.Len() != maxLanes+4 || len(s.idle) != 0 {
+		t.Errorf("%d closed after a while, %d workers have idle ones", closed.Len(), len(s.idle))
 	}
 }
 

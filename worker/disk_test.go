@@ -62,6 +62,9 @@ func TestDiskAdmission(t *testing.T) {
 		r.start(id, "", spec(nil))
 		r.invoke(id, "r1", "1")
 	}
+	if most := r.w.logs.limits.Total; most != r.w.o.Disk/2 {
+		t.Errorf("logs may take %d bytes of %d", most, r.w.o.Disk)
+	}
 	if why := r.refused("c"); !strings.Contains(why, "no disk for the /tmp of another instance") {
 		t.Error(why)
 	}

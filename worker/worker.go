@@ -94,7 +94,7 @@ type Options struct {
 type LogLimits struct {
 	Stream   int64         // bytes of one instance's log; 0 = 8 MiB: what is older goes
 	Function int64         // bytes of a function's logs; 0 = 64 MiB: the oldest streams go
-	Total    int64         // bytes of all; 0 = 1 GiB
+	Total    int64         // bytes of all, of Options.Disk half at most; 0 = 1 GiB
 	Streams  int           // of a function; 0 = 1000
 	Age      time.Duration // 0 = 14 days
 	Invoke   int64         // bytes that one invoke may log; 0 = 1 MiB: the rest is counted
@@ -154,6 +154,7 @@ func New(o Options) (*Worker, error) {
 		logs: newLogStore(filepath.Join(o.State, "logs"), o.Logs, o.Logger), history: &history{counts: map[string]uint64{}}, counts: newCounts(),
 		payloads: newPayloads(),
 	}
+	w.logs.limits.Total = min(w.logs.limits.Total, o.Disk/2) // else logs alone could keep all starts off: they go for Total only
 	w.slots = newSlots(o.Slots, slotKind{slotTmp, o.Network != nil}, func(ctx context.Context, k slotKind) (*slot, error) { return w.makeSlot(ctx, k, true) })
 	w.roots = &roots{w: w, all: map[string]*root{}}
 	w.admission = &admission{most: o.MaxStarts, limit: o.Queue, run: w.begin}
