@@ -7,6 +7,7 @@
 //	roots/<root>/traces/<tenant>/<image id>/<seq>
 //	roots/<root>/state/<seq>                     the root's state, a JSON record
 //	names/<tenant>/<name>/<seq>                  references, package catalog's
+//	platforms/<word>/<seq>                       empty: a platform uses this origin
 //	.tmp/.tmp-<random>                           folder only: unfinished writes
 //
 // An object under one of these keys is whole: it appears in one step, or not at

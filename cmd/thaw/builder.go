@@ -58,7 +58,7 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 	store.Warn = g.damaged
 	b := builder.New(builder.Options{
 		ID: "builder-" + f.address(), Functions: store, Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],
-		Convert: makes.Build, Kept: kept{g}, Logger: g.logger(),
+		Convert: makes.Build, Kept: own{kept{g}, records[buildRecords]}, Logger: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, http.Handler(images), g.measured("builder", b.Metrics(), b.Run))
 }
