@@ -50,7 +50,9 @@ func ServeRole(ctx context.Context, dir, role string, all ...prometheus.Collecto
 		return err
 	}
 	defer at.Close()
-	l, err := net.Listen("unix", socketIn(at, role+"-"+strconv.Itoa(os.Getpid())))
+	name := role + "-" + strconv.Itoa(os.Getpid())
+	_ = os.Remove(filepath.Join(dir, name)) // of one that was killed and had our number, as in a container
+	l, err := net.Listen("unix", socketIn(at, name))
 	if err != nil {
 		return fmt.Errorf("metrics of the %s: %w", role, err)
 	}

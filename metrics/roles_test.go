@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -78,6 +79,24 @@ func TestRoles(t *testing.T) {
 	}
 	first()
 	if out, _ := awaitRoles(t, dir, 1); strings.Contains(out, "first-") {
+		t.Error(out)
+	}
+}
+
+// A process that was killed does not keep one that gets its number, as in a
+// container, from telling its own numbers.
+func TestRoleAfterKill(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(dir, "role-"+strconv.Itoa(os.Getpid()))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	serveRole(t, dir, "role")
+	if out, _ := awaitRoles(t, dir, 1); !strings.Contains(out, "} 1\n") {
 		t.Error(out)
 	}
 }
