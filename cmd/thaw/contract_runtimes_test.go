@@ -10,7 +10,8 @@ import (
 )
 
 // The sample functions in shell, Python, JavaScript and Java run cold and warm
-// under each OCI runtime that is here: deployed once, under the first.
+// under each OCI runtime that is here: deployed once, under the first. The one in
+// JavaScript runs under AWS's own client too.
 func TestContractRuntimes(t *testing.T) {
 	t.Parallel()
 	samples := []string{"shell", "python", "node", "java"}
@@ -26,6 +27,7 @@ func TestContractRuntimes(t *testing.T) {
 		k.active(t, name)
 	}
 	t.Run("default", func(t *testing.T) { k.coldAndWarm(t, samples) })
+	t.Run("client", k.awsClient)
 	for _, runtime := range []string{"runc", "runsc"} {
 		t.Run(runtime, func(t *testing.T) {
 			if _, err := exec.LookPath(runtime); err != nil {
@@ -79,6 +81,38 @@ func (k *contract) coldAndWarm(t *testing.T, functions []string) {
 				t.Errorf("an error: %v, %v %s", err, aws.ToString(a.FunctionError), a.Payload)
 			}
 		})
+	}
+}
+
+// awsClient invokes a function under aws-lambda-ric, as npm gives it: its errors
+// have a type and a trace, and what it prints has the client's own form.
+func (k *contract) awsClient(t *testing.T) {
+	const name, streams = "node-ric", "node-ric-stream"
+	layout := corpusLayout(t, "fn-node-ric")
+	k.order(t, name, timeout(60), entryPoint(layout))
+	k.order(t, streams, timeout(60), entryPoint(layout, "node", "/var/runtime/bin/index.mjs", "app.stream"))
+	k.active(t, name)
+	k.active(t, streams)
+	k.coldAndWarm(t, []string{name})
+	if a := k.invoke(t, name, `{"do":{"log_text":"so far"}}`); !strings.Contains(a.log, "\t"+a.id+"\tINFO\tso far\n") {
+		t.Errorf("what it prints: %q", a.log)
+	}
+	a := k.invoke(t, name, `{"do":{"error":"no luck"}}`)
+	var e struct {
+		ErrorType string
+		Trace     []string
+	}
+	if err := decode(a.Payload, &e); err != nil || e.ErrorType != "Error" || len(e.Trace) < 2 || e.Trace[0] != "Error: no luck" || !strings.Contains(e.Trace[1], "/var/task/app.js:") {
+		t.Errorf("an error: %v, %s", err, a.Payload)
+	}
+	if !strings.Contains(a.log, "\t"+a.id+"\tERROR\tInvoke Error \t") {
+		t.Errorf("an error's log: %q", a.log)
+	}
+	if s := k.stream(t, streams, `{"stream":["a","b","c"]}`); string(s.body) != "abc" || s.end.ErrorCode != nil {
+		t.Errorf("a stream: %q, %s", s.body, aws.ToString(s.end.ErrorDetails))
+	}
+	if s := k.stream(t, streams, `{"stream":["a","b"],"error":"no more"}`); string(s.body) != "ab" || !strings.Contains(aws.ToString(s.end.ErrorDetails), "no more") {
+		t.Errorf("a stream that fails: %q, %s: %s", s.body, aws.ToString(s.end.ErrorCode), aws.ToString(s.end.ErrorDetails))
 	}
 }
 

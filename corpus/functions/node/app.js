@@ -1,5 +1,5 @@
 // The sample function in JavaScript. It answers with its event, but for {"do": {…}}: see handler. It has no other library, and runs as well
-// under AWS's own client (aws-lambda-ric app.handler).
+// under AWS's own client (aws-lambda-ric app.handler), where app.stream gives the pieces of {"do": {"stream": […]}} one by one.
 'use strict';
 
 const { randomUUID } = require('node:crypto');
@@ -25,3 +25,14 @@ exports.handler = async (event, context) => {
     env: Object.fromEntries((wanted.env || []).filter((name) => name in process.env).map((name) => [name, process.env[name]])),
   };
 };
+
+if (globalThis.awslambda) {
+  exports.stream = globalThis.awslambda.streamifyResponse(async (event, stream) => {
+    for (const piece of event.do.stream) {
+      stream.write(piece);
+      await new Promise((done) => setTimeout(done, 50));
+    }
+    if (event.do.error) throw new Error(event.do.error);
+    stream.end();
+  });
+}
