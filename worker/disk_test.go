@@ -27,19 +27,16 @@ func (r *rig) refused(id string) string {
 // instances end, the largest first, and those that work are let be.
 func TestDiskLimit(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.Disk = 64 << 20 })
-	for _, c := range []struct {
-		id    string
-		bytes int // MB
-	}{{"busy", 35}, {"small", 8}, {"large", 0}} {
-		r.start(c.id, "", spec(func(s *invokewire.Spec) { s.Timeout = 10 * time.Minute }))
-		if got := r.invoke(c.id, "r1", `{"do":{"write_mb":`+strconv.Itoa(c.bytes)+`}}`); got.status != http.StatusOK {
+	long := func(s *invokewire.Spec) { s.Timeout = 10 * time.Minute }
+	for id, size := range map[string]int{"small": 8, "large": 25} { // MB
+		r.start(id, "", spec(long))
+		if got := r.invoke(id, "r1", `{"do":{"write_mb":`+strconv.Itoa(size)+`}}`); got.status != http.StatusOK {
 			t.Fatalf("%+v", got)
 		}
 	}
+	r.start("busy", "", spec(long))
 	done := make(chan said)
-	go func() { done <- r.invoke("busy", "r2", `{"do":{"sleep_ms":600000}}`) }()
-	r.until("it works", func() bool { return r.w.find("busy").state().Phase == invokewire.PhaseBusy })
-	r.ask("large", "r2", `{"write_mb":25}`)
+	go func() { done <- r.invoke("busy", "r1", `{"do":{"write_mb":35,"hold_ms":600000}}`) }() // works from the first byte on
 	r.until("the larger of the idle has ended", func() bool { return r.w.find("large") == nil })
 	r.w.relieve(t.Context())
 	if r.w.find("small") == nil || r.w.find("busy").state().Phase != invokewire.PhaseBusy {
