@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"thaw/host"
@@ -227,14 +228,20 @@ func (r *roots) drop(ctx context.Context, match func(*root) bool) error {
 		return v.users == 0
 	})
 	r.mu.Unlock()
-	var err error
-	for _, v := range gone {
-		<-v.made
-		if v.err == nil {
-			err = errors.Join(err, v.takeDown(ctx, r.w.o.Host))
-		}
+	errs := make([]error, len(gone))
+	var ends errgroup.Group
+	ends.SetLimit(endsAtOnce) // one may take seconds: somebody else's mount namespace keeps what is unmounted here
+	for n, v := range gone {
+		ends.Go(func() error {
+			<-v.made
+			if v.err == nil {
+				errs[n] = v.takeDown(ctx, r.w.o.Host)
+			}
+			return nil
+		})
 	}
-	return err
+	_ = ends.Wait() // errs has them all
+	return errors.Join(errs...)
 }
 
 func (v *root) takeDown(ctx context.Context, h *host.Host) (err error) {
