@@ -37,7 +37,7 @@ func (b *Builder) work(ctx context.Context, cancel context.CancelCauseFunc, j *J
 	b.release(lease)
 	switch {
 	case err == nil:
-		b.log.Info("built", "function", j.ID, "build", j.Build)
+		// settle has said how
 	case errors.Is(err, functions.ErrConflict), errors.Is(err, functions.ErrNotFound), errors.Is(cause, errUnwanted):
 		b.log.Info("not built: changed or deleted meanwhile", "function", j.ID, "build", j.Build)
 	default:
@@ -192,6 +192,8 @@ func (b *Builder) settle(ctx context.Context, j *Job, r functions.Result) error 
 	b.counts.settled(r.Code)
 	if r.Code != "" {
 		b.log.Info("builder: a build was refused", "function", j.ID, "build", j.Build, "code", r.Code, "reason", r.Reason)
+	} else {
+		b.log.Info("built", "function", j.ID, "build", j.Build)
 	}
 	b.forget(ctx, j.ID)
 	return nil

@@ -69,7 +69,11 @@ func (c *builderCmd) listen(ctx context.Context, _ string) (net.Listener, error)
 	if !fleet.Loopback(address) {
 		return nil, fmt.Errorf("%s: the registry inside asks nobody who they are: it listens on loopback only, such as 127.0.0.1:9005", address)
 	}
-	return fleet.Listen(ctx, address, nil)
+	l, err := fleet.Listen(ctx, address, nil)
+	if err != nil {
+		return nil, fmt.Errorf("the registry inside (thaw up --registry): %w", err)
+	}
+	return l, nil
 }
 
 // innerNames are those by which clients know the registry inside.

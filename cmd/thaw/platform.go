@@ -7,14 +7,14 @@ import "time"
 
 // upCmd runs a whole platform on one machine.
 type upCmd struct {
-	Listen   string   `help:"Address of the Lambda API. Beyond loopback it speaks TLS, with --tls-cert or a certificate of the fleet's own authority." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
+	Listen   string   `help:"Address of the Lambda API. Beyond loopback it speaks TLS, with --tls-cert or a certificate of the fleet's own authority (127.0.0.1:9000)." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
 	Fleet    string   `help:"Address of this machine at which the roles of other machines find its own, over mutual TLS; they take this port and the next two (none: all roles on loopback)." placeholder:"HOST:PORT"`
-	Registry string   `help:"Address of the registry inside, for docker push." default:"127.0.0.1:9005" env:"THAW_REGISTRY" placeholder:"HOST:PORT"`
+	Registry string   `help:"Address of the registry inside, for docker push (127.0.0.1:9005)." default:"127.0.0.1:9005" env:"THAW_REGISTRY" placeholder:"HOST:PORT"`
 	Budget   byteSize `help:"Memory that all of it may take (three quarters of what this machine has)."`
 	Disk     byteSize `help:"Bytes of disk that functions' /tmp and logs may take together; beyond that no instance starts (half of what is free)."`
-	Nodes    int      `help:"Nodes of the zone cache on this machine; 0 for none. They take 5 % of the budget and of the free disk at most." default:"5" placeholder:"N"`
+	Nodes    int      `help:"Nodes of the zone cache on this machine; 0 for none (5). They take 5 % of the budget and of the free disk at most." default:"5" placeholder:"N"`
 	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
-	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images, for zip packages (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
+	Runtimes string   `help:"TOML file that maps names of runtimes to base images, for zip packages, [runtimes] and lines NAME = IMAGE in quotes (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
 	Allow    []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
 	Metrics  string   `help:"Address where Prometheus gets the numbers of all roles, such as 127.0.0.1:9101 (none)." env:"THAW_METRICS" placeholder:"HOST:PORT"`
 	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
@@ -209,7 +209,7 @@ func (deployCmd) Help() string {
 
   thaw deploy hello oci:./layout:v1 --memory 512 --timeout 10
   thaw deploy hello localhost:9005/hello:2        after docker push to the registry inside
-  thaw deploy shell code.zip --runtime provided.al2023 --handler x`
+  thaw deploy go code.zip --runtime provided.al2023 --handler x     its bootstrap is a static program: there is no shell`
 }
 
 // invokeCmd invokes a function.

@@ -316,14 +316,14 @@ func (c *workerCmd) network(g *Globals) (*network.Network, error) {
 	for _, text := range c.Allow {
 		prefix, err := netip.ParsePrefix(text)
 		if err != nil {
-			return nil, fmt.Errorf("--allow: %w", err)
+			return nil, fmt.Errorf("--allow %s: want a range of addresses, such as 10.1.2.0/24 or 10.1.2.3/32", text)
 		}
 		o.Allow = append(o.Allow, prefix)
 	}
 	if c.Range != "" {
 		var err error
 		if o.CIDR, err = netip.ParsePrefix(c.Range); err != nil {
-			return nil, fmt.Errorf("--range: %w", err)
+			return nil, fmt.Errorf("--range %s: want a range of addresses, such as 100.64.0.0/20", c.Range)
 		}
 	}
 	return network.Open(o)

@@ -135,7 +135,10 @@ func (c *upCmd) certify(g *Globals) error {
 	}
 	if secure == nil && !fleet.Loopback(c.Listen) {
 		host, _, err := net.SplitHostPort(c.Listen)
-		if ip := net.ParseIP(host); err != nil || host == "" || ip.IsUnspecified() {
+		if err != nil {
+			return fmt.Errorf("--listen %s: want HOST:PORT, such as 127.0.0.1:9000", c.Listen)
+		}
+		if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
 			return fmt.Errorf("--listen %s: want the address that clients use, for a certificate of the fleet's own authority; or give --tls-cert and --tls-key", c.Listen)
 		}
 		hosts = append(hosts, host)
