@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -39,7 +41,7 @@ func OpenObjects(ctx context.Context, u *url.URL) (*Objects, error) {
 // Get reads an object, or one of its versions. Of one that is longer than limit
 // it gives limit+1 bytes. What the service answers is a smithy.APIError.
 func (o *Objects) Get(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error) {
-	if o.s3.bucket != "" && o.s3.bucket != bucket {
+	if o.s3.bucket != "" && o.s3.bucket != bucket || slices.Contains(strings.Split(key, "/"), "..") { // which a proxy may resolve
 		return nil, ErrOtherBucket
 	}
 	in := &s3.GetObjectInput{Bucket: &bucket, Key: &key}

@@ -53,6 +53,14 @@ func TestObjects(t *testing.T) {
 	if _, err := open("other").Get(t.Context(), bucket, "code.zip", "", 10); !errors.Is(err, ErrOtherBucket) {
 		t.Errorf("another bucket: %v", err)
 	}
+	if err := os.MkdirAll(filepath.Join(server.Objects(), "other"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"../" + bucket + "/code.zip", "a/../../" + bucket + "/code.zip", ".."} {
+		if got, err := open("other").Get(t.Context(), "other", key, "", 10); !errors.Is(err, ErrOtherBucket) {
+			t.Errorf("%s: %q, %v", key, got, err)
+		}
+	}
 	for _, bad := range []string{"gs://b", "s3://b/prefix?region=r", "s3://id:key@b?region=r", "s3://b"} {
 		u, err := url.Parse(bad)
 		if err == nil {
