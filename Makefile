@@ -20,7 +20,7 @@ demo: ## convert two images that share a base, print what is shared, start a pro
 
 test: setup ## go vet and every test; as root, also those that mount and start containers
 	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw
-	@$(GO) test -timeout 20m ./...
+	@$(GO) test -timeout 40m ./... # cmd/thaw's takes ten minutes, and longer on a busy machine
 	@$(GO) test -tags cloud ./cmd/thaw -run '^(TestNodesAreAskedThemselves|TestHeapLimit|TestPinBudget|TestSupervise|TestSuperviseFails|TestPackages|TestKept|TestKeptMends)$$' # what only that build has
 
 build: ## bin/thaw, with the programs it starts inside

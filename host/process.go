@@ -82,6 +82,10 @@ func (p process) open() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
+// killPatience is how long a process may take to be gone after SIGKILL: one with
+// much memory, on a busy machine.
+const killPatience = 10 * time.Second
+
 // end waits until the process has gone; after patience it is killed.
 func (p process) end(ctx context.Context, patience time.Duration) error {
 	f, err := p.open()
@@ -95,7 +99,7 @@ func (p process) end(ctx context.Context, patience time.Duration) error {
 	if err := unix.PidfdSendSignal(int(f.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("killing process %d: %w", p.PID, err)
 	}
-	if !waitFd(context.WithoutCancel(ctx), int(f.Fd()), patience) {
+	if patience = max(patience, killPatience); !waitFd(context.WithoutCancel(ctx), int(f.Fd()), patience) {
 		return fmt.Errorf("process %d does not end, %v after SIGKILL", p.PID, patience)
 	}
 	return nil
