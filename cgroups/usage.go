@@ -40,9 +40,9 @@ func (g *Group) PeakMemory() (int64, error) {
 // memory returns the anonymous and shared memory now, the most that the group
 // has ever used of any kind, and the folder of its controller.
 func (g *Group) memory() (now, most int64, dir string, err error) {
-	dir, names, peak := g.v1["memory"], [2]string{"total_rss", "total_shmem"}, "memory.max_usage_in_bytes"
+	dir, names := g.v1["memory"], [2]string{"total_rss", "total_shmem"}
 	if dir == "" {
-		dir, names, peak = g.v2, [2]string{"anon", "shmem"}, "memory.peak"
+		dir, names = g.v2, [2]string{"anon", "shmem"}
 	}
 	stat, err := readFrom(dir, "memory.stat")
 	if err != nil {
@@ -50,7 +50,7 @@ func (g *Group) memory() (now, most int64, dir string, err error) {
 	}
 	all := fields(stat)
 	now, most = all[names[0]]+all[names[1]], 1<<62
-	if n, err := strconv.ParseInt(readWord(dir, peak), 10, 64); err == nil {
+	if n := g.MostMemory(); n > 0 {
 		most = n
 	}
 	return now, most, dir, nil
@@ -65,14 +65,9 @@ func (g *Group) MostMemory() int64 {
 	if dir == "" {
 		dir, peak = g.v2, "memory.peak"
 	}
-	n, _ := strconv.ParseInt(readWord(dir, peak), 10, 64)
+	data, _ := readFrom(dir, peak)
+	n, _ := strconv.ParseInt(string(bytes.TrimSpace(data)), 10, 64)
 	return n
-}
-
-// readWord gives a file's text, "" if it cannot be read.
-func readWord(dir, name string) string {
-	data, _ := readFrom(dir, name)
-	return string(bytes.TrimSpace(data))
 }
 
 // missing says whether it is the group or the controller that is not there.

@@ -122,15 +122,14 @@ func (c *zoneServeCmd) child(ctx context.Context, g *Globals, dir string) (*devN
 
 // formerAddress reads the address that a node had, if nobody listens there.
 func formerAddress(record string) string {
-	const any = "127.0.0.1:0"
 	b, _ := os.ReadFile(record) // none is there the first time
 	address := strings.TrimSpace(string(b))
 	if !fleet.Loopback(address) {
-		return any
+		return anyLoopback
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return any
+		return anyLoopback
 	}
 	_ = l.Close()
 	return address
