@@ -30,11 +30,11 @@ import (
 
 const (
 	killMoments = 100 // spread over a run
-	killHits    = 60  // of those, processes that were alive; fewer prove too little, and a busy machine's runs differ much
+	killHits    = 90  // of those, processes that were alive; fewer prove too little
 	killBlocks  = 10  // parts of them, each with a new measurement: machines get busy and idle
 	// Tries of one moment or step until the process is alive there: runs differ
 	// in length, and steps near the end are short.
-	momentTries = 5
+	momentTries = 20
 	stepTries   = 150
 )
 
