@@ -82,7 +82,7 @@ func newRegion(t *testing.T) *region {
 }
 
 // testKeeper gives each account a key of its own.
-func testKeeper(t *testing.T) func(context.Context, string) (keys.Keeper, error) {
+func testKeeper(t testing.TB) func(context.Context, string) (keys.Keeper, error) {
 	dir := t.TempDir()
 	return func(ctx context.Context, account string) (keys.Keeper, error) {
 		return keys.Open(ctx, "file://"+dir+"/"+account)

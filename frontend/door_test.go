@@ -247,7 +247,7 @@ func newDoor(t testing.TB) *door {
 	d := &door{t: t, conn: conn}
 	d.leases = must(conn.Leases(ctx, "fleet", 30*time.Second))
 	store := functions.NewStore(must(conn.Records(ctx, "functions")))
-	keys := NewKeyStore(must(conn.Records(ctx, "keys")))
+	keys := NewKeyStore(must(conn.Records(ctx, "keys")), testKeeper(t))
 	d.key = must(keys.Create(ctx, testAccount, "test"))
 	queue := must(events.Open(ctx, conn, events.Options{Policy: EventPolicy(store)}))
 	d.worker = newFakeWorker(t, d.leases, "w0")

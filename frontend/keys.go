@@ -13,16 +13,26 @@ import (
 	"time"
 
 	"thaw/cluster"
+	"thaw/keys"
 	"thaw/sigv4"
 )
 
-// ErrNoKey says that there is no such access key.
-var ErrNoKey = errors.New("no such access key")
+var (
+	// ErrNoKey says that there is no such access key.
+	ErrNoKey = errors.New("no such access key")
+	// ErrDamagedKey is of records that cannot be read. It stands behind their keys.
+	ErrDamagedKey = errors.New("is damaged: revoke the key, and create another")
+)
 
 var accountForm = regexp.MustCompile(`^[0-9]{12}$`)
 
-// maxNote bounds what an operator writes to a key.
-const maxNote = 256
+const (
+	// maxNote bounds what an operator writes to a key.
+	maxNote = 256
+	// maxKnown bounds the keys that a frontend has at hand, some 500 bytes each.
+	// Others are read from the records each time.
+	maxKnown = 16384
+)
 
 // Key is an access key of an account. No verb prints its secret.
 type Key struct {
@@ -36,19 +46,46 @@ type Key struct {
 // Format hides the secret.
 func (k Key) Format(f fmt.State, _ rune) { fmt.Fprint(f, "frontend.Key{"+k.ID+" of "+k.Account+"}") }
 
-// KeyStore keeps access keys in the cluster's bucket "keys". It is safe for
-// concurrent use, and by many processes: a key that is revoked here is refused
-// by all frontends as soon as they are told.
-type KeyStore struct {
-	records *cluster.Records
-
-	mu    sync.RWMutex
-	known map[string]sigv4.Key
+// keyRecord is what is kept of a key. Its account and id are authenticated with
+// the secret, so that a record cannot be moved to another account.
+type keyRecord struct {
+	ID      string
+	Account string
+	Sealed  []byte // the secret, keys.Seal's
+	Note    string `json:",omitempty"`
+	Created time.Time
 }
 
-// NewKeyStore opens the keys in a bucket of records.
-func NewKeyStore(r *cluster.Records) *KeyStore {
-	return &KeyStore{records: r, known: map[string]sigv4.Key{}}
+// bound is what a secret is sealed for.
+func (r *keyRecord) bound() []byte {
+	return []byte("thaw access key v1\x00" + r.Account + "\x00" + r.ID)
+}
+
+// KeyStore keeps access keys in the cluster's bucket "keys", their secrets sealed
+// with the keys of their accounts' tenants. It is safe for concurrent use, and by
+// many processes: a key that is revoked here is refused by all frontends as soon
+// as they are told.
+type KeyStore struct {
+	// Warn, if set before the store is used, is told of records that are damaged.
+	Warn func(error)
+
+	records *cluster.Records
+	keeper  func(ctx context.Context, account string) (keys.Keeper, error)
+
+	mu    sync.RWMutex
+	known map[string]*knownKey // guarded by mu
+}
+
+// knownKey is a key that is in the records.
+type knownKey struct {
+	keyRecord
+	opened sigv4.Key // guarded by KeyStore.mu; zero until somebody has used it
+}
+
+// NewKeyStore opens the keys in a bucket of records. Keeper gives the key of an
+// account's tenant, and remembers those that it has given.
+func NewKeyStore(r *cluster.Records, keeper func(ctx context.Context, account string) (keys.Keeper, error)) *KeyStore {
+	return &KeyStore{records: r, keeper: keeper, known: map[string]*knownKey{}}
 }
 
 const keyPrefix = "key/"
@@ -62,7 +99,15 @@ func (s *KeyStore) Create(ctx context.Context, account, note string) (Key, error
 		return Key{}, fmt.Errorf("note: more than %d bytes", maxNote)
 	}
 	k := Key{ID: "AKIA" + randomText(16), Secret: randomText(40), Account: account, Note: note, Created: time.Now().UTC()}
-	value, err := json.Marshal(k)
+	keeper, err := s.keeper(ctx, account)
+	if err != nil {
+		return Key{}, fmt.Errorf("key of account %s: %w", account, err)
+	}
+	r := keyRecord{ID: k.ID, Account: account, Note: note, Created: k.Created}
+	if r.Sealed, err = keys.Seal(ctx, keeper, []byte(k.Secret), r.bound()); err != nil {
+		return Key{}, fmt.Errorf("seal an access key: %w", err)
+	}
+	value, err := json.Marshal(r)
 	if err != nil {
 		return Key{}, err
 	}
@@ -80,7 +125,7 @@ func randomText(n int) string {
 }
 
 // List gives an account's keys without their secrets, or all if account is
-// empty, in the order of their ids.
+// empty, in the order of their ids. Warn is told of those that are damaged.
 func (s *KeyStore) List(ctx context.Context, account string) ([]Key, error) {
 	records, err := s.records.List(ctx, keyPrefix)
 	if err != nil {
@@ -90,11 +135,11 @@ func (s *KeyStore) List(ctx context.Context, account string) ([]Key, error) {
 	for _, r := range records {
 		k, err := readKey(r)
 		if err != nil {
-			return nil, err
+			s.warn(err)
+			continue
 		}
 		if account == "" || k.Account == account {
-			k.Secret = ""
-			list = append(list, k)
+			list = append(list, Key{ID: k.ID, Account: k.Account, Note: k.Note, Created: k.Created})
 		}
 	}
 	return list, nil
@@ -112,44 +157,80 @@ func (s *KeyStore) Revoke(ctx context.Context, id string) error {
 	return err
 }
 
-// Lookup reads a key with its secret, or returns ErrNoKey.
+// Lookup reads a key with its secret, or returns ErrNoKey or ErrDamagedKey.
 func (s *KeyStore) Lookup(ctx context.Context, id string) (Key, error) {
+	r, err := s.read(ctx, id)
+	if err != nil {
+		return Key{}, err
+	}
+	secret, err := s.open(ctx, &r)
+	return Key{ID: r.ID, Secret: secret, Account: r.Account, Note: r.Note, Created: r.Created}, err
+}
+
+func (s *KeyStore) read(ctx context.Context, id string) (keyRecord, error) {
 	r, err := s.records.Get(ctx, keyPrefix+id)
 	if errors.Is(err, cluster.ErrNotFound) {
-		return Key{}, fmt.Errorf("%w: %.40q", ErrNoKey, id)
+		return keyRecord{}, fmt.Errorf("%w: %.40q", ErrNoKey, id)
 	}
 	if err != nil {
-		return Key{}, fmt.Errorf("read access key: %w", err)
+		return keyRecord{}, fmt.Errorf("read access key: %w", err)
 	}
 	return readKey(r)
 }
 
 // readKey reads a record. What it holds stays out of the error.
-func readKey(r cluster.Record) (Key, error) {
-	var k Key
-	if err := json.Unmarshal(r.Value, &k); err != nil || keyPrefix+k.ID != r.Key || k.Secret == "" || !accountForm.MatchString(k.Account) {
-		return Key{}, fmt.Errorf("record %s is damaged: revoke the key, and create another", r.Key)
+func readKey(r cluster.Record) (keyRecord, error) {
+	var k keyRecord
+	if err := json.Unmarshal(r.Value, &k); err != nil || keyPrefix+k.ID != r.Key || len(k.Sealed) == 0 || !accountForm.MatchString(k.Account) {
+		return keyRecord{}, fmt.Errorf("record %s %w", r.Key, ErrDamagedKey)
 	}
 	return k, nil
 }
 
-// find gives a key for a request. Keys that were made a moment ago, elsewhere,
-// are found in the records.
+// open gives a key's secret.
+func (s *KeyStore) open(ctx context.Context, r *keyRecord) (string, error) {
+	keeper, err := s.keeper(ctx, r.Account)
+	if err != nil {
+		return "", fmt.Errorf("key of account %s: %w", r.Account, err)
+	}
+	secret, err := keys.Unseal(ctx, keeper, r.Sealed, r.bound())
+	if err != nil {
+		return "", fmt.Errorf("open access key %s of account %s: %w", r.ID, r.Account, err)
+	}
+	return string(secret), nil
+}
+
+// find gives a key for a request, and remembers the secrets of those that are
+// known. Keys that were made a moment ago, elsewhere, are found in the records.
 func (s *KeyStore) find(ctx context.Context, id string) (sigv4.Key, error) {
 	s.mu.RLock()
-	k, ok := s.known[id]
+	k := s.known[id]
+	if k != nil && k.opened.Secret != "" {
+		defer s.mu.RUnlock()
+		return k.opened, nil
+	}
 	s.mu.RUnlock()
-	if ok {
-		return k, nil
+	if k == nil {
+		if !strings.HasPrefix(id, "AKIA") || len(id) != 20 {
+			return sigv4.Key{}, sigv4.ErrUnknownKey
+		}
+		r, err := s.read(ctx, id)
+		if errors.Is(err, ErrNoKey) {
+			return sigv4.Key{}, sigv4.ErrUnknownKey
+		}
+		if err != nil {
+			return sigv4.Key{}, err
+		}
+		k = &knownKey{keyRecord: r}
 	}
-	if !strings.HasPrefix(id, "AKIA") || len(id) != 20 {
-		return sigv4.Key{}, sigv4.ErrUnknownKey
+	secret, err := s.open(ctx, &k.keyRecord)
+	if err != nil {
+		return sigv4.Key{}, err
 	}
-	found, err := s.Lookup(ctx, id)
-	if errors.Is(err, ErrNoKey) {
-		return sigv4.Key{}, sigv4.ErrUnknownKey
-	}
-	return sigv4.Key{Secret: found.Secret, Account: found.Account}, err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k.opened = sigv4.Key{Secret: secret, Account: k.Account} // kept only where k is known: it may be revoked by now
+	return k.opened, nil
 }
 
 // run keeps what find knows as it is in the records, until ctx ends.
@@ -158,15 +239,29 @@ func (s *KeyStore) run(ctx context.Context) error {
 		if c.Synced {
 			return nil
 		}
-		id := strings.TrimPrefix(c.Key, keyPrefix)
+		r, err := readKey(c.Record)
+		if err != nil && !c.Deleted {
+			s.warn(err)
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		k, err := readKey(c.Record)
+		delete(s.known, strings.TrimPrefix(c.Key, keyPrefix))
 		if c.Deleted || err != nil {
-			delete(s.known, id) // Lookup tells of damage
 			return nil
 		}
-		s.known[id] = sigv4.Key{Secret: k.Secret, Account: k.Account}
+		for other := range s.known {
+			if len(s.known) < maxKnown {
+				break
+			}
+			delete(s.known, other) // any
+		}
+		s.known[r.ID] = &knownKey{keyRecord: r}
 		return nil
 	})
+}
+
+func (s *KeyStore) warn(err error) {
+	if s.Warn != nil {
+		s.Warn(err)
+	}
 }

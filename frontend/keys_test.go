@@ -1,14 +1,20 @@
 package frontend
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"thaw/cluster"
 	"thaw/invokewire"
+	"thaw/keys"
 	"thaw/sigv4"
 )
 
@@ -41,8 +47,13 @@ func TestKeys(t *testing.T) {
 		}
 	}
 	// Revoked by another process, it is refused here.
-	d.until("the key is known", func() bool { s.mu.RLock(); defer s.mu.RUnlock(); return s.known[k.ID].Secret != "" })
-	if err := NewKeyStore(s.records).Revoke(ctx, k.ID); err != nil {
+	d.until("the key is known", func() bool {
+		_, err := s.find(ctx, k.ID)
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		return err == nil && s.known[k.ID] != nil && s.known[k.ID].opened.Secret == k.Secret
+	})
+	if err := NewKeyStore(s.records, s.keeper).Revoke(ctx, k.ID); err != nil {
 		t.Fatal(err)
 	}
 	d.until("the key is refused", func() bool { _, err := s.find(ctx, k.ID); return errors.Is(err, sigv4.ErrUnknownKey) })
@@ -62,14 +73,110 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// One that is damaged is told by name, and the others are there.
 func TestDamagedKey(t *testing.T) {
 	d := newDoor(t)
-	if _, err := d.options.Keys.records.Create(t.Context(), keyPrefix+"AKIA0000000000000000", []byte(`{"Secret":"hush"}`)); err != nil {
+	ctx, s := t.Context(), d.options.Keys
+	told := make(chan error, 100)
+	other := NewKeyStore(s.records, s.keeper)
+	other.Warn = func(err error) { told <- err }
+	const id = "AKIA0000000000000000"
+	if _, err := s.records.Create(ctx, keyPrefix+id, []byte(`{"ID":"`+id+`","Account":"000000000000","Secret":"hush"}`)); err != nil {
 		t.Fatal(err)
 	}
-	_, err := d.options.Keys.find(t.Context(), "AKIA0000000000000000")
-	if err == nil || errors.Is(err, sigv4.ErrUnknownKey) || strings.Contains(err.Error(), "hush") {
-		t.Errorf("got %v", err)
+	for _, err := range []error{second(s.find(ctx, id)), second(s.Lookup(ctx, id))} {
+		if !errors.Is(err, ErrDamagedKey) || errors.Is(err, sigv4.ErrUnknownKey) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if list := must(other.List(ctx, "")); len(list) != 1 || list[0].ID != d.key.ID {
+		t.Errorf("listed %v", list)
+	}
+	d.running(func(ctx context.Context) error {
+		if err := other.run(ctx); ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	for range 2 { // by List, and by what it follows
+		if err := <-told; !strings.Contains(err.Error(), id) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("told: %v", err)
+		}
+	}
+}
+
+// holding counts the files of a folder that have a text.
+func holding(t *testing.T, dir, text string) (n int) {
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if bytes.Contains(data, []byte(text)) {
+			n++
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// Neither the records' folder nor a backup has a secret in clear, and who has the
+// records without the tenants' keys, or moves them, has nothing.
+func TestKeysSealed(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	server := must(cluster.Serve(ctx, cluster.ServerOptions{Dir: dir, Listen: "127.0.0.1:0", Token: testToken}))
+	t.Cleanup(func() { _ = server.Close() })
+	conn := must(cluster.Dial(ctx, server.URL(), testToken))
+	t.Cleanup(conn.Close)
+	records := must(conn.Records(ctx, "keys"))
+	s := NewKeyStore(records, testKeeper(t))
+	k := must(s.Create(ctx, testAccount, "a note"))
+	var backup bytes.Buffer
+	restored := filepath.Join(t.TempDir(), "restored")
+	if err := errors.Join(conn.Backup(ctx, &backup), cluster.Restore(ctx, restored, bytes.NewReader(backup.Bytes()))); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{dir, restored} { // a backup is compressed
+		if holding(t, dir, k.Secret) > 0 || holding(t, dir, "a note") == 0 {
+			t.Error("the secret is there in clear, or the record is not there")
+		}
+	}
+	if _, err := NewKeyStore(records, testKeeper(t)).find(ctx, k.ID); !errors.Is(err, keys.ErrRefused) || strings.Contains(err.Error(), k.Secret) {
+		t.Errorf("with other tenants' keys: %v", err)
+	}
+	stolen := bytes.ReplaceAll(must(records.Get(ctx, keyPrefix+k.ID)).Value, []byte(testAccount), []byte("111111111111"))
+	must(records.Create(ctx, keyPrefix+"AKIA0000000000000000", bytes.ReplaceAll(stolen, []byte(k.ID), []byte("AKIA0000000000000000"))))
+	if _, err := s.Lookup(ctx, "AKIA0000000000000000"); !errors.Is(err, keys.ErrRefused) {
+		t.Errorf("moved to another account: %v", err)
+	}
+}
+
+// A frontend has so many keys at hand, and reads others each time.
+func TestKnownKeysAreBounded(t *testing.T) {
+	d := newDoor(t)
+	ctx, s := t.Context(), d.options.Keys
+	d.until("the first key is known", func() bool { s.mu.RLock(); defer s.mu.RUnlock(); return s.known[d.key.ID] != nil })
+	s.mu.Lock()
+	for n := range maxKnown {
+		s.known[fmt.Sprint(n)] = &knownKey{}
+	}
+	s.mu.Unlock()
+	k := must(s.Create(ctx, testAccount, ""))
+	d.until("another is known", func() bool { s.mu.RLock(); defer s.mu.RUnlock(); return s.known[k.ID] != nil })
+	s.mu.Lock()
+	delete(s.known, d.key.ID)
+	n := len(s.known)
+	s.mu.Unlock()
+	if n > maxKnown {
+		t.Errorf("%d are known", n)
+	}
+	if got := must(s.find(ctx, d.key.ID)); got.Secret != d.key.Secret {
+		t.Error("one that is not known is not found")
 	}
 }
 

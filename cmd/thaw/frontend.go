@@ -78,13 +78,15 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	held := newTenantKeys(g)
 	defer held.Close()
+	access := frontend.NewKeyStore(keyed, held.keeper)
+	access.Warn = g.damaged
 	if c.Endpoint == "" {
 		c.Endpoint = scheme + f.address()
 	}
 	door := frontend.New(frontend.Options{
 		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: f.fleet, Store: store, Client: f.client,
 		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)),
-		Keys:   frontend.NewKeyStore(keyed), Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
+		Keys:   access, Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
 		Tenant: g.tenantOf, Keeper: held.keeper, Objects: objects, Log: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, door.Handler(), g.measured("frontend", append(door.Metrics(), queue.Metrics()...), door.Run))
@@ -161,11 +163,15 @@ func (g *Globals) keyStore(ctx context.Context, url string, f func(*frontend.Key
 	if err != nil {
 		return err
 	}
-	return f(frontend.NewKeyStore(records))
+	held := newTenantKeys(g)
+	defer held.Close()
+	s := frontend.NewKeyStore(records, held.keeper)
+	s.Warn = g.damaged
+	return f(s)
 }
 
 // firstKey gives the key pair of this machine's user, and makes one if there is
-// none or it was revoked.
+// none, it was revoked, or its record is damaged.
 func (g *Globals) firstKey(ctx context.Context, url string) (pair keyPair, err error) {
 	path := g.fleetPath("credentials")
 	if err := readJSON(path, &pair); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -173,7 +179,11 @@ func (g *Globals) firstKey(ctx context.Context, url string) (pair keyPair, err e
 	}
 	err = g.keyStore(ctx, url, func(s *frontend.KeyStore) error {
 		if pair.ID != "" {
-			if _, err := s.Lookup(ctx, pair.ID); !errors.Is(err, frontend.ErrNoKey) {
+			_, err := s.Lookup(ctx, pair.ID)
+			if errors.Is(err, frontend.ErrDamagedKey) {
+				err = cmp.Or(s.Revoke(ctx, pair.ID), frontend.ErrNoKey)
+			}
+			if !errors.Is(err, frontend.ErrNoKey) {
 				return err
 			}
 		}

@@ -92,9 +92,9 @@ type clusterRestoreCmd struct {
 // Help teaches by example.
 func (clusterCmd) Help() string {
 	return `Functions, access keys and queued events are here; images are in the origin, and the tenants' keys
-that seal images and functions' variables in STATE/keys, or where --key says: keep those too. What
-no function needs any more leaves the origin after a quarter of an hour: a function that was given
-other code since the backup has to be deployed again once it is restored.
+that seal images, functions' variables and access keys in STATE/keys, or where --key says: keep those
+too. What no function needs any more leaves the origin after a quarter of an hour: a function that was
+given other code since the backup has to be deployed again once it is restored.
 
   thaw cluster --name a --listen 10.0.0.5:9010 --routes 10.0.0.5:9011 --peers 10.0.0.6:9011,10.0.0.7:9011
   thaw cluster backup monday.thaw              while all goes on

@@ -177,8 +177,13 @@ func TestPlatform(t *testing.T) {
 	if out := r.must("functions", "--json"); !strings.Contains(out, "hello") || strings.Contains(out, canary) {
 		t.Errorf("functions: %s", out)
 	}
+	var pair struct{ Secret string }
+	if err := json.Unmarshal([]byte(r.must("keys", "create", "--json")), &pair); err != nil || len(pair.Secret) != 40 {
+		t.Errorf("a key with %d characters: %v", len(pair.Secret), err)
+	}
 	r.must("cluster", "backup", filepath.Join(r.state, "backup"))
 	nowhere(t, r.state, canary)
+	nowhere(t, r.state, pair.Secret)
 	r.must("registry", "logout", "registry.example:5000")
 	if e := r.thaw("fleet", "invite", "-"); e.code != 1 || !strings.Contains(e.stderr, "for this machine only") {
 		t.Errorf("inviting to a platform on loopback: %+v", e)
