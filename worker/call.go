@@ -32,6 +32,7 @@ type call struct {
 	whole   bool   // the function has answered, or was answered for
 	kindOf  string // of the failure that the function told itself
 	failing bool   // what the function says is not heard any more
+	handing bool   // it is on its way to thaw-init
 	initing bool   // the function is initialised within the call
 	text    []byte
 	billed  int64
@@ -217,13 +218,33 @@ func (i *instance) run(ctx context.Context, c *call, read func(context.Context) 
 		p.yield()
 	}
 	if !again || i.initAgain(c) {
-		if err := i.box.frames.WriteInvoke(c.invoke, p.bytes.Bytes()); err != nil {
+		if err := i.hand(c, p); err != nil {
 			i.box.kill() // read fails the call
 		}
 	}
 	p.done() // the function may take a while
 	<-c.answered
 	return nil
+}
+
+// hand gives thaw-init a call. It returns when that has all of it, or is killed:
+// by a timeout, or here because a long payload has had its turn for long enough.
+func (i *instance) hand(c *call, p *payload) error {
+	set := func(on bool) bool {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		c.handing = on
+		return !c.failing
+	}
+	if !set(true) {
+		return nil // it is late already, and its processes are being ended
+	}
+	defer set(false)
+	if p.large {
+		_ = i.box.conn.SetWriteDeadline(time.Now().Add(p.of.limit))
+		defer func() { _ = i.box.conn.SetWriteDeadline(time.Time{}) }()
+	}
+	return i.box.frames.WriteInvoke(c.invoke, p.bytes.Bytes())
 }
 
 // begin makes the instance busy. again: it has to be initialised before.
@@ -381,7 +402,7 @@ func (i *instance) fail(c *call, f failure) {
 	if f.timeout {
 		took = i.spec.Timeout
 	}
-	whole, grace, initing := c.whole, i.grace(), c.initing
+	whole, grace, initing, handing := c.whole, i.grace(), c.initing, c.handing
 	c.failing, c.whole, i.stale = true, true, true
 	i.mu.Unlock()
 	c.timer.Stop()
@@ -394,6 +415,10 @@ func (i *instance) fail(c *call, f failure) {
 		}
 		if initing && f.timeout {
 			i.log.platform(i.lines.initReport(time.Now(), took, phaseInvoke, f.outcome()))
+		}
+		if handing { // it does not even read, and would not hear of a reset
+			i.box.kill()
+			<-i.over
 		}
 		i.settle(c, f, took, grace)
 	})

@@ -131,6 +131,7 @@ const idLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 type payloads struct {
 	small, large sync.Pool
 	turns        chan struct{} // one for each long payload that is here
+	limit        time.Duration // of each way, for a long one
 }
 
 const (
@@ -138,11 +139,14 @@ const (
 	smallPayload = 64 << 10
 	// largePayloads bounds the long ones: four of 6 MiB fill a machine's memory bus.
 	largePayloads = 4
-	// payloadTime is for a frontend, which has it whole, to send a long one.
+	// payloadTime is for a frontend, which has it whole, to send a long one, and
+	// again for thaw-init to take it: a tenth of a processor needs less than 1 s.
 	payloadTime = time.Minute
 )
 
-func newPayloads() payloads { return payloads{turns: make(chan struct{}, largePayloads)} }
+func newPayloads() payloads {
+	return payloads{turns: make(chan struct{}, largePayloads), limit: payloadTime}
+}
 
 // get gives a buffer for so many bytes (-1: nobody knows how many), in its turn.
 func (p *payloads) get(ctx context.Context, n int64) (*payload, error) {
@@ -226,7 +230,7 @@ func (w *Worker) serveInvoke(rw http.ResponseWriter, r *http.Request) {
 		}
 		if p.large {
 			control := http.NewResponseController(rw)
-			_ = control.SetReadDeadline(time.Now().Add(payloadTime)) // servers of tests cannot
+			_ = control.SetReadDeadline(time.Now().Add(p.of.limit)) // servers of tests cannot
 			defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 		}
 		if _, err := p.bytes.ReadFrom(body); err != nil {

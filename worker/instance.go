@@ -206,9 +206,11 @@ func errorOf(f *invokewire.InitFailed) string {
 // that does not do so in time is killed.
 func (i *instance) reset(reason string, grace time.Duration) {
 	drain(i.resets)
-	err := i.box.frames.WriteJSON(invokewire.FrameReset, invokewire.Stop{Reason: reason, GraceMs: grace.Milliseconds()})
 	late := time.NewTimer(grace + resetLimit)
 	defer late.Stop()
+	_ = i.box.conn.SetWriteDeadline(time.Now().Add(resetLimit)) // it may not read any more
+	err := i.box.frames.WriteJSON(invokewire.FrameReset, invokewire.Stop{Reason: reason, GraceMs: grace.Milliseconds()})
+	_ = i.box.conn.SetWriteDeadline(time.Time{})
 	if err == nil {
 		select {
 		case <-i.resets:

@@ -202,3 +202,28 @@ func TestKilledInstance(t *testing.T) {
 		}
 	}
 }
+
+// What thaw-init does not take holds no turn of others' long payloads: it ends with
+// the function's time, or the payload's if that is over sooner.
+func TestStuckPayload(t *testing.T) {
+	r := newRig(t, nil)
+	for id, timeout := range map[string]time.Duration{"late": time.Second, "long": 15 * time.Minute} {
+		r.start(id, "", spec(func(s *invokewire.Spec) { s.Timeout = timeout }))
+		if got := r.invoke(id, "r0", "1"); got.body != "1" {
+			t.Fatalf("%+v", got)
+		}
+		if err := syscall.Kill(r.w.find(id).box.process.PID, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	payload := `"` + strings.Repeat("x", 2<<20) + `"`
+	if got := r.invoke("late", "r1", payload); !strings.Contains(got.body, "Task timed out after 1.00 seconds") || !strings.Contains(got.tail, "Status: timeout") {
+		t.Errorf("%+v", got)
+	}
+	r.w.payloads.limit = 100 * time.Millisecond
+	if got := r.invoke("long", "r2", payload); !strings.Contains(got.body, "signal: killed") {
+		t.Errorf("%+v", got)
+	}
+	r.until("all turns are free", func() bool { return len(r.w.payloads.turns) == 0 })
+	r.until("both are gone", func() bool { return r.phase("late") == "" && r.phase("long") == "" })
+}
