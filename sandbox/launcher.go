@@ -21,7 +21,7 @@ import (
 // the thread that forked them, die with the process. It is go-runc's ProcessMonitor, and the only one who reaps: it knows which children
 // are commands, which are instances that somebody waits for, and which are orphans.
 type launcher struct {
-	jobs        chan func()
+	jobs        chan func() error
 	hideUnified bool
 	shared      bool          // each waits for its own
 	reaping     chan struct{} // holds something while one who waits reaps for all
@@ -41,14 +41,21 @@ func newLauncher(hideUnified bool) (*launcher, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become a child subreaper: %w", err)
 	}
-	l := &launcher{jobs: make(chan func()), hideUnified: hideUnified, reaping: make(chan struct{}, 1), running: map[int]chan struct{}{}}
-	go func() {
-		runtime.LockOSThread() // for ever
-		for job := range l.jobs {
-			job()
-		}
-	}()
+	l := &launcher{jobs: make(chan func() error), hideUnified: hideUnified, reaping: make(chan struct{}, 1), running: map[int]chan struct{}{}}
+	go l.work()
 	return l, nil
+}
+
+// work does jobs on a thread of its own. One that is astray does nothing any more, since what it ran next would run in another's file
+// system; it must not end either, as commands that it has started would die with it.
+func (l *launcher) work() {
+	runtime.LockOSThread() // for ever
+	for job := range l.jobs {
+		if errors.Is(job(), errAstray) {
+			go l.work()
+			select {}
+		}
+	}
 }
 
 // Start is StartLocked: all commands start from the one thread.
@@ -62,12 +69,14 @@ func (l *launcher) StartLocked(cmd *exec.Cmd) (chan runc.Exit, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	started := make(chan error)
-	l.jobs <- func() {
+	l.jobs <- func() error {
+		start := cmd.Start
 		if l.hideUnified {
-			started <- withoutUnified(cmd.Start)
-		} else {
-			started <- cmd.Start()
+			start = func() error { return withoutUnified(cmd.Start) }
 		}
+		err := start()
+		started <- err
+		return err
 	}
 	if err := <-started; err != nil {
 		return nil, err
@@ -92,6 +101,29 @@ func (l *launcher) Wait(_ *exec.Cmd, exit chan runc.Exit) (int, error) { return 
 // withoutUnified calls f on this thread while the thread, and what it forks, does not see the cgroup v2 hierarchy of a hybrid host. The
 // thread leaves that mount namespace at once: it holds copies of all mounts, which nobody could unmount for good while it exists.
 func withoutUnified(f func() error) error {
+	enter := func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("unshare the mount namespace: %w", err)
+		}
+		return nil
+	}
+	return elsewhere(enter, func() error {
+		err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, "")
+		if err == nil {
+			err = unix.Unmount(unified, unix.MNT_DETACH)
+		}
+		if err != nil {
+			return fmt.Errorf("hide %s: %w", unified, err)
+		}
+		return f()
+	})
+}
+
+// errAstray says that a thread could not leave a mount namespace.
+var errAstray = errors.New("a thread cannot leave a mount namespace")
+
+// elsewhere calls f on this thread in the mount namespace that enter brings it to, with a working directory of its own.
+func elsewhere(enter, f func() error) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns wants it
 		return fmt.Errorf("unshare: %w", err)
 	}
@@ -100,19 +132,19 @@ func withoutUnified(f func() error) error {
 		return err
 	}
 	defer home.Close()
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("unshare the mount namespace: %w", err)
+	return away(home, enter, f)
+}
+
+// away is elsewhere for a thread that is at home.
+func away(home *os.File, enter, f func() error) error {
+	if err := enter(); err != nil {
+		return err
 	}
-	err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, "")
-	if err == nil {
-		err = unix.Unmount(unified, unix.MNT_DETACH)
+	err := f()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNS); back != nil {
+		return errors.Join(err, fmt.Errorf("%w: %w", errAstray, back))
 	}
-	if err == nil {
-		err = f()
-	} else {
-		err = fmt.Errorf("hide %s: %w", unified, err)
-	}
-	return errors.Join(err, unix.Setns(int(home.Fd()), unix.CLONE_NEWNS))
+	return err
 }
 
 // adopt starts an instance by start, which gives its process id, and gives where its end will be told.

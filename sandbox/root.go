@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -34,27 +33,15 @@ func (s *Supervisor) GiveRoot(p *Process, root string) error {
 	}
 	defer theirs.Close()
 	done := make(chan error, 1)
-	s.launcher.jobs <- func() { done <- inMounts(theirs, func() error { return replaceRoot(tree) }) }
+	s.launcher.jobs <- func() error {
+		err := elsewhere(func() error { return os.NewSyscallError("setns", unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNS)) }, func() error { return replaceRoot(tree) })
+		done <- err
+		return err
+	}
 	if err := <-done; err != nil {
 		return fmt.Errorf("root %s of an instance: %w", root, err)
 	}
 	return nil
-}
-
-// inMounts calls f on this thread in a mount namespace, with a working directory of its own.
-func inMounts(theirs *os.File, f func() error) error {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns wants it
-		return fmt.Errorf("unshare: %w", err)
-	}
-	home, err := os.Open("/proc/thread-self/ns/mnt")
-	if err != nil {
-		return err
-	}
-	defer home.Close()
-	if err := unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("setns: %w", err)
-	}
-	return errors.Join(f(), unix.Setns(int(home.Fd()), unix.CLONE_NEWNS))
 }
 
 // replaceRoot mounts a tree, moves there what is mounted in the root, and makes it the root of all processes of this namespace.
