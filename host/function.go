@@ -141,7 +141,12 @@ func (h *Host) scratchTemplate(ctx context.Context, size int64) (string, error) 
 }
 
 func makeScratch(ctx context.Context, name string, size int64) error {
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	at := name + ".at"
+	// One that was killed has left its own, which its file system may write to.
+	if err := errors.Join(mount.Unmount(at), os.RemoveAll(name)); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -154,7 +159,6 @@ func makeScratch(ctx context.Context, name string, size int64) error {
 	if err != nil {
 		return fmt.Errorf("mkfs.ext4 (apt-get install e2fsprogs): %w: %s", err, bytes.TrimSpace(out))
 	}
-	at := name + ".at"
 	if err := makeDir(at, 0o700); err != nil {
 		return err
 	}
@@ -162,10 +166,11 @@ func makeScratch(ctx context.Context, name string, size int64) error {
 	if err := mountFile(name, at); err != nil {
 		return err
 	}
-	return errors.Join(fillScratch(at, size), unix.Unmount(at, 0))
+	return errors.Join(fillScratch(at, size), mount.Unmount(at), f.Sync()) // it is to outlive a crash, whole
 }
 
-// fillScratch makes the folder to be shown and leaves the size free.
+// fillScratch makes the folder to be shown and leaves the size free. What it has
+// made is in the file system's file, to which nothing more is written.
 func fillScratch(at string, size int64) error {
 	data := filepath.Join(at, scratchData)
 	err := os.Mkdir(data, 0o700)
@@ -182,16 +187,27 @@ func fillScratch(at string, size int64) error {
 	if err != nil {
 		return err
 	}
-	defer filler.Close()
+	if err := errors.Join(leave(filler, size), filler.Close()); err != nil {
+		return err
+	}
+	id, _, err := mount.At(at)
+	if err != nil {
+		return err
+	}
+	return mount.Mount{Dir: at, ID: id}.Settle()
+}
+
+// leave makes a file so large that size bytes are free beside it.
+func leave(filler *os.File, size int64) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(at, &st); err != nil {
+	if err := unix.Fstatfs(int(filler.Fd()), &st); err != nil {
 		return err
 	}
 	over := int64(st.Bavail)*st.Bsize - size - scratchMore
 	if over < 0 {
 		return fmt.Errorf("%d bytes short of %d", -over, size)
 	}
-	return errors.Join(unix.Fallocate(int(filler.Fd()), 0, 0, over&^4095), unix.Syncfs(int(filler.Fd())))
+	return unix.Fallocate(int(filler.Fd()), 0, 0, over&^4095)
 }
 
 // copySparse copies a file without its holes.

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"thaw/mount"
 	"thaw/sandbox"
 )
 
@@ -46,6 +48,42 @@ func TestScratch(t *testing.T) {
 		}
 	}
 	h.empty(t)
+}
+
+// A template is whole as soon as it is made, although somebody has a copy of the
+// mount that it was made by; and one that was killed in making it is in nobody's
+// way.
+func TestScratchTemplate(t *testing.T) {
+	openTest(t)
+	ctx, cancel := contextOf()
+	defer cancel()
+	const size = 8 << 20
+	name := filepath.Join(t.TempDir(), "template")
+	left := name + ".at"
+	if err := errors.Join(makeScratch(ctx, name, size), makeDir(left, 0o700), mountFile(name, left)); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeScratch(ctx, name, size); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("where it was mounted: %v", err)
+	}
+	cleanFile(t, name)
+	again := filepath.Join(t.TempDir(), "again")
+	if err := errors.Join(copySparse(again, name), makeDir(left, 0o700), mountFile(again, left), os.RemoveAll(left+"/"+scratchData), os.Remove(left+"/filler")); err != nil {
+		t.Fatal(err)
+	}
+	release := copyMount(t, left)
+	if err := errors.Join(fillScratch(left, size), mount.Unmount(left)); err != nil {
+		t.Fatal(err)
+	}
+	before := cleanFile(t, again)
+	release()
+	noLoops(t, filepath.Dir(again))
+	if !bytes.Equal(cleanFile(t, again), before) {
+		t.Error("something was written to a template that was made")
+	}
 }
 
 // fill writes MiB after MiB; size must fit, one more must not.

@@ -296,6 +296,10 @@ func (h *Host) clean(ctx context.Context, i *Instance) error {
 			return err
 		}
 	}
+	if i.Writes {
+		mounts, _ := mount.Under(dir)
+		settle(mounts...)
+	}
 	if err := mount.DetachAll(dir); err != nil {
 		return err
 	}
@@ -306,6 +310,19 @@ func (h *Host) clean(ctx context.Context, i *Instance) error {
 		return err
 	}
 	return h.forget(i.ID)
+}
+
+// settle has the kernel write nothing more to a writable device, which goes next:
+// who has a copy of its mount keeps the file system alive, and the kernel's log
+// would tell of data lost for as long. That is all there is to it, for what was
+// written goes with the instance; so a file system that cannot settle, since a
+// file is open in it or its agent has ended, goes as it is.
+func settle(mounts ...mount.Mount) {
+	for _, m := range mounts {
+		if m.Type == "ext4" {
+			_ = m.Settle()
+		}
+	}
 }
 
 // forget removes the folder of an instance, whose lock the caller holds. It

@@ -46,6 +46,9 @@ func (i *Instance) unmountTarget() error {
 	if !ok {
 		return nil
 	}
+	if i.Writes {
+		settle(m)
+	}
 	return m.Unmount()
 }
 

@@ -1,11 +1,14 @@
 package host
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +17,7 @@ import (
 )
 
 // plainImage mounts a file system as an image's, without an agent.
-func (h *Host) plainImage(t *testing.T) *Use {
+func (h *Host) plainImage(t *testing.T, readOnly bool) *Use {
 	t.Helper()
 	image := &Use{kind: "images", key: "0123456789ab"}
 	file := h.dir("images", image.key, "fuse", "image")
@@ -27,12 +30,12 @@ func (h *Host) plainImage(t *testing.T) *Use {
 	if out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", "-O", "^has_journal", file, "1M").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	loop, err := mount.AttachLoop(file, true)
+	loop, err := mount.AttachLoop(file, readOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer loop.Close()
-	if err := mount.MountExt4(loop.Device, h.Rootfs(image, false), true); err != nil {
+	if err := mount.MountExt4(loop.Device, h.Rootfs(image, false), readOnly); err != nil {
 		t.Fatal(err)
 	}
 	return image
@@ -64,7 +67,7 @@ func (h *Host) at(t *testing.T, dir string, want *Instance, wantErr error) {
 // Each instance's end unmounts its own mount, whatever else is at the folder.
 func TestTargets(t *testing.T) {
 	h := openTest(t)
-	image, target := h.plainImage(t), t.TempDir()
+	image, target := h.plainImage(t, true), t.TempDir()
 	h.at(t, target, nil, nil)
 	first, second := h.mountAt(t, image, target), h.mountAt(t, image, target)
 	h.at(t, target, second, nil)
@@ -109,7 +112,7 @@ func TestTargets(t *testing.T) {
 // found all the same.
 func TestTargetWithoutRecord(t *testing.T) {
 	h := openTest(t)
-	image, target := h.plainImage(t), t.TempDir()
+	image, target := h.plainImage(t, true), t.TempDir()
 	i := h.mountAt(t, image, target)
 	i.Mount = 0
 	if err := errors.Join(i.Save(), i.lock.Close()); err != nil {
@@ -127,7 +130,7 @@ func TestTargetWithoutRecord(t *testing.T) {
 // A mount of an image that is gone is unmounted as soon as nothing lies over it.
 func TestReapMounts(t *testing.T) {
 	h := openTest(t)
-	image, target := h.plainImage(t), t.TempDir()
+	image, target := h.plainImage(t, true), t.TempDir()
 	if _, err := mount.Bind(h.Rootfs(image, false), target, true); err != nil {
 		t.Fatal(err)
 	}
@@ -150,4 +153,61 @@ func TestReapMounts(t *testing.T) {
 	if mounts, err := mount.Under(target); err != nil || len(mounts) > 0 {
 		t.Errorf("left: %v, %v", mounts, err)
 	}
+}
+
+// What was written is on the device before that goes, and nothing comes later,
+// although somebody has a copy of the mount.
+func TestWrittenBeforeTheEnd(t *testing.T) {
+	h := openTest(t)
+	image, target := h.plainImage(t, false), t.TempDir()
+	i, err := h.NewInstance(KindMount, image, &Use{key: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.Target, i.Writes = target, true
+	err = errors.Join(i.bind(h.Rootfs(image, false), target, false), mount.Unmount(h.Rootfs(image, false)), os.WriteFile(target+"/new", []byte("text"), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := copyMount(t, target)
+	if err := i.End(t.Context()); err != nil {
+		t.Error(err)
+	}
+	file := h.dir("images", image.key, "fuse", "image")
+	before := cleanFile(t, file)
+	release()
+	noLoops(t, h.run)
+	if !bytes.Equal(cleanFile(t, file), before) {
+		t.Error("something was written after the end")
+	}
+}
+
+// copyMount keeps a copy of a mount, as a mount namespace does that was made
+// meanwhile.
+func copyMount(t *testing.T, dir string) (release func()) {
+	t.Helper()
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release = sync.OnceFunc(func() { _ = unix.Close(fd) })
+	t.Cleanup(release)
+	return release
+}
+
+// cleanFile gives a file whose file system has been left clean.
+func cleanFile(t *testing.T, file string) []byte {
+	t.Helper()
+	if out, err := exec.Command("e2fsck", "-fn", file).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+	out, err := exec.Command("dumpe2fs", "-h", file).CombinedOutput()
+	if err != nil || !regexp.MustCompile(`(?m)^Filesystem state: +clean$`).Match(out) {
+		t.Errorf("not clean: %v\n%s", err, out)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }

@@ -213,15 +213,36 @@ func place(t testing.TB) string {
 	}
 	t.Cleanup(func() {
 		mounts, err := Under(dir)
-		loops, err2 := Loops(dir)
-		if len(mounts) > 0 || len(loops) > 0 || err != nil || err2 != nil {
-			t.Errorf("left over: %v %v (%v, %v)", mounts, loops, err, err2)
+		if len(mounts) > 0 || err != nil {
+			t.Errorf("left over: %v, %v", mounts, err)
 			_ = DetachAll(dir)
+		}
+		if !awaitLoops(t, dir, 0) {
 			_ = clearLoops(dir)
 		}
 		_ = os.RemoveAll(dir)
 	})
 	return dir
+}
+
+// patience is how long others may have copies of what a test has unmounted: each new mount namespace has for a moment.
+const patience = 3 * time.Minute
+
+// awaitLoops waits until so many loop devices have a file below a path.
+func awaitLoops(t testing.TB, dir string, want int) bool {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.Now().Add(patience); ; <-tick.C {
+		loops, err := Loops(dir)
+		if err == nil && len(loops) == want {
+			return true
+		}
+		if err != nil || time.Now().After(late) {
+			t.Errorf("loop devices: %v, %v; want %d", loops, err, want)
+			return false
+		}
+	}
 }
 
 func mkdir(t testing.TB, elements ...string) string {
@@ -314,7 +335,7 @@ func (s *served) ends() {
 	if s.process.ProcessState != nil {
 		return
 	}
-	stop := time.AfterFunc(20*time.Second, func() {
+	stop := time.AfterFunc(patience, func() {
 		s.t.Error("the server does not end")
 		_ = s.process.Process.Kill()
 	})
@@ -348,6 +369,14 @@ func mountLoop(t testing.TB, file, dir string, readOnly bool) string {
 	err = MountExt4(l.Device, dir, readOnly)
 	try(t, errors.Join(err, l.Close()))
 	return l.Device
+}
+
+// copied keeps a copy of a mount until the test ends, as a mount namespace does that was made meanwhile.
+func copied(t testing.TB, dir string) {
+	t.Helper()
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	try(t, err)
+	t.Cleanup(func() { _ = unix.Close(fd) })
 }
 
 // sameTree compares two directories by what diff says.

@@ -3,10 +3,10 @@
 //	Device ── Server (FUSE) ── DIR/image ───── loop, read-only ── ext4, read-only ── [id-mapped copy] ── overlayfs, one an instance
 //	                       └── DIR/rw/NAME ─── loop ───────────── ext4
 //
-// Two processes share the work. The privileged one mounts: OpenFUSE, AttachLoop, MountExt4, IDMap, MountOverlay; and Unmount,
-// AbortFUSE, DetachAll to take it all back. The other, which may be jailed and without any privilege, gets the open FUSE descriptor
-// and answers the kernel's requests with a Server. They must not be the same process: a process that waits for a file that it serves
-// itself can wait forever.
+// Two processes share the work. The privileged one mounts: OpenFUSE, AttachLoop, MountExt4, IDMap, MountOverlay; and Mount.Settle,
+// Unmount, AbortFUSE, DetachAll to take it all back. The other, which may be jailed and without any privilege, gets the open FUSE
+// descriptor and answers the kernel's requests with a Server. They must not be the same process: a process that waits for a file that
+// it serves itself can wait forever.
 //
 // The privileged process closes its copy of the descriptor once the server has it. Then the end of the server, whatever its cause,
 // fails all requests with ENOTCONN (EIO through a loop device) in place of leaving them to wait.
@@ -61,7 +61,8 @@ func Under(prefix string) ([]Mount, error) {
 func depth(dir string) int { return strings.Count(dir, "/") }
 
 // Unmount takes the topmost mount off a directory, which must not be a symbolic link. One that is busy is detached: it is gone from
-// here at once, and from the kernel with its last user. No mount there, or no such directory, is success.
+// here at once, and from the kernel with its last user, who may be one that has a copy of it: what was written is on its device only
+// then, or after Mount.Settle. No mount there, or no such directory, is success.
 func Unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
@@ -79,7 +80,7 @@ var ErrCovered = errors.New("something else is mounted over it: unmount that fir
 
 // At gives the id of the mount that a path is in, the topmost of those on it, and whether the path is that mount's root.
 func At(path string) (id int, root bool, err error) {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	fd, err := openPath(path)
 	if err != nil {
 		return 0, false, fmt.Errorf("mount: %s: %w", path, err)
 	}
@@ -88,6 +89,11 @@ func At(path string) (id int, root bool, err error) {
 		return 0, false, fmt.Errorf("mount: %s: %w", path, err)
 	}
 	return id, root, nil
+}
+
+// openPath opens what is on top at a path, which must not be a symbolic link, to name it.
+func openPath(path string) (int, error) {
+	return unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 }
 
 // mountOf is At for an open file.
@@ -102,26 +108,36 @@ func mountOf(fd int) (id int, root bool, err error) {
 // Unmount takes off exactly this mount, also if it is busy, and no other that has come to lie over it, which is ErrCovered. One that has
 // gone is success.
 func (m Mount) Unmount() error {
-	fd, err := unix.Open(m.Dir, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
+	fd, err := m.open()
+	if err != nil || fd < 0 {
+		return err
 	}
-	var id int
-	var root bool
-	if err == nil {
-		defer unix.Close(fd)
-		id, root, err = mountOf(fd)
-	}
-	if err == nil && (id != m.ID || !root) {
-		return m.covered()
-	}
-	if err == nil {
-		err = unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", fd), unix.MNT_DETACH)
-	}
+	defer unix.Close(fd)
+	err = unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", fd), unix.MNT_DETACH)
 	if err != nil && !errors.Is(err, unix.EINVAL) { // it has gone meanwhile
 		return fmt.Errorf("mount: unmount %s: %w", m.Dir, err)
 	}
 	return nil
+}
+
+// open opens the root of exactly this mount, -1 of one that has gone.
+func (m Mount) open() (fd int, err error) {
+	fd, err = openPath(m.Dir)
+	if errors.Is(err, unix.ENOENT) {
+		return -1, nil
+	}
+	if err != nil {
+		return -1, fmt.Errorf("mount: open %s: %w", m.Dir, err)
+	}
+	id, root, err := mountOf(fd)
+	if err == nil && id == m.ID && root {
+		return fd, nil
+	}
+	_ = unix.Close(fd)
+	if err != nil {
+		return -1, fmt.Errorf("mount: open %s: %w", m.Dir, err)
+	}
+	return -1, m.covered()
 }
 
 // covered tells a mount that another lies over from one that has gone.

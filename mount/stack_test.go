@@ -61,7 +61,8 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// TestWritable writes at random through ext4 on a loop device on a file of rw, and compares with a plain file.
+// TestWritable writes at random through ext4 on a loop device on a file of rw, and compares with a plain file. Somebody has a copy of
+// the mount all the time.
 func TestWritable(t *testing.T) {
 	base := place(t)
 	file := filepath.Join(base, "ext4")
@@ -70,6 +71,7 @@ func TestWritable(t *testing.T) {
 	s.tell("addimage", "one, two: ü")
 	dir := mkdir(t, base, "root")
 	mountLoop(t, s.rw("one, two: ü"), dir, false)
+	copied(t, dir)
 	sameTree(t, filepath.Join(base, "source"), dir)
 
 	want := make([]byte, 4<<20)
@@ -88,12 +90,13 @@ func TestWritable(t *testing.T) {
 			try(t, f.Sync())
 		}
 	}
-	try(t, f.Sync(), f.Close(), Unmount(dir))
+	try(t, f.Sync(), f.Close(), on(t, dir).Settle(), Unmount(dir))
 	if s.tell("syncs", "one, two: ü") == "0" {
 		t.Error("fsync did not reach the device")
 	}
 	run(t, "e2fsck", "-fn", s.rw("one, two: ü"))
 	mountLoop(t, s.rw("one, two: ü"), dir, false)
+	copied(t, dir)
 	if got, err := os.ReadFile(filepath.Join(dir, "random")); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("what was written is not there: %v", err)
 	}
@@ -104,7 +107,7 @@ func TestWritable(t *testing.T) {
 	if out := run(t, "fstrim", "-v", dir); strings.Contains(out, "(0 bytes)") {
 		t.Errorf("fstrim: %s", out)
 	}
-	try(t, Unmount(dir))
+	try(t, on(t, dir).Settle(), Unmount(dir))
 	data, err := os.ReadFile(s.rw("one, two: ü"))
 	try(t, err)
 	if bytes.Contains(data, want[1<<20:1<<20+4096]) {
@@ -248,10 +251,7 @@ func TestDetachAll(t *testing.T) {
 	if mounts, err := Under(run); err != nil || len(mounts) != 0 {
 		t.Errorf("after DetachAll: %v, %v", mounts, err)
 	}
-	// The open file keeps file system and device; the device is still known as ours.
-	if loops, err := Loops(run); err != nil || len(loops) != 1 {
-		t.Errorf("loops of a detached mount: %v, %v", loops, err)
-	}
+	awaitLoops(t, run, 1) // the open file keeps file system and device, which is still known as ours
 	try(t, clearLoops(run), inside.Close())
 }
 
