@@ -21,7 +21,8 @@ type Emptied struct {
 	Ended int // instances
 	Busy  int // instances that work, and stay
 	// Attached is what the kernel still has of this worker: see host.Attached. It
-	// is not asked with keep=images.
+	// is not asked with keep=images. Ask again: each mount namespace that is made
+	// on this machine has copies of what was mounted, for a moment.
 	Attached []string `json:",omitempty"`
 }
 

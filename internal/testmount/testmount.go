@@ -13,7 +13,7 @@ import (
 const (
 	// released bounds the wait for a file system that has been unmounted: only
 	// processes that are about to leave their copy of our mounts hold it.
-	released = time.Minute
+	released = 3 * time.Minute
 	poll     = 5 * time.Millisecond
 )
 
