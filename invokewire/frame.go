@@ -41,7 +41,8 @@ import (
 //	end          End: the answer is whole, or broken
 //	done         Done: runtime and extensions wait for the next invoke. What they
 //	             have logged until then has been sent.
-//	exited       Exited: a process that setup started has ended
+//	exited       Exited: a process that setup started has ended; in an init before or
+//	             after what ends that
 //	reset-done   nothing: all processes are gone, and their logs sent
 //
 // An invoke's answer is begin, data…, end; done comes after end. If a process ends that

@@ -23,17 +23,18 @@ type call struct {
 	done     chan struct{} // closed when the instance can take the next
 	release  sync.Once     // of answered
 	pace     pace          // read's alone
+	saying   sync.Mutex    // held while thaw-init is told of it; taken before instance.mu
 
 	// instance.mu guards what follows.
 	kind    string // StartFull …
 	began   time.Time
 	init    time.Duration
 	timer   *time.Timer
-	whole   bool   // the function has answered, or was answered for
-	kindOf  string // of the failure that the function told itself
-	failing bool   // what the function says is not heard any more
-	handing bool   // it is on its way to thaw-init
-	initing bool   // the function is initialised within the call
+	whole   bool               // the function has answered, or was answered for
+	kindOf  string             // of the failure that the function told itself
+	decided bool               // how it ends: what the function says is not heard any more
+	initing bool               // the function is initialised within the call
+	exited  *invokewire.Exited // the first process that ended while it was
 	text    []byte
 	billed  int64
 }
@@ -167,7 +168,7 @@ func (i *instance) claim(ctx context.Context, c *call) error {
 			i.mu.Unlock()
 			return nil
 		}
-		ending := before.whole || before.failing
+		ending := before.whole || before.decided
 		i.mu.Unlock()
 		if !ending {
 			return errBusy
@@ -218,9 +219,7 @@ func (i *instance) run(ctx context.Context, c *call, read func(context.Context) 
 		p.yield()
 	}
 	if !again || i.initAgain(c) {
-		if err := i.hand(c, p); err != nil {
-			i.box.kill() // read fails the call
-		}
+		i.say(c, func() error { return i.hand(c, p) })
 	}
 	p.done() // the function may take a while
 	<-c.answered
@@ -230,16 +229,6 @@ func (i *instance) run(ctx context.Context, c *call, read func(context.Context) 
 // hand gives thaw-init a call. It returns when that has all of it, or is killed:
 // by a timeout, or here because a long payload has had its turn for long enough.
 func (i *instance) hand(c *call, p *payload) error {
-	set := func(on bool) bool {
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		c.handing = on
-		return !c.failing
-	}
-	if !set(true) {
-		return nil // it is late already, and its processes are being ended
-	}
-	defer set(false)
 	if p.large {
 		_ = i.box.conn.SetWriteDeadline(time.Now().Add(p.of.limit))
 		defer func() { _ = i.box.conn.SetWriteDeadline(time.Time{}) }()
@@ -272,35 +261,87 @@ func (i *instance) begin(c *call) (again bool, err error) {
 	return i.stale, nil
 }
 
+// sayLimit is how long thaw-init may still take to hear of a call that has failed: it
+// has had the call's time.
+const sayLimit = time.Second
+
+// say tells thaw-init of a call, and reports whether it was told: not of one that
+// is decided, since what comes after a reset is of the next.
+func (i *instance) say(c *call, write func() error) bool {
+	c.saying.Lock()
+	defer c.saying.Unlock()
+	i.mu.Lock()
+	decided := c.decided
+	i.mu.Unlock()
+	if decided {
+		return false
+	}
+	if err := write(); err != nil {
+		i.box.kill() // read fails the call
+		return false
+	}
+	return true
+}
+
 // initAgain runs the init that has failed, or that a failure undid, within an
 // invoke, whose time it takes. It reports whether the function is ready.
 func (i *instance) initAgain(c *call) bool {
 	drain(i.inits)
-	i.mu.Lock()
-	c.initing = true
-	i.mu.Unlock()
-	setup := setup(i.spec, &i.box.root.config, i.log.name, i.w.userOf(i.spec.Tenant))
-	if err := i.box.frames.WriteJSON(invokewire.FrameSetup, setup); err != nil {
-		i.box.kill()
+	told := i.say(c, func() error {
+		i.mu.Lock()
+		c.initing = true
+		grace := i.grace()
+		i.mu.Unlock()
+		i.reset("failure", grace) // what an exit between invokes has left
+		i.mu.Lock()
+		c.exited = nil
+		i.mu.Unlock()
+		return i.box.frames.WriteJSON(invokewire.FrameSetup, setup(i.spec, &i.box.root.config, i.log.name, i.w.userOf(i.spec.Tenant)))
+	})
+	if !told {
 		return false
 	}
 	select {
-	case result := <-i.inits:
-		if result.failed != nil {
-			took := time.Since(c.began)
-			i.log.platform(i.lines.initReport(time.Now(), took, phaseInvoke, outcome{Status: statusError, ErrorType: errorOf(result.failed)}))
-			i.fail(c, i.initFailure(c, result.failed))
-			return false
-		}
-	case <-c.answered: // by a timeout
+	case <-i.inits: // it is done: a failure ends the call
+	case <-c.answered: // by a failure or a timeout
 		return false
 	case <-i.over:
 		return false
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.stale, c.initing = c.failing, false
-	return !c.failing
+	i.stale = c.decided
+	return !c.decided
+}
+
+// initDone is told that an init is done. A process may have ended since.
+func (i *instance) initDone(d *invokewire.InitDone) {
+	i.mu.Lock()
+	i.extensions = d.Extensions
+	c := i.call
+	var e *invokewire.Exited
+	if c != nil && c.initing {
+		c.initing, e = false, c.exited
+	}
+	i.mu.Unlock()
+	if e != nil {
+		i.fail(c, failure{error: i.exitError(c, e)})
+	}
+	put(i.inits, initResult{})
+}
+
+// initFailed is told why an init has failed. Of one within a call that is what the
+// caller gets, whatever else comes of it.
+func (i *instance) initFailed(f *invokewire.InitFailed) {
+	i.mu.Lock()
+	c := i.call
+	within := c != nil && c.initing
+	i.mu.Unlock()
+	if within {
+		i.fail(c, i.initFailure(c, f))
+		return
+	}
+	put(i.inits, initResult{f})
 }
 
 // initFailure is what a caller gets whose function's init failed.
@@ -308,7 +349,7 @@ func (i *instance) initFailure(c *call, f *invokewire.InitFailed) failure {
 	switch {
 	case len(f.Body) > 0:
 		return failure{body: f.Body, kind: errorOf(f)}
-	case f.Exit != nil && f.ErrorType == "Runtime.ExitError":
+	case f.Exit != nil:
 		return failure{error: i.exitError(c, f.Exit)}
 	}
 	return failure{error: &functionError{errorOf(f), "RequestId: " + c.invoke.RequestID + " Error: " + f.Cause}}
@@ -318,7 +359,7 @@ func (i *instance) initFailure(c *call, f *invokewire.InitFailed) failure {
 func (i *instance) takeAnswer(f invokewire.Frame) error {
 	i.mu.Lock()
 	c := i.call
-	heard := c != nil && !c.began.IsZero() && !c.failing
+	heard := c != nil && !c.began.IsZero() && !c.decided
 	i.mu.Unlock()
 	if !heard {
 		return nil // the end of what was given up
@@ -376,9 +417,13 @@ func (c *call) let() { c.release.Do(func() { close(c.answered) }) }
 // doneWith is told that the function waits for its next invoke.
 func (i *instance) doneWith(c *call) {
 	i.mu.Lock()
-	whole, kind := c.whole, c.kindOf
+	late, whole, kind := c.decided, c.whole, c.kindOf
+	c.decided = late || whole
 	i.mu.Unlock()
-	if !whole {
+	switch {
+	case late: // a timeout came just before
+		return
+	case !whole:
 		i.fail(c, failure{error: &functionError{"Runtime.NoResponse", "RequestId: " + c.invoke.RequestID + " Error: the runtime asked for the next invoke before it had answered"}})
 		return
 	}
@@ -394,7 +439,7 @@ func (i *instance) doneWith(c *call) {
 // It does not wait.
 func (i *instance) fail(c *call, f failure) {
 	i.mu.Lock()
-	if i.call != c || c.failing {
+	if i.call != c || c.decided {
 		i.mu.Unlock()
 		return
 	}
@@ -402,8 +447,8 @@ func (i *instance) fail(c *call, f failure) {
 	if f.timeout {
 		took = i.spec.Timeout
 	}
-	whole, grace, initing, handing := c.whole, i.grace(), c.initing, c.handing
-	c.failing, c.whole, i.stale = true, true, true
+	whole, grace, initing := c.whole, i.grace(), c.initing
+	c.decided, c.whole, i.stale = true, true, true
 	i.mu.Unlock()
 	c.timer.Stop()
 	i.w.work.Go(func() {
@@ -413,12 +458,8 @@ func (i *instance) fail(c *call, f failure) {
 		if !c.tail {
 			c.let()
 		}
-		if initing && f.timeout {
+		if initing {
 			i.log.platform(i.lines.initReport(time.Now(), took, phaseInvoke, f.outcome()))
-		}
-		if handing { // it does not even read, and would not hear of a reset
-			i.box.kill()
-			<-i.over
 		}
 		i.settle(c, f, took, grace)
 	})
@@ -438,6 +479,10 @@ func (i *instance) settle(c *call, f failure, took, grace time.Duration) {
 	if f.timeout {
 		reason = "timeout"
 	}
+	mute := time.AfterFunc(sayLimit, i.box.kill)
+	c.saying.Lock() // what is being said of the call comes before
+	c.saying.Unlock()
+	mute.Stop()
 	i.reset(reason, grace)
 	switch {
 	case f.timeout:

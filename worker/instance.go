@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -280,16 +281,13 @@ func (i *instance) take(f invokewire.Frame) error {
 		if err := f.Decode(&done); err != nil {
 			return err
 		}
-		i.mu.Lock()
-		i.extensions = done.Extensions
-		i.mu.Unlock()
-		put(i.inits, initResult{})
+		i.initDone(&done)
 	case invokewire.FrameInitFailed:
 		failed := &invokewire.InitFailed{}
 		if err := f.Decode(failed); err != nil {
 			return err
 		}
-		put(i.inits, initResult{failed})
+		i.initFailed(failed)
 	case invokewire.FrameResetDone:
 		put(i.resets, struct{}{})
 	case invokewire.FrameHello:
@@ -321,12 +319,18 @@ func put[T any](c chan T, v T) {
 	}
 }
 
-// exited is told that a process has ended that should not have.
+// exited is told that a process has ended that should not have. In an init that
+// may be why it fails, which is told before or after: initFailed knows more. In one
+// that gets done all the same the function is not ready any more, as after it.
 func (i *instance) exited(e *invokewire.Exited) {
 	i.mu.Lock()
 	c := i.call
-	if c == nil || c.began.IsZero() {
-		i.stale = i.phase == invokewire.PhaseIdle || i.stale
+	switch {
+	case c == nil || c.began.IsZero():
+		i.stale = true
+		c = nil
+	case c.initing:
+		c.exited = cmp.Or(c.exited, e)
 		c = nil
 	}
 	i.mu.Unlock()
@@ -345,7 +349,7 @@ func (i *instance) exitError(c *call, e *invokewire.Exited) *functionError {
 		how = "exit status " + strconv.Itoa(e.Status)
 	}
 	if e.Name != "" {
-		return &functionError{"Extension.Crash", "RequestId: " + c.invoke.RequestID + " Error: " + how}
+		return &functionError{cmp.Or(e.ErrorType, "Extension.Crash"), "RequestId: " + c.invoke.RequestID + " Error: " + how}
 	}
 	return exitError(c.invoke.RequestID, how)
 }
