@@ -177,13 +177,14 @@ func leave(n *names) error {
 // take makes a folder and locks it, for as long as the file is open.
 func take(run string) (*os.File, error) {
 	for {
-		if err := os.MkdirAll(run, 0o700); err != nil {
-			return nil, fmt.Errorf("network: %w", err)
-		}
 		name := lockFile(run)
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		var f *os.File
+		err := os.MkdirAll(run, 0o700)
+		if err == nil {
+			f, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		}
 		if errors.Is(err, os.ErrNotExist) {
-			continue // a Reap or Close has just removed the folder
+			continue // a Reap or Close has just removed the folder, or that of all
 		}
 		if err != nil {
 			return nil, fmt.Errorf("network: %w", err)

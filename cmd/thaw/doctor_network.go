@@ -49,7 +49,12 @@ func forwardingFinding() finding {
 // it.
 func tryEgress(ctx context.Context) finding {
 	f := finding{Name: "egress"}
-	took, err := makeEgress(ctx)
+	var took time.Duration
+	dir, err := os.MkdirTemp("", "thaw-doctor-")
+	if err == nil {
+		took, err = makeEgress(ctx, dir)
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
 	if err != nil {
 		f.Detail = err.Error() + ": functions run without a network"
 		f.Mend = "modprobe -a nf_tables nft_masq nft_reject_inet nft_ct nft_connlimit veth; thaw doctor"
@@ -59,13 +64,9 @@ func tryEgress(ctx context.Context) finding {
 	return f
 }
 
-func makeEgress(ctx context.Context) (took time.Duration, err error) {
-	dir, err := os.MkdirTemp("", "thaw-doctor-")
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	n, err := network.Open(network.Options{State: dir})
+// makeEgress has networks of a state folder, for a moment.
+func makeEgress(ctx context.Context, state string) (took time.Duration, err error) {
+	n, err := network.Open(network.Options{State: state})
 	if err != nil {
 		return 0, err
 	}
