@@ -4,12 +4,16 @@ package tests3
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -37,6 +41,20 @@ func Start(t testing.TB) *Server {
 		t.Fatalf("no S3 server to test with (%v): %s, or set THAW_VERSITYGW", err, buildServer)
 	}
 	s := &Server{dir: t.TempDir(), Access: rand.Text(), Secret: rand.Text()}
+	var err error
+	for range startTries { // others may take the port before the server does
+		if err = s.start(t, bin); err == nil {
+			s.login(t)
+			return s
+		}
+	}
+	t.Fatalf("the S3 server did not start: %v", err)
+	return nil
+}
+
+// start starts the process, and waits until it answers.
+func (s *Server) start(t testing.TB, bin string) error {
+	t.Helper()
 	addr := freeAddr(t)
 	s.URL = "http://" + addr
 	cmd := exec.Command(bin, "--port", addr, "--quiet", "--keep-alive", "posix", s.dir)
@@ -44,34 +62,45 @@ func Start(t testing.TB) *Server {
 	out := &strings.Builder{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
 		<-ended
 	})
 	if err := await(addr, ended); err != nil {
-		t.Fatalf("the S3 server did not start: %v\n%s", err, out)
+		end()
+		return fmt.Errorf("%w\n%s", err, out)
 	}
-	s.login(t)
-	return s
+	t.Cleanup(end)
+	return nil
 }
 
+const (
+	startTries = 10
+	// lowPort and highPort bound ports that the kernel gives nobody who asks for any.
+	lowPort, highPort = 15000, 32000
+)
+
+// freeAddr gives an address that nobody listens at.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		addr := "127.0.0.1:" + strconv.Itoa(lowPort+mathrand.IntN(highPort-lowPort))
+		if l, err := net.Listen("tcp", addr); err == nil {
+			_ = l.Close()
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // await polls until the address answers.
-func await(addr string, ended <-chan error) error {
-	deadline, tick := time.NewTimer(time.Minute), time.NewTicker(20*time.Millisecond)
+func await(addr string, ended chan error) error {
+	deadline, tick := time.NewTimer(3*time.Minute), time.NewTicker(20*time.Millisecond)
 	defer deadline.Stop()
 	defer tick.Stop()
 	for {
@@ -84,6 +113,7 @@ func await(addr string, ended <-chan error) error {
 		case <-deadline.C:
 			return err
 		case err := <-ended:
+			close(ended)
 			return errors.Join(errors.New("it ended"), err)
 		}
 	}
