@@ -148,14 +148,16 @@ func TestBadOrigin(t *testing.T) {
 	m := newMachine(t)
 	m.convert("app", 1)
 	r := m.serve("app") // it has what it needs to go on
+	began := time.Now()
 	files := chunkFiles(t, m.state+"/origin/roots/r1/chunks")
 	dir := m.state + "/origin/roots/r1"
 	saved := t.TempDir()
-	for name, spoil := range map[string]func(){
+	ways := map[string]func(){
 		"changed":   func() { spoilAll(t, files, flip) },
 		"truncated": func() { spoilAll(t, files, cut) },
 		"missing":   func() { rename(t, dir+"/chunks", dir+"/away"); mkdir(t, dir+"/chunks") },
-	} {
+	}
+	for name, spoil := range ways {
 		if err := os.CopyFS(filepath.Join(saved, name), os.DirFS(dir+"/chunks")); err != nil {
 			t.Fatal(err)
 		}
@@ -188,9 +190,9 @@ func TestBadOrigin(t *testing.T) {
 		t.Errorf("status %d", e.code)
 	}
 	line := regexp.MustCompile(`(?m)^thaw: image app: read of image: .*chunk [0-9a-f]{12}.*origin: .+$`)
-	told := line.FindAllString(e.stderr, -1)
-	if len(told) == 0 || len(told) > dataFiles || strings.Count(e.stderr, "\n") != len(told)+1 {
-		t.Errorf("it told:\n%s", e.stderr)
+	told, most := line.FindAllString(e.stderr, -1), len(ways)+int(time.Since(began)/time.Second) // again after a second
+	if len(told) == 0 || len(told) > most || strings.Count(e.stderr, "\n") != len(told)+1 {
+		t.Errorf("it told more than %d:\n%s", most, e.stderr)
 	}
 }
 
@@ -208,26 +210,35 @@ func mkdir(t *testing.T, dir string) {
 	}
 }
 
+// removeUsed removes a folder that others may still be storing in.
+func removeUsed(t *testing.T, dir string) {
+	t.Helper()
+	late := time.Now().Add(patience)
+	for err := os.RemoveAll(dir); err != nil; err = os.RemoveAll(dir) {
+		if !errors.Is(err, unix.ENOTEMPTY) || time.Now().After(late) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Whatever happens to the cache's folder, a program reads on from the origin.
 func TestCacheFolderFails(t *testing.T) {
 	for name, c := range map[string]struct {
 		size  string // of the file system, as mount options have it
 		spoil func(t *testing.T, m *machine, dir string)
 	}{
-		"deleted": {"64m", func(t *testing.T, _ *machine, dir string) {
-			for { // what was read is still being stored
-				err := os.RemoveAll(dir + "/cache")
+		"deleted": {"64m", func(t *testing.T, _ *machine, dir string) { removeUsed(t, dir+"/cache") }},
+		"read-only": {"64m", func(t *testing.T, _ *machine, dir string) {
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for late := time.Now().Add(patience); ; <-tick.C { // what was read is still being stored
+				err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 				if err == nil {
 					return
 				}
-				if !errors.Is(err, unix.ENOTEMPTY) {
+				if !errors.Is(err, unix.EBUSY) || time.Now().After(late) {
 					t.Fatal(err)
 				}
-			}
-		}},
-		"read-only": {"64m", func(t *testing.T, _ *machine, dir string) {
-			if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-				t.Fatal(err)
 			}
 		}},
 		"full": {"4m", func(*testing.T, *machine, string) {}},
@@ -380,13 +391,12 @@ func TestFiftyAtOnce(t *testing.T) {
 	}
 }
 
-// While the origin hangs, reads wait until their deadline; then they fail, with
-// one line that says why. When it is back they work, in the same mount.
-func TestOriginHangs(t *testing.T) {
+// A chunk in the origin that is a FIFO, whose plain open would never return, hangs
+// nobody: reads fail, with one line that says why. When its file is back they
+// work, in the same mount.
+func TestOriginOfFIFOs(t *testing.T) {
 	m := newMachine(t)
 	m.convert("app", 1)
-	// A chunk that is a FIFO is an open that never returns.
-	m.flags = []string{"--origin-deadline", "300ms"}
 	r := m.serve("app")
 	files := chunkFiles(t, m.state+"/origin/roots/r1/chunks")
 	away := t.TempDir()
@@ -396,31 +406,27 @@ func TestOriginHangs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var hung []int
+	failed := 0
 	for i := range dataFiles {
 		switch got := r.ask("sum %s", dataPath(i)); got {
 		case dataSum(1, i): // the cache had it
 		case "error: input/output error":
-			hung = append(hung, i)
+			failed++
 		default:
 			t.Fatal(got)
 		}
 	}
-	if len(hung) == 0 {
-		t.Error("nothing hung")
+	if failed == 0 {
+		t.Error("nothing failed")
 	}
 	for _, path := range files {
-		fifo, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0) // whoever waits goes on
-		if err == nil {
-			fifo.Close()
-		}
 		rename(t, filepath.Join(away, filepath.Base(path)), path)
 	}
 	for i := range dataFiles {
 		r.reads(1, i)
 	}
 	e := r.end()
-	if !regexp.MustCompile(`(?m)^thaw: image app: read of image: .*chunk [0-9a-f]{12}.*origin.*waited 0\.\d s\)$`).MatchString(e.stderr) || e.code != 0 {
+	if !regexp.MustCompile(`(?m)^thaw: image app: read of image: .*chunk [0-9a-f]{12}.*origin.* is not a file \(waited \d+\.\d s\)$`).MatchString(e.stderr) || e.code != 0 {
 		t.Errorf("it told:\n%s", e.stderr)
 	}
 }
@@ -443,9 +449,7 @@ func TestKilledHelpers(t *testing.T) {
 	r = m.serve("app")
 	r.reads(1, 0)
 	kill(t, m.find(" fetcher "))
-	if err := os.RemoveAll(m.state + "/cache/chunks"); err != nil {
-		t.Fatal(err)
-	}
+	removeUsed(t, m.state+"/cache/chunks")
 	for i := range dataFiles {
 		r.reads(1, i)
 	}

@@ -257,6 +257,23 @@ func (r *running) reads(seed uint64, i int) {
 	}
 }
 
+// readsAgain checks that a data file reads as it should once what was wrong is
+// mended, and gives how often it failed before: a slow machine may take longer
+// than the deadline of a read.
+func (r *running) readsAgain(seed uint64, i int) (failed int) {
+	r.m.t.Helper()
+	want := dataSum(seed, i)
+	for late := time.Now().Add(patience); ; failed++ {
+		got := r.ask("sum %s", dataPath(i))
+		if got == want {
+			return failed
+		}
+		if got != "error: input/output error" || time.Now().After(late) {
+			r.m.t.Fatalf("%s is %s, want %s", dataPath(i), got, want)
+		}
+	}
+}
+
 // end ends the container by ending its input.
 func (r *running) end() ended {
 	_ = r.in.Close()

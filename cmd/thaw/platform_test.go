@@ -55,6 +55,7 @@ type region struct {
 func newRegion(t *testing.T, more ...string) *region {
 	t.Helper()
 	m := newMachine(t)
+	m.env = append(m.env, "THAW_ZONE_DEADLINE="+zonePatience)
 	r := &region{machine: m, up: m.start(append([]string{"up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB"}, more...)...)}
 	r.up.late.Reset(upLife)
 	t.Cleanup(r.down)

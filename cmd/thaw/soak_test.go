@@ -421,15 +421,15 @@ func (s *soaking) killOne() {
 		if !strings.Contains(args, what) || pid == s.fetcher.Process.Pid {
 			continue
 		}
+		killed, note := "container's fetcher killed", func(m *moment) { m.fetchers++ }
 		if what == "thaw-agent" {
-			s.change(func(m *moment) { m.kills++ })
-			s.faults["agent killed"]++
-		} else {
-			s.change(func(m *moment) { m.fetchers++ })
-			s.faults["container's fetcher killed"]++
+			killed, note = "agent killed", func(m *moment) { m.kills++ }
 		}
+		s.faults[killed]++
 		s.weigh(strings.TrimPrefix(strings.TrimSpace(what), "thaw-"), pid)
+		s.change(note)
 		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
+		s.change(note)                   // also for who began in between
 		return
 	}
 }

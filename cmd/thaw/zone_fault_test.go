@@ -25,9 +25,12 @@ import (
 	"thaw/zone"
 )
 
-// patient is a zone deadline that no machine is too busy for, so that only what
-// is broken fails: the default's 250 ms are for production.
-const patient = "--zone-deadline=20s"
+// zonePatience is a zone deadline that no machine is too busy for, so that only
+// what is broken fails: the default's second is for production.
+const (
+	zonePatience = "20s"
+	patient      = "--zone-deadline=" + zonePatience
+)
 
 // wrecks are ways in which a node is of no use. Each gives what mends it.
 func wrecks(f *zoneFleet) map[string]func(n *member) (mend func()) {
