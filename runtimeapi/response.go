@@ -170,7 +170,8 @@ func trailers(h http1.Header) End {
 	return end
 }
 
-// broken ends an answer that is too long, or was cut short by err.
+// broken ends an answer that is too long, or was cut short by err. What was cut
+// short is told at its end, never as an answer: why it was is not known here.
 func (a *API) broken(begin Begin, begun bool, err error, most int64) http1.Answer {
 	answer := tooLarge(most)
 	end := End{ErrorType: "Function.ResponseSizeTooLarge"}
@@ -178,6 +179,10 @@ func (a *API) broken(begin Begin, begun bool, err error, most int64) http1.Answe
 	if err != nil {
 		answer = refuse(400, "TruncatedHTTPRequest", "HTTP request detected as truncated")
 		end.ErrorType, text = "Runtime.TruncatedResponse", "Response payload ended before it was whole."
+		if !begun {
+			begun = true
+			_ = a.tell(func() error { return a.o.Sink.Begin(begin) }) // its error comes again with End
+		}
 	}
 	body, jsonErr := json.Marshal(struct {
 		Type    string `json:"errorType"`
