@@ -221,6 +221,10 @@ type Begin struct {
 	ErrorType string `json:",omitempty"`
 }
 
+// ErrorTruncated is the type of an answer that the runtime did not send whole. If
+// that is because its process has ended, exited follows, or came before.
+const ErrorTruncated = "Runtime.TruncatedResponse"
+
 // End closes an answer. With an ErrorType the function failed after it had begun,
 // or gave too much; what came before is then not all.
 type End struct {

@@ -27,11 +27,13 @@
 // HeaderFunctionError, HeaderFunctionErrorBody (base64 of the error's JSON, if
 // the function failed after it had begun to answer), HeaderLogTail (base64 of
 // the last 4 KiB of the log, ending with the REPORT line; only if it was asked
-// for), HeaderBilled (likewise), HeaderStart, HeaderStream. Together they fit into
-// 16 KiB, the least that a client's ReadBufferSize must be. Without a log to wait
-// for, the answer ends with the function's last byte, before the function has
-// asked for its next invoke: one that comes meanwhile waits for that. A client
-// that hangs up does not stop the function.
+// for), HeaderBilled (likewise), HeaderStart, HeaderStream. A short answer without
+// a log that has not failed has a length in their place. Together they fit into
+// 16 KiB, the least that a client's ReadBufferSize must be. An answer that ends
+// neither by its length nor by its last chunk is none: its worker has died.
+// Without a log to wait for, the answer ends with the function's last byte,
+// before the function has asked for its next invoke: one that comes meanwhile
+// waits for that. A client that hangs up does not stop the function.
 //
 // # Inside a machine: frames
 //

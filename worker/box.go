@@ -172,6 +172,13 @@ func (b *box) kill() {
 	}
 }
 
+// wait returns when the first process has ended, if there was one.
+func (b *box) wait() {
+	if b.process != nil {
+		_, _ = b.process.Wait()
+	}
+}
+
 // close ends what is left and gives everything back.
 func (b *box) close(ctx context.Context) error {
 	err := b.slot.close(ctx)

@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -22,8 +22,12 @@ type call struct {
 	answered chan struct{} // closed when the caller has all that it waits for
 	done     chan struct{} // closed when the instance can take the next
 	release  sync.Once     // of answered
-	pace     pace          // read's alone
 	saying   sync.Mutex    // held while thaw-init is told of it; taken before instance.mu
+
+	// What follows is read's alone.
+	pace pace
+	said invokewire.Kind // the last part of the answer that the function gave
+	cut  *invokewire.End // the answer broke off, and why is not known yet
 
 	// instance.mu guards what follows.
 	kind    string // StartFull …
@@ -90,24 +94,29 @@ func (a *answer) write(p []byte, flush bool) {
 }
 
 // fail sends an error's JSON in the place of an answer, or as a trailer if that
-// has begun.
+// has begun. It ends the answer: what comes later is not sent.
 func (a *answer) fail(body []byte) {
 	if !a.mu.TryLock() { // whoever writes waits for the caller: enough of that
-		_ = http.NewResponseController(a.w).SetWriteDeadline(time.Now())
+		control := http.NewResponseController(a.w)
+		_ = control.SetWriteDeadline(time.Now())
 		a.mu.Lock()
+		_ = control.SetWriteDeadline(time.Time{}) // it may have been about to finish
 	}
 	defer a.mu.Unlock()
 	if a.closed {
 		return
 	}
 	if a.begun {
+		// What is short and was not sent yet would get a length, and no trailers.
+		a.write(nil, true)
 		h := a.w.Header()
 		h.Set(http.TrailerPrefix+invokewire.HeaderFunctionError, "Unhandled")
 		h.Set(http.TrailerPrefix+invokewire.HeaderErrorBody, base64.StdEncoding.EncodeToString(shorten(body)))
-		return
+	} else {
+		a.head("", "Unhandled")
+		a.write(body, true)
 	}
-	a.head("", "Unhandled")
-	a.write(body, true)
+	a.closed = true
 }
 
 // maxTrailer is how long an error's JSON may be in a trailer, beside the tail of
@@ -364,10 +373,13 @@ func (i *instance) takeAnswer(f invokewire.Frame) error {
 	if !heard {
 		return nil // the end of what was given up
 	}
+	if err := c.follow(f.Kind); err != nil {
+		return err
+	}
 	switch f.Kind {
 	case invokewire.FrameBegin:
 		var begin invokewire.Begin
-		if err := f.Decode(&begin); err != nil {
+		if err := c.decode(f, &begin, &begin.RequestID); err != nil {
 			return err
 		}
 		i.mu.Lock()
@@ -380,15 +392,53 @@ func (i *instance) takeAnswer(f invokewire.Frame) error {
 		}
 		c.out.data(f.Data, c.invoke.Streaming)
 	case invokewire.FrameEnd:
-		var end invokewire.End
-		if err := f.Decode(&end); err != nil {
+		end := &invokewire.End{}
+		if err := f.Decode(end); err != nil {
 			return err
 		}
-		i.answered(c, &end)
+		if end.ErrorType == invokewire.ErrorTruncated {
+			c.cut = end // most likely its process has ended: that comes
+			return nil
+		}
+		i.answered(c, end)
 	case invokewire.FrameDone:
+		var done invokewire.Done
+		if err := c.decode(f, &done, &done.RequestID); err != nil {
+			return err
+		}
+		if c.cut != nil {
+			i.answered(c, c.cut) // nothing has ended: the function has sent no more
+		}
 		i.doneWith(c)
-	default:
-		return errors.New("thaw-init says what a worker says")
+	}
+	return nil
+}
+
+// follow checks that a part of an answer comes after the right one.
+func (c *call) follow(k invokewire.Kind) error {
+	fits := false
+	switch k {
+	case invokewire.FrameBegin:
+		fits = c.said == 0
+	case invokewire.FrameData, invokewire.FrameEnd:
+		fits = c.said == invokewire.FrameBegin || c.said == invokewire.FrameData
+	case invokewire.FrameDone: // without an answer: the runtime's fault
+		fits = c.said == 0 || c.said == invokewire.FrameEnd
+	}
+	if !fits {
+		return fmt.Errorf("%w: %v is not what follows in an answer", invokewire.ErrFrame, k)
+	}
+	c.said = k
+	return nil
+}
+
+// decode reads a frame that names the call it is of.
+func (c *call) decode(f invokewire.Frame, v any, id *string) error {
+	if err := f.Decode(v); err != nil {
+		return err
+	}
+	if *id != c.invoke.RequestID {
+		return fmt.Errorf("%w: %v is of another invoke", invokewire.ErrFrame, f.Kind)
 	}
 	return nil
 }

@@ -249,7 +249,7 @@ func (i *instance) read() {
 		}
 	}
 	i.box.kill() // if it has only closed the connection, or says what is no frame
-	_, _ = i.box.process.Wait()
+	i.box.wait()
 	close(i.over)
 	i.mu.Lock()
 	i.dead = true

@@ -19,7 +19,7 @@ func (c *counter) Write(p []byte) (int, error) { c.n += len(p); return len(p), n
 
 // streamed gives an instance that answers a call as a stream, or whole, to out.
 func streamed(streaming bool, out http.ResponseWriter) (*instance, *call) {
-	c := &call{began: time.Now(), out: &answer{w: out}, answered: make(chan struct{}), done: make(chan struct{})}
+	c := &call{began: time.Now(), said: invokewire.FrameBegin, out: &answer{w: out}, answered: make(chan struct{}), done: make(chan struct{})}
 	c.invoke.Streaming = streaming
 	return &instance{call: c}, c
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-lambda-go/lambda"
+	"github.com/aws/aws-lambda-go/lambdacontext"
 )
 
 // play is what the test binary does inside of an instance.
@@ -98,8 +100,15 @@ type order struct {
 	N    int
 }
 
-func function(_ context.Context, o order) (any, error) {
+func function(ctx context.Context, o order) (any, error) {
 	switch o.Do {
+	case "cut":
+		about, _ := lambdacontext.FromContext(ctx)
+		if err := sendPart(about.AwsRequestID, o.N); err != nil {
+			return nil, err
+		}
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		hang()
 	case "print":
 		fmt.Println(o.Text)
 		fmt.Fprint(os.Stderr, o.Text, " without end")
@@ -139,6 +148,21 @@ func function(_ context.Context, o order) (any, error) {
 		return look(), nil
 	}
 	return o.Text, nil
+}
+
+// cutAnswer is a function's answer as it is posted.
+func cutAnswer(id string) string {
+	return "POST /2018-06-01/runtime/invocation/" + id + "/response HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n{\"n\":1}\r\n0\r\n\r\n"
+}
+
+// sendPart posts an answer but for its last bytes.
+func sendPart(id string, but int) error {
+	conn, err := net.Dial("tcp", os.Getenv("AWS_LAMBDA_RUNTIME_API"))
+	if err == nil {
+		text := cutAnswer(id)
+		_, err = io.WriteString(conn, text[:len(text)-but])
+	}
+	return err
 }
 
 // look says what the function can see and do.

@@ -151,6 +151,30 @@ func TestExits(t *testing.T) {
 	}
 }
 
+// A runtime that is killed while it answers has not answered, whatever has come;
+// its end is told in any case.
+func TestKilledWithinAnswer(t *testing.T) {
+	w := newWorker(t)
+	for _, but := range []int{0, 1, 2, 6, 10, 16, 18} { // at its end, between its parts, and within them
+		w.ready(w.setup("function"))
+		w.exits, w.answer = nil, answer{}
+		w.begin("r", fmt.Sprintf(`{"Do":"cut","N":%d}`, but))
+		ends, reset := 0, false
+		for f := w.next(); f.Kind != invokewire.FrameResetDone; f = w.next() {
+			if f.Kind == invokewire.FrameEnd {
+				ends++
+			}
+			if len(w.exits) > 0 && !reset {
+				reset = true
+				w.send(invokewire.FrameReset, invokewire.Stop{Reason: "failure"})
+			}
+		}
+		if but > 0 && ends > 0 && w.answer.end.ErrorType != invokewire.ErrorTruncated || len(w.exits) != 1 || w.exits[0].ErrorType != "Runtime.ExitError" || ends > 1 {
+			t.Errorf("%d bytes are missing: %+v, %+v", but, w.answer, w.exits)
+		}
+	}
+}
+
 func TestInitFails(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "text"), []byte("no program"), 0o644); err != nil {
