@@ -148,13 +148,10 @@ func (w *fakeWorker) invoke(rw http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		w.t.Error(err)
 	}
-	h := rw.Header()
-	for _, name := range []string{invokewire.HeaderFunctionError, invokewire.HeaderErrorBody, invokewire.HeaderLogTail} {
-		h.Add("Trailer", name)
-	}
 	w.behave(rw, payload)
 	if r.Header.Get(invokewire.HeaderLogType) == "Tail" {
-		h.Set(invokewire.HeaderLogTail, base64.StdEncoding.EncodeToString([]byte("START\nREPORT\n")))
+		_ = http.NewResponseController(rw).Flush() // else a short answer has no trailers
+		rw.Header().Set(http.TrailerPrefix+invokewire.HeaderLogTail, base64.StdEncoding.EncodeToString([]byte("START\nREPORT\n")))
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -182,8 +179,8 @@ func (w *fakeWorker) behave(rw http.ResponseWriter, payload []byte) {
 	case "late": // it fails after it has begun to answer
 		fmt.Fprint(rw, "partial")
 		_ = http.NewResponseController(rw).Flush()
-		rw.Header().Set(invokewire.HeaderFunctionError, "Unhandled")
-		rw.Header().Set(invokewire.HeaderErrorBody, base64.StdEncoding.EncodeToString([]byte(`{"errorType":"Late"}`)))
+		rw.Header().Set(http.TrailerPrefix+invokewire.HeaderFunctionError, "Unhandled")
+		rw.Header().Set(http.TrailerPrefix+invokewire.HeaderErrorBody, base64.StdEncoding.EncodeToString([]byte(`{"errorType":"Late"}`)))
 	case "big":
 		chunk := make([]byte, 1<<20)
 		for range 7 {

@@ -200,7 +200,7 @@ func (f *Frontend) collect(ctx context.Context, inv *invocation, a *answer) (out
 	}
 	t := trailersOf(a)
 	o.tail = t.tail
-	if t.failed && !o.failed {
+	if t.failed { // in the midst of an error, too: then that is not all of it
 		o.failed = true
 		b.b = append(b.b[:0], t.errorBody...)
 	}

@@ -164,15 +164,22 @@ func (l *lane) post(path string, h http.Header, body []byte) (*http.Response, er
 	if rerr != nil {
 		return nil, err
 	}
-	if resp.StatusCode < http.StatusOK { // the answer proper would be the next invoke's
+	switch {
+	case resp.StatusCode < http.StatusOK: // the answer proper would be the next invoke's
 		return nil, errInterim
+	case resp.ContentLength < 0 && len(resp.TransferEncoding) == 0: // a worker's death would end it
+		return nil, errUnbounded
 	}
 	resp.Close = resp.Close || err != nil
 	return resp, nil
 }
 
-// errInterim says that a worker has answered what nobody asked.
-var errInterim = errors.New("the worker answered with an interim status")
+var (
+	// errInterim says that a worker has answered what nobody asked.
+	errInterim = errors.New("the worker answered with an interim status")
+	// errUnbounded says that nobody could tell whether the answer is whole.
+	errUnbounded = errors.New("the worker's answer does not say where it ends")
+)
 
 // answer is a function's answer as it comes. It must be closed.
 type answer struct {

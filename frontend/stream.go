@@ -83,10 +83,10 @@ func (f *Frontend) relay(a *answer, send func([]byte) error) relayed {
 	t := trailersOf(a)
 	r := relayed{tail: t.tail, alive: true}
 	switch {
-	case failed:
-		r.code, r.details = codeUnhandled, string(details)
 	case t.failed:
 		r.code, r.details = codeUnhandled, string(t.errorBody[:min(len(t.errorBody), maxDetails)])
+	case failed:
+		r.code, r.details = codeUnhandled, string(details)
 	case total > maxStream:
 		r.code, r.details = codeTooLarge, "Response payload size exceeded maximum allowed payload size (209715200 bytes)."
 	}

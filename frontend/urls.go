@@ -141,7 +141,11 @@ func sayURL(w http.ResponseWriter, status int, body string) {
 
 // callURL invokes, and answers.
 func (f *Frontend) callURL(w http.ResponseWriter, r *http.Request, inv *invocation, mode string) {
-	ctx := context.WithoutCancel(r.Context()) // the client may hang up: the function goes on
+	ctx := context.WithoutCancel(r.Context())      // the client may hang up: the function goes on
+	if mode == streamed && !r.ProtoAtLeast(1, 1) { // where an answer that is cut off looks whole
+		sayURL(w, http.StatusHTTPVersionNotSupported, `{"Message":"Answers are streamed over HTTP/1.1"}`)
+		return
+	}
 	if mode == streamed {
 		f.streamURL(ctx, w, inv)
 		return
@@ -369,6 +373,9 @@ func writeURL(w http.ResponseWriter, a urlAnswer) {
 	a.setHeaders(w.Header())
 	if a.Status < 200 {
 		a.Status = http.StatusOK // others are between servers
+	}
+	if a.Status != http.StatusNoContent && a.Status != http.StatusNotModified { // so that all clients see one that is cut off
+		w.Header().Set("Content-Length", strconv.Itoa(len(a.raw)))
 	}
 	w.WriteHeader(a.Status)
 	_, _ = w.Write(a.raw) // the client has gone, or the status has no body
