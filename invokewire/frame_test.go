@@ -327,3 +327,26 @@ func FuzzFrames(f *testing.F) {
 		}
 	})
 }
+
+// Wherever a connection breaks off, the frames before are whole, and only between
+// two of them is its end an end.
+func TestCutFrames(t *testing.T) {
+	var all bytes.Buffer
+	f, ends := NewFrames(&all), map[int]int{0: 0} // how many frames end at a byte
+	for n, data := range []string{`{"RequestID":"r"}`, "some data", "", "{}"} {
+		if err := f.Write([]Kind{FrameBegin, FrameData, FrameResetDone, FrameEnd}[n], []byte(data)); err != nil {
+			t.Fatal(err)
+		}
+		ends[all.Len()] = n + 1
+	}
+	for cut := range all.Len() + 1 {
+		in, frames := NewFrames(bytes.NewBuffer(bytes.Clone(all.Bytes()[:cut]))), 0
+		_, err := in.Read()
+		for ; err == nil; frames++ {
+			_, err = in.Read()
+		}
+		if whole, between := ends[cut]; between && (frames != whole || err != io.EOF) || !between && err != io.ErrUnexpectedEOF {
+			t.Errorf("cut after %d bytes: %d frames, then %v", cut, frames, err)
+		}
+	}
+}
