@@ -17,11 +17,15 @@
 //	              │ 202
 //	            lease (fresh)
 //
+// Instances of what was deleted or replaced end at once, as the records tell of
+// it: those that work, when they are done.
+//
 // The worker is the authority on its instances. What the manager knows of them
 // comes from starts that were admitted and from their workers' state, polled.
 package manager
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
@@ -30,6 +34,7 @@ import (
 	"time"
 
 	"thaw/cluster"
+	"thaw/functions"
 )
 
 // Defaults of Options.
@@ -68,6 +73,9 @@ type Options struct {
 	Leases *cluster.Leases
 	// Client sends requests to workers; nil: http.DefaultClient.
 	Client *http.Client
+	// Functions tells of functions, as Watch of functions.Store does: instances of
+	// what was deleted or replaced end then. nil: they end when they are idle.
+	Functions func(ctx context.Context, changed func(functions.ID, *functions.Function) error) error
 
 	TTL    time.Duration // of instance leases: 15 s
 	Idle   time.Duration // after which an instance without lease ends: 10 min

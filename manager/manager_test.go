@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -9,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"thaw/functions"
 	"thaw/invokewire"
 )
 
@@ -346,6 +348,70 @@ func TestOldRevisionsEnd(t *testing.T) {
 			t.Errorf("%d instances, want the new one only", n)
 		}
 	})
+}
+
+// Instances of what was deleted or replaced end as soon as the records say so,
+// leased or not, and those that work when they are done. All others stay.
+func TestOutdatedInstancesEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 1)
+		changes := make(chan func(func(functions.ID, *functions.Function) error) error)
+		f.manager(Options{Idle: time.Hour, Functions: func(ctx context.Context, changed func(functions.ID, *functions.Function) error) error {
+			for {
+				select {
+				case change := <-changes:
+					if err := change(changed); err != nil {
+						return err
+					}
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		}})
+		told := func(record *functions.Function) {
+			changes <- func(changed func(functions.ID, *functions.Function) error) error {
+				return changed(functions.ID{Account: "000000000000", Name: "f"}, record)
+			}
+			synctest.Wait()
+		}
+		f.lease(spec("other", "$LATEST"))
+		latest, free, busy := f.lease(spec("f", "$LATEST")), f.lease(spec("f", "1")), f.lease(spec("f", "2"))
+		f.release(free.Instance)
+		f.workers["w0"].phase(busy.Instance, invokewire.PhaseBusy)
+		record := &functions.Function{Latest: functions.Version{Revision: "r1"}, Versions: map[string]string{"1": "x", "2": "y"}}
+		told(record)
+		if n := f.running(); n != 4 {
+			t.Fatalf("%d instances while nothing has changed", n)
+		}
+		record.Serving, record.Latest = new(record.Latest), functions.Version{Revision: "r2"} // it is being built
+		told(record)
+		if n := f.running(); n != 4 {
+			t.Fatalf("%d instances while the old code still serves", n)
+		}
+		record.Serving = nil
+		told(record)
+		if n := f.running(); n != 3 || f.lease(specOf("f", "$LATEST", "r2")).Instance == latest.Instance {
+			t.Fatalf("%d instances after an update", n)
+		}
+		told(nil)
+		if n := f.running(); n != 2 {
+			t.Errorf("%d instances after the function was deleted: want one that works, and another function's", n)
+		}
+		f.workers["w0"].phase(busy.Instance, invokewire.PhaseIdle)
+		if gone := f.post("m0", "/renew", invokewire.Renew{Frontend: "f0", Instances: []string{busy.Instance, free.Instance}}).gone; len(gone) != 2 {
+			t.Errorf("leases were renewed: %v are gone", gone)
+		}
+		time.Sleep(5 * time.Second)
+		if n := f.running(); n != 1 {
+			t.Errorf("%d instances after the last one was done", n)
+		}
+	})
+}
+
+func specOf(name, version, revision string) invokewire.Spec {
+	s := spec(name, version)
+	s.Revision = revision
+	return s
 }
 
 func TestOldInstancesEnd(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"thaw/functions"
 	"thaw/invokewire"
 )
 
@@ -44,6 +45,9 @@ func (m *Manager) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return m.members.Watch(ctx, "workers/", m.tellWorker) })
 	g.Go(func() error { return m.members.Watch(ctx, "managers/", m.tellManager) })
+	if m.options.Functions != nil {
+		g.Go(func() error { return m.options.Functions(ctx, m.tellFunction) })
+	}
 	g.Go(func() error { m.settle(ctx); return nil })
 	g.Go(func() error { m.follow(ctx); return nil })
 	g.Go(func() error { m.endAll(ctx); return nil })
@@ -158,6 +162,23 @@ func (m *Manager) tellManager(key string, value []byte) {
 	if key != "" && key != "managers/"+m.options.ID && value != nil {
 		m.others.Store(true)
 	}
+}
+
+// tellFunction takes what the records say of a function; nil: it is gone.
+func (m *Manager) tellFunction(id functions.ID, f *functions.Function) error {
+	m.table.outdate(function{id.Account, id.Name}, func(i *instance) bool {
+		if f == nil {
+			return true
+		}
+		if i.version != functions.Latest {
+			_, there := f.Versions[i.version]
+			return !there
+		}
+		now := invokewire.Spec{Account: id.Account, Function: id.Name, Version: i.version, Revision: f.Invoked().Revision}
+		return i.key != now.Key()
+	})
+	signal(m.wake)
+	return nil
 }
 
 // notAlone says whether there has been another manager.

@@ -204,7 +204,7 @@ func (t *table) renew(frontend string, ids []string, now time.Time) []string {
 			if len(t.claims) < maxClaims {
 				t.claims[id] = claim{frontend, now.Add(t.options.TTL)}
 			}
-		case i.ending, i.retired, i.holder != "" && i.holder != frontend:
+		case i.ending, i.holder != "" && i.holder != frontend:
 			ended = append(ended, id)
 		case t.old(i, now):
 			i.retired = true
@@ -228,6 +228,27 @@ func (t *table) old(i *instance, now time.Time) bool {
 	}
 	key, known := t.groups[i.name].current[i.version]
 	return known && key != i.key
+}
+
+// outdate has the instances of a function end that nobody is to be given any
+// more, leased or not: those that work, once they are done.
+func (t *table) outdate(f function, old func(*instance) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g := t.groups[f]
+	if g == nil {
+		return
+	}
+	owned := t.owned(f)
+	for _, i := range g.instances {
+		if i.ending || !old(i) {
+			continue
+		}
+		i.retired = true
+		if owned && !i.busy && !i.starting { // or its worker refuses
+			t.end(i)
+		}
+	}
 }
 
 // release takes leases back.

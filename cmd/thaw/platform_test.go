@@ -196,6 +196,16 @@ func TestPlatform(t *testing.T) {
 	if out := r.must("functions", "--json"); out != "" {
 		t.Errorf("functions after delete: %s", out)
 	}
+	r.until(t, "its instances have ended", func() bool { return r.instances() == 0 })
+}
+
+// instances counts those of all workers.
+func (r *region) instances() (n int) {
+	r.t.Helper()
+	for _, w := range r.workers() {
+		n += len(w.Instances)
+	}
+	return n
 }
 
 // aws runs the AWS CLI, which has to be there, and gives its output.

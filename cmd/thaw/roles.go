@@ -24,6 +24,7 @@ import (
 	"thaw/catalog"
 	"thaw/cluster"
 	"thaw/fleet"
+	"thaw/functions"
 	"thaw/host"
 	"thaw/invokewire"
 	"thaw/manager"
@@ -246,7 +247,13 @@ func (c *managerCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer f.leave()
-	m := manager.New(manager.Options{Address: f.address(), Token: f.token, Leases: f.fleet, Client: f.client, Idle: c.Idle, Log: g.logger()})
+	records, err := f.conn.Records(ctx, functionRecords)
+	if err != nil {
+		return err
+	}
+	m := manager.New(manager.Options{
+		Address: f.address(), Token: f.token, Leases: f.fleet, Client: f.client, Functions: functions.NewStore(records).Watch, Idle: c.Idle, Log: g.logger(),
+	})
 	return g.serveRole(ctx, f.socket, m.Handler(), g.measured("manager", m.Metrics(), m.Run))
 }
 
