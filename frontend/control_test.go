@@ -35,9 +35,10 @@ const (
 // region is the control half of a region over a real cluster, without
 // signatures: a header says who asks.
 type region struct {
-	t     *testing.T
-	store *functions.Store
-	url   string
+	records *cluster.Records // of store
+	t       *testing.T
+	store   *functions.Store
+	url     string
 
 	mu   sync.Mutex        // guards all below
 	zips map[string][]byte // by key
@@ -70,7 +71,7 @@ func newRegion(t *testing.T) *region {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &region{t: t, store: functions.NewStore(records), zips: map[string][]byte{}}
+	r := &region{t: t, store: functions.NewStore(records), records: records, zips: map[string][]byte{}}
 	c := newControl(control{
 		store: r.store, secrets: newSecrets(testKeeper(t)), region: testRegion, packages: r, runtimes: []string{"provided.al2023", "python3.13", "ours-2.x"}, now: time.Now,
 		urls: func(id string) string { return "http://" + id + ".lambda-url." + testRegion + ".localhost:9000/" },

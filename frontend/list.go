@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -75,7 +76,7 @@ func (c *control) listFunctions(ctx context.Context, in call, q *lambdaapi.ListF
 	out := &lambdaapi.ListFunctionsResponse{Functions: []lambdaapi.FunctionConfiguration{}}
 	for _, f := range all {
 		if f.Damaged != nil {
-			out.Functions = append(out.Functions, c.wrecked(f))
+			out.Functions = append(out.Functions, c.wrecked(f.ID, "", f.Damaged))
 			continue
 		}
 		out.Functions = append(out.Functions, c.listed(ctx, f.ID, "", &f.Latest))
@@ -86,12 +87,12 @@ func (c *control) listFunctions(ctx context.Context, in call, q *lambdaapi.ListF
 	return out, nil
 }
 
-// wrecked is listed for a function whose record is damaged: it says so, where
-// others have no state.
-func (c *control) wrecked(f *functions.Function) lambdaapi.FunctionConfiguration {
+// wrecked is listed for a function, or a published version, whose record is
+// damaged: it says so, where others have no state.
+func (c *control) wrecked(id functions.ID, number string, why error) lambdaapi.FunctionConfiguration {
 	return lambdaapi.FunctionConfiguration{
-		FunctionName: new(f.Name), FunctionArn: new(f.ARN(c.region, "")), Version: new(functions.Latest),
-		State: new(functions.Failed), StateReason: new("The " + f.Damaged.Error() + "."), StateReasonCode: new("InternalError"),
+		FunctionName: new(id.Name), FunctionArn: new(id.ARN(c.region, number)), Version: new(cmp.Or(number, functions.Latest)),
+		State: new(functions.Failed), StateReason: new("The " + why.Error() + "."), StateReasonCode: new("InternalError"),
 	}
 }
 
@@ -114,7 +115,7 @@ func (c *control) listAll(ctx context.Context, in call, q *lambdaapi.ListFunctio
 				return true, nil
 			}
 			if f.Damaged != nil {
-				out.Functions = append(out.Functions, c.wrecked(f))
+				out.Functions = append(out.Functions, c.wrecked(f.ID, "", f.Damaged))
 			} else if out.Functions, err = c.appendVersion(ctx, out.Functions, f, n); err != nil {
 				return true, err
 			}
@@ -161,10 +162,12 @@ func versionsOf(f *functions.Function) []string {
 // appendVersion adds a version to a list, unless it has been deleted meanwhile.
 func (c *control) appendVersion(ctx context.Context, to []lambdaapi.FunctionConfiguration, f *functions.Function, number string) ([]lambdaapi.FunctionConfiguration, error) {
 	v, err := c.store.Version(ctx, f, number)
-	if errors.Is(err, functions.ErrNotFound) {
+	switch {
+	case errors.Is(err, functions.ErrNotFound):
 		return to, nil
-	}
-	if err != nil {
+	case errors.Is(err, functions.ErrDamaged):
+		return append(to, c.wrecked(f.ID, number, err)), nil
+	case err != nil:
 		return to, err
 	}
 	return append(to, c.listed(ctx, f.ID, number, v)), nil

@@ -267,6 +267,31 @@ func TestDamagedIsListed(t *testing.T) {
 	}
 }
 
+// A version whose record is damaged is listed as such, beside all others, and can
+// be deleted.
+func TestDamagedVersionIsListed(t *testing.T) {
+	r, c := deployed(t, "f")
+	r.publish(c, "f", "one")
+	must(c.UpdateFunctionConfiguration(t.Context(), &lambda.UpdateFunctionConfigurationInput{FunctionName: aws.String("f"), MemorySize: aws.Int32(256)}))
+	r.build("f", ready)
+	r.publish(c, "f", "two")
+	f := must(r.store.Get(t.Context(), functions.ID{Account: testAccount, Name: "f"}))
+	record := must(r.records.Get(t.Context(), "v/"+f.ID.String()+"/"+f.Versions["1"]))
+	must(r.records.Update(t.Context(), record.Key, record.Value[:20], record.Revision))
+	byFunction := must(c.ListVersionsByFunction(t.Context(), &lambda.ListVersionsByFunctionInput{FunctionName: aws.String("f")})).Versions
+	all := must(c.ListFunctions(t.Context(), &lambda.ListFunctionsInput{FunctionVersion: types.FunctionVersionAll})).Functions
+	for _, got := range [][]types.FunctionConfiguration{byFunction, all} {
+		if len(got) != 3 || *got[1].Version != "1" || got[1].State != types.StateFailed || !strings.Contains(*got[1].StateReason, f.Versions["1"]+" is damaged") ||
+			!strings.HasSuffix(*got[1].FunctionArn, ":f:1") || *got[2].Version != "2" || got[2].State != "" {
+			t.Errorf("listed %+v", got)
+		}
+	}
+	must(c.DeleteFunction(t.Context(), &lambda.DeleteFunctionInput{FunctionName: aws.String("f"), Qualifier: aws.String("1")}))
+	if got := must(c.ListVersionsByFunction(t.Context(), &lambda.ListVersionsByFunctionInput{FunctionName: aws.String("f")})).Versions; len(got) != 2 {
+		t.Errorf("left are %+v", got)
+	}
+}
+
 // What has no use here is answered so that tools go on, or refused by name.
 func TestManagement(t *testing.T) {
 	r, c := deployed(t, "f")

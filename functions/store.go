@@ -141,7 +141,7 @@ func busy(id ID) error {
 func (s *Store) Delete(ctx context.Context, id ID) error {
 	for range attempts {
 		f, r, err := s.get(ctx, id)
-		if errors.Is(err, errDamaged) {
+		if errors.Is(err, ErrDamaged) {
 			f, err = s.wreck(ctx, id)
 		}
 		if err != nil {
@@ -197,7 +197,7 @@ func (s *Store) List(ctx context.Context, account, after string, limit int) (pag
 		switch {
 		case errors.Is(err, ErrNotFound): // deleted just now
 			continue
-		case errors.Is(err, errDamaged):
+		case errors.Is(err, ErrDamaged):
 			f = &Function{ID: id, Damaged: err}
 		case err != nil:
 			return nil, "", err
@@ -256,10 +256,10 @@ func decode(r cluster.Record, to any) error {
 	return nil
 }
 
-// errDamaged is of records that cannot be read. It stands behind their keys.
-var errDamaged = errors.New("is damaged: delete it, or restore it from a backup")
+// ErrDamaged is of records that cannot be read. It stands behind their keys.
+var ErrDamaged = errors.New("is damaged: delete it, or restore it from a backup")
 
-func damaged(r cluster.Record) error { return fmt.Errorf("record %s %w", r.Key, errDamaged) }
+func damaged(r cluster.Record) error { return fmt.Errorf("record %s %w", r.Key, ErrDamaged) }
 
 func (s *Store) warn(err error) {
 	if s.Warn != nil {

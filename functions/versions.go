@@ -215,7 +215,7 @@ func (s *Store) settleVersion(ctx context.Context, id ID, word string, r Result)
 		if errors.Is(err, ErrNotFound) || err == nil && v.State != Pending {
 			return nil // deleted meanwhile, or settled by a builder that was killed after
 		}
-		if errors.Is(err, errDamaged) { // nothing can settle it, and all else shall be
+		if errors.Is(err, ErrDamaged) { // nothing can settle it, and all else shall be
 			s.warn(err)
 			return nil
 		}
