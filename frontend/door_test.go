@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,11 +36,13 @@ type fakeWorker struct {
 	server *httptest.Server
 	script func(payload []byte) []byte // what to do, if not what the payload says
 	hold   chan struct{}               // invokes of "hold" end when it is closed
+	starts chan int                    // each start takes its status from it; nil: 204
+	queued atomic.Bool                 // starts have not begun
 
 	mu        sync.Mutex
 	instances map[string]*invokewire.InstanceState
 	specs     map[string]invokewire.Spec
-	starts    int
+	started   int
 	invokes   []http.Header
 	done      int // invokes that have ended
 	limit     int
@@ -53,6 +56,7 @@ func newFakeWorker(t testing.TB, leases *cluster.Leases, id string) *fakeWorker 
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /instances", w.start)
 	mux.HandleFunc("POST /instances/{id}/invoke", w.invoke)
+	mux.HandleFunc("GET /instances/{id}/ready", w.ready)
 	mux.HandleFunc("DELETE /instances/{id}", w.end)
 	mux.HandleFunc("GET /state", func(rw http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(rw).Encode(w.state()) })
 	mux.HandleFunc("GET /logs", w.serveLogs)
@@ -106,7 +110,7 @@ func (w *fakeWorker) start(rw http.ResponseWriter, r *http.Request) {
 		rw.WriteHeader(http.StatusTooManyRequests)
 		return
 	}
-	w.starts++
+	w.started++
 	w.specs[s.ID] = s.Spec
 	w.instances[s.ID] = &invokewire.InstanceState{
 		ID: s.ID, Key: s.Spec.Key(), Account: s.Spec.Account, Function: s.Spec.Function, Version: s.Spec.Version,
@@ -115,7 +119,27 @@ func (w *fakeWorker) start(rw http.ResponseWriter, r *http.Request) {
 	rw.WriteHeader(http.StatusAccepted)
 }
 
+// ready answers as the test says; 0 is a worker that dies.
+func (w *fakeWorker) ready(rw http.ResponseWriter, r *http.Request) {
+	status := http.StatusNoContent
+	if w.starts != nil {
+		select {
+		case status = <-w.starts:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if status == 0 {
+		panic(http.ErrAbortHandler)
+	}
+	rw.WriteHeader(status)
+}
+
 func (w *fakeWorker) end(rw http.ResponseWriter, r *http.Request) {
+	if r.URL.Query().Has("queued") && !w.queued.Load() {
+		rw.WriteHeader(http.StatusConflict)
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.instances, r.PathValue("id"))
@@ -212,7 +236,7 @@ func (w *fakeWorker) behave(rw http.ResponseWriter, payload []byte) {
 func (w *fakeWorker) counts() (starts, invokes, done int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.starts, len(w.invokes), w.done
+	return w.started, len(w.invokes), w.done
 }
 
 // door is a whole region but for real workers: cluster, manager, frontend.

@@ -78,14 +78,14 @@ func (f *Frontend) offer(ctx context.Context, inv *invocation) (a *answer, done 
 	var avoid []string
 	for range maxTries {
 		l, err := f.instance(ctx, inv, avoid)
+		if errors.Is(err, errGone) {
+			continue // it was not to be
+		}
 		if err != nil {
 			cancel()
 			return nil, nil, f.apiError(err, inv)
 		}
 		inv.deadline = time.Now().Add(initTime + inv.target.spec.Timeout)
-		if l.fresh {
-			inv.deadline = inv.deadline.Add(f.options.Start)
-		}
 		a, err := f.workers.invoke(ctx, l, inv)
 		if err == nil {
 			return a, func(alive bool) {
@@ -113,37 +113,6 @@ func (f *Frontend) offer(ctx context.Context, inv *invocation) (a *answer, done 
 	}
 	cancel()
 	return nil, nil, f.apiError(errGone, inv)
-}
-
-// instance gives a leased one: an idle one, or what the manager finds.
-func (f *Frontend) instance(ctx context.Context, inv *invocation, avoid []string) (*leased, error) {
-	key := inv.target.key
-	if l := f.pool.get(key, time.Now()); l != nil {
-		return l, nil
-	}
-	if l := f.pool.await(ctx, key); l != nil {
-		return l, nil
-	}
-	a := invokewire.Acquire{Frontend: f.options.ID, Spec: inv.target.spec, Avoid: avoid[max(0, len(avoid)-maxTries):]}
-	a.Spec.Reserved = inv.reserved
-	a.Spec.Keys = f.sessions.issue(a.Spec.Account, time.Now().Add(defaultSession))
-	asked := time.Now()
-	lease, err := f.managers.acquire(ctx, &a)
-	var t *invokewire.Throttle
-	if errors.As(err, &t) {
-		if l := f.pool.get(key, time.Now()); l != nil {
-			return l, nil // it has become free meanwhile
-		}
-		if spare := f.pool.spare(inv.function(), t.Reason); len(spare) > 0 {
-			f.pool.release(ctx, spare)
-			asked = time.Now()
-			lease, err = f.managers.acquire(ctx, &a)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return f.pool.add(key, inv.function(), lease, asked), nil
 }
 
 // apiError makes an error of the API of what went wrong between the roles.

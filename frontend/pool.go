@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -19,22 +18,9 @@ const (
 	poolTick = time.Second
 	// poolTime bounds a request of renewals.
 	poolTime = 5 * time.Second
-	// patience is the longest that an invoke waits for a busy instance before
-	// another is asked for: less than a start takes. Of a function that answers in
-	// two milliseconds hardly ever is another needed, and a few starts that are not
-	// needed take the processor from those that answer.
-	patience = 20 * time.Millisecond
-	// patienceOf is how many of the function's quickest invokes it waits.
-	patienceOf = 4
+	// lastTime is how long invokes may wait for starts once the frontend is to end.
+	lastTime = 5 * time.Second
 )
-
-// pace is what is known of a version's invokes.
-type pace struct {
-	// quick is about the quickest of late: each that was slower lets it grow by a
-	// 64th, so that it follows a version that has become slow.
-	quick   time.Duration
-	waiting []chan *leased // each gets one instance; the first came first
-}
 
 // leased is an instance that this frontend may give invokes to.
 type leased struct {
@@ -43,7 +29,7 @@ type leased struct {
 	expires         time.Time
 	idle            time.Time // since when
 	busy            bool
-	fresh           bool      // it has not answered yet: it may be starting
+	fresh           bool      // it has not answered yet
 	began           time.Time // of the invoke, while busy
 	gone            bool      // not to be used again
 }
@@ -59,16 +45,22 @@ type pool struct {
 	idle   map[string][]*leased    // by key; the one used last at the end
 	flying map[functions.ID]int    // invokes under way
 	lost   map[string]functions.ID // instances that their workers do not have: to be told
-	paces  map[string]*pace        // by key, while there are leases
+	lines  map[string]*line        // by key, while there are leases, or invokes that wait
 	ttl    time.Duration
 	wake   chan struct{}
+	closed bool
+
+	life context.Context // of starts
+	stop context.CancelFunc
+	work sync.WaitGroup // starts
 }
 
 func newPool(id string, idle time.Duration, m *managers) *pool {
+	life, stop := context.WithCancel(context.Background())
 	return &pool{
 		id: id, idleTime: idle, managers: m, ttl: defaultTTL, wake: make(chan struct{}, 1),
 		all: map[string]*leased{}, idle: map[string][]*leased{}, flying: map[functions.ID]int{}, lost: map[string]functions.ID{},
-		paces: map[string]*pace{},
+		lines: map[string]*line{}, life: life, stop: stop,
 	}
 }
 
@@ -93,10 +85,9 @@ func (p *pool) exit(f functions.ID) {
 	}
 }
 
-// get gives an idle instance of the key, the one that was used last, or nil.
+// get gives an idle instance of the key, the one that was used last, or nil. mu
+// is held.
 func (p *pool) get(key string, now time.Time) *leased {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	list := p.idle[key]
 	for len(list) > 0 {
 		l := list[len(list)-1]
@@ -112,45 +103,6 @@ func (p *pool) get(key string, now time.Time) *leased {
 	}
 	p.keep(key, list)
 	return nil
-}
-
-// await waits for a busy instance of the key, if its invokes are so quick that
-// one is likely to be free soon; else, or if none was, it gives nil.
-func (p *pool) await(ctx context.Context, key string) *leased {
-	p.mu.Lock()
-	of := p.paces[key]
-	if of == nil || of.quick == 0 || of.quick > patience {
-		p.mu.Unlock()
-		return nil
-	}
-	mine := make(chan *leased, 1)
-	of.waiting = append(of.waiting, mine)
-	limit := time.NewTimer(min(patienceOf*of.quick, patience))
-	p.mu.Unlock()
-	defer limit.Stop()
-	select {
-	case l := <-mine:
-		return l
-	case <-limit.C:
-	case <-ctx.Done():
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if i := slices.Index(of.waiting, mine); i >= 0 {
-		of.waiting = slices.Delete(of.waiting, i, i+1)
-		return nil
-	}
-	return <-mine // it came at the same moment
-}
-
-// paced notes how long an invoke took.
-func (p *pool) paced(key string, took time.Duration) {
-	of := p.paces[key]
-	if of == nil {
-		of = &pace{quick: took}
-		p.paces[key] = of
-	}
-	of.quick = min(took, of.quick+of.quick/64)
 }
 
 func (p *pool) keep(key string, list []*leased) {
@@ -178,20 +130,26 @@ func (p *pool) put(l *leased, alive bool, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if alive && !l.fresh {
-		p.paced(l.key, max(now.Sub(l.began), 1))
+		p.line(l.key).paced(max(now.Sub(l.began), 1))
 	}
-	l.busy, l.fresh, l.idle = false, false, now
-	switch of := p.paces[l.key]; {
+	l.fresh = false
+	p.free(l, alive, now)
+}
+
+// free lets others have an instance: the first that waits for one. mu is held.
+func (p *pool) free(l *leased, alive bool, now time.Time) {
+	l.busy, l.idle = false, now
+	of := p.line(l.key)
+	switch {
 	case !alive:
 		delete(p.all, l.id)
 		p.lost[l.id] = l.function
 		p.signal()
 	case l.gone || p.all[l.id] != l:
 		delete(p.all, l.id)
-	case of != nil && len(of.waiting) > 0 && now.Before(l.expires):
+	case len(of.waiting) > 0 && now.Before(l.expires):
 		l.busy, l.began = true, now
-		of.waiting[0] <- l
-		of.waiting = of.waiting[1:]
+		of.take(0).got <- grant{l: l}
 	default:
 		p.idle[l.key] = append(p.idle[l.key], l)
 	}
@@ -254,6 +212,7 @@ func (p *pool) run(ctx context.Context) {
 		case <-time.After(poolTick):
 		case <-p.wake:
 		case <-ctx.Done():
+			p.close()
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), poolTime)
 			p.tellLost(last)
 			p.release(last, p.stale(time.Time{}))
@@ -273,6 +232,30 @@ func (p *pool) run(ctx context.Context) {
 	}
 }
 
+// close ends starts, once nobody waits for one or lastTime is over.
+func (p *pool) close() {
+	for end := time.Now().Add(lastTime); p.awaited() && time.Now().Before(end); {
+		<-time.After(10 * time.Millisecond)
+	}
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.stop()
+	p.work.Wait()
+}
+
+// awaited says whether an invoke waits for an instance.
+func (p *pool) awaited() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, of := range p.lines {
+		if len(of.waiting) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // stale takes out what has been idle for long; at the zero time, all that is.
 func (p *pool) stale(now time.Time) map[string]functions.ID {
 	p.mu.Lock()
@@ -282,7 +265,7 @@ func (p *pool) stale(now time.Time) map[string]functions.ID {
 	for _, l := range p.all {
 		used[l.key] = true
 	}
-	maps.DeleteFunc(p.paces, func(key string, of *pace) bool { return !used[key] && len(of.waiting) == 0 })
+	maps.DeleteFunc(p.lines, func(key string, of *line) bool { return !used[key] && len(of.waiting)+len(of.starts) == 0 })
 	return taken
 }
 

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"thaw/cluster"
@@ -294,72 +293,4 @@ func TestBuffers(t *testing.T) {
 	if err := p.grow(ctx, b); err != nil {
 		t.Error(err)
 	}
-}
-
-// An invoke waits for an instance of a quick function, in turn and not for long;
-// of a slow one, or of one that nobody has seen yet, it does not.
-func TestPoolAwait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newTestPool(time.Minute, nil)
-		took := func(f func()) time.Duration {
-			began := time.Now()
-			f()
-			return time.Since(began)
-		}
-		none := func(want time.Duration) {
-			t.Helper()
-			if d := took(func() {
-				if l := p.await(t.Context(), "k"); l != nil {
-					t.Errorf("got %v", l)
-				}
-			}); d != want {
-				t.Errorf("waited %v, want %v", d, want)
-			}
-		}
-		none(0) // nothing is known
-		l := p.grant("a", time.Now())
-		l.fresh = true
-		p.put(l, true, time.Now()) // its first invoke says nothing of the next
-		none(0)
-		use := func(d time.Duration) {
-			l := p.get("k", time.Now())
-			<-time.After(d)
-			p.put(l, true, time.Now())
-		}
-		use(2 * time.Millisecond)
-		l = p.get("k", time.Now())
-		none(patienceOf * 2 * time.Millisecond)
-		var work sync.WaitGroup
-		got := make(chan int, 2)
-		for n := range 2 {
-			work.Go(func() {
-				if l := p.await(t.Context(), "k"); l != nil {
-					got <- n
-					<-time.After(2 * time.Millisecond)
-					p.put(l, true, time.Now())
-				}
-			})
-			synctest.Wait()
-		}
-		p.put(l, true, time.Now())
-		work.Wait()
-		if len(got) != 2 || <-got != 0 {
-			t.Error("not in turn")
-		}
-		ended, cancel := context.WithCancel(t.Context())
-		cancel()
-		if p.get("k", time.Now()) == nil || p.await(ended, "k") != nil || len(p.paces["k"].waiting) != 0 {
-			t.Error("one that hung up still waits")
-		}
-		for range 300 {
-			p.paced("k", time.Second)
-		}
-		none(0) // it has become slow
-		p.mu.Lock()
-		clear(p.all)
-		p.mu.Unlock()
-		if p.stale(time.Now()); len(p.paces) > 0 {
-			t.Error("what is known of a version outlives its leases")
-		}
-	})
 }

@@ -103,17 +103,63 @@ func (w *workers) invoke(ctx context.Context, l *leased, inv *invocation) (*answ
 	if a.StatusCode == http.StatusOK {
 		return a, nil
 	}
-	err = refusal(a)
+	err = refusal(a.StatusCode, a)
 	a.close()
 	return nil, err
 }
 
+// started waits until an instance has started, unless the start has not begun
+// when nobody needs it any more: errSurplus. errGone is also for what its worker's
+// death undid: the function has seen nothing of it.
+func (w *workers) started(ctx context.Context, l *leased, s *start) error {
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ready := make(chan error, 1)
+	go func() { ready <- w.ask(asking, http.MethodGet, l, "/ready") }()
+	err := errSurplus
+	select {
+	case err = <-ready:
+	case <-s.surplus:
+		if w.ask(ctx, http.MethodDelete, l, "?queued") == nil {
+			cancel()
+			<-ready
+			break
+		}
+		err = <-ready
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, errBroken), errors.Is(err, errUnsent):
+		return fmt.Errorf("%w: %w", errGone, err)
+	}
+	return err
+}
+
+// ask sends a request about an instance, which is answered with 204 or an error.
+func (w *workers) ask(ctx context.Context, method string, l *leased, path string) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+l.worker+"/instances/"+l.id+path, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set(invokewire.HeaderToken, w.token)
+	resp, err := w.client.Do(req)
+	if err != nil {
+		return kindOf(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNoContent {
+		return nil
+	}
+	return refusal(resp.StatusCode, resp.Body)
+}
+
 // refusal reads a worker's error.
-func refusal(a *answer) error {
+func refusal(status int, body io.Reader) error {
 	var e struct{ Error string }
-	text, _ := io.ReadAll(io.LimitReader(a, 4096)) // or it says nothing
+	text, _ := io.ReadAll(io.LimitReader(body, 4096)) // or it says nothing
 	_ = json.Unmarshal(text, &e)
-	switch a.StatusCode {
+	switch status {
 	case http.StatusConflict:
 		return errBusy
 	case http.StatusGone, http.StatusNotFound, http.StatusTooManyRequests:
@@ -123,7 +169,7 @@ func refusal(a *answer) error {
 	case http.StatusGatewayTimeout:
 		return context.DeadlineExceeded
 	}
-	return fmt.Errorf("the worker answered %d: %.200q", a.StatusCode, e.Error)
+	return fmt.Errorf("the worker answered %d: %.200q", status, e.Error)
 }
 
 // kindOf tells a worker that was not reached from one that broke off.

@@ -30,6 +30,7 @@ func (w *Worker) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /instances", w.serveStart)
 	mux.HandleFunc("POST /instances/{id}/invoke", w.serveInvoke)
+	mux.HandleFunc("GET /instances/{id}/ready", w.serveReady)
 	mux.HandleFunc("DELETE /instances/{id}", w.serveEnd)
 	mux.HandleFunc("GET /state", func(rw http.ResponseWriter, _ *http.Request) { reply(rw, http.StatusOK, w.state(true)) })
 	mux.HandleFunc("GET /starts", func(rw http.ResponseWriter, _ *http.Request) { reply(rw, http.StatusOK, w.history.list()) })
@@ -287,9 +288,34 @@ func newCall(rw http.ResponseWriter, r *http.Request) (*call, context.Context, c
 	return c, ctx, cancel, nil
 }
 
+// serveReady answers once an instance's start is over.
+func (w *Worker) serveReady(rw http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	i := w.find(id)
+	if i == nil {
+		err := w.history.failure(id)
+		refuse(rw, statusOf(err), err)
+		return
+	}
+	select {
+	case <-i.ready:
+	case <-r.Context().Done():
+		return
+	}
+	if i.failed != nil {
+		refuse(rw, statusOf(i.failed), i.failed)
+		return
+	}
+	rw.WriteHeader(http.StatusNoContent)
+}
+
 func (w *Worker) serveEnd(rw http.ResponseWriter, r *http.Request) {
 	if i := w.find(r.PathValue("id")); i != nil {
-		if err := w.end(r.Context(), i, r.URL.Query().Has("force")); err != nil {
+		end := func() error { return w.end(r.Context(), i, r.URL.Query().Has("force")) }
+		if r.URL.Query().Has("queued") {
+			end = func() error { return w.withdraw(r.Context(), i) }
+		}
+		if err := end(); err != nil {
 			refuse(rw, statusOf(err), err)
 			return
 		}

@@ -80,10 +80,16 @@ func TestFailedStarts(t *testing.T) {
 		"egress":  {func(s *invokewire.Spec) { s.Egress = true }, http.StatusInternalServerError},
 	} {
 		r.start(id, "", spec(c.change))
+		if resp := r.do("GET", "/instances/"+id+"/ready", nil); resp.StatusCode != c.status {
+			t.Errorf("%s: %s", id, resp.Status)
+		}
 		if got := r.invoke(id, "r", "1"); got.status != c.status {
 			t.Errorf("%s: %+v", id, got)
 		}
 		r.until("it is gone", func() bool { return r.phase(id) == "" })
+		if resp := r.do("GET", "/instances/"+id+"/ready", nil); resp.StatusCode != c.status {
+			t.Errorf("%s, later: %s", id, resp.Status)
+		}
 	}
 }
 
@@ -101,8 +107,16 @@ func TestQueue(t *testing.T) {
 	if s := r.w.state(true); s.Queued != 1 || s.Running != 1 {
 		t.Errorf("%+v", s)
 	}
-	if resp := r.do("DELETE", "/instances/waits", nil); resp.StatusCode != http.StatusNoContent {
+	waits := make(chan int)
+	go func() { waits <- r.do("GET", "/instances/waits/ready", nil).StatusCode }()
+	if resp := r.do("DELETE", "/instances/runs?queued", nil); resp.StatusCode != http.StatusConflict {
+		t.Errorf("one that has begun: %s", resp.Status)
+	}
+	if resp := r.do("DELETE", "/instances/waits?queued", nil); resp.StatusCode != http.StatusNoContent {
 		t.Error(resp.Status)
+	}
+	if status := <-waits; status != http.StatusGone {
+		t.Errorf("who waits for it is told %d", status)
 	}
 	r.start("next", "", spec(nil))
 	var both sync.WaitGroup
@@ -110,6 +124,9 @@ func TestQueue(t *testing.T) {
 		both.Go(func() {
 			if got := r.invoke(id, "r", "1"); got.body != "1" {
 				t.Errorf("%s: %+v", id, got)
+			}
+			if resp := r.do("GET", "/instances/"+id+"/ready", nil); resp.StatusCode != http.StatusNoContent {
+				t.Errorf("%s: %s", id, resp.Status)
 			}
 		})
 	}

@@ -195,11 +195,7 @@ func (w *Worker) end(ctx context.Context, i *instance, force bool) error {
 	}
 	i.thaw()
 	i.mu.Unlock()
-	if w.admission.remove(i) {
-		i.failed = errGone
-		close(i.over)
-		close(i.ready)
-	}
+	w.unqueue(i)
 	<-i.ready
 	i.shutDown()
 	err := i.close(context.WithoutCancel(ctx))
@@ -209,6 +205,25 @@ func (w *Worker) end(ctx context.Context, i *instance, force bool) error {
 		w.log.Error("something of an instance is left: thaw prune removes it", "instance", i.id, "cause", err)
 	}
 	return err
+}
+
+// withdraw ends an instance whose start has not begun; else it is errBusy.
+func (w *Worker) withdraw(ctx context.Context, i *instance) error {
+	if !w.unqueue(i) {
+		return errBusy
+	}
+	return w.end(ctx, i, true)
+}
+
+// unqueue takes a start back, and says whether it had not begun.
+func (w *Worker) unqueue(i *instance) bool {
+	if !w.admission.remove(i) {
+		return false
+	}
+	i.failed = errGone
+	close(i.over)
+	close(i.ready)
+	return true
 }
 
 // shutDown gives extensions time to end.
