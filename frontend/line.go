@@ -215,16 +215,15 @@ func (f *Frontend) instance(ctx context.Context, inv *invocation, avoid []string
 		return l, nil
 	}
 	g, came := w.wait(ctx, limit)
-	for n := 0; !came && ctx.Err() == nil; n++ {
-		if s := p.want(key, w, n == 1); s != nil {
+	for covered := false; !came && ctx.Err() == nil; {
+		limit = f.options.Start + startGrace
+		if s := p.want(key, w, covered); s != nil {
 			a, of := f.acquisition(inv, avoid), inv.function()
 			if !p.begin(func() { p.started(key, s, f.start(a, of, s)) }) {
 				p.started(key, s, grant{err: errClosed})
 			}
-		}
-		limit = coverTime
-		if n > 0 {
-			limit = f.options.Start + startGrace
+		} else {
+			covered, limit = true, coverTime
 		}
 		g, came = w.wait(ctx, limit)
 	}
