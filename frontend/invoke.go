@@ -86,6 +86,9 @@ func (f *Frontend) offer(ctx context.Context, inv *invocation) (a *answer, done 
 			return nil, nil, f.apiError(err, inv)
 		}
 		inv.deadline = time.Now().Add(initTime + inv.target.spec.Timeout)
+		if l.fresh {
+			inv.deadline = inv.deadline.Add(f.options.Start) // a machine that starts others is slow
+		}
 		a, err := f.workers.invoke(ctx, l, inv)
 		if err == nil {
 			return a, func(alive bool) {
