@@ -337,6 +337,14 @@ func (r *rig) start(id, force string, s invokewire.Spec) {
 	}
 }
 
+// limit gives an idle instance's next invokes so much time.
+func (r *rig) limit(id string, timeout time.Duration) {
+	i := r.w.find(id)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.spec.Timeout = timeout
+}
+
 // said is an answer to an invoke, whole.
 type said struct {
 	status         int

@@ -118,6 +118,9 @@ func (i *instance) start(ctx context.Context) {
 	began := time.Now()
 	o, failed := i.initialise(ctx, time.NewTimer(i.w.initLimit))
 	took := time.Since(began)
+	if o.Status == statusTimeout { // the rest is what its processes took to end
+		took = i.w.initLimit
+	}
 	i.record.Stages["init"] = took.Microseconds()
 	if ctx.Err() != nil { // it is to end
 		i.failed = context.Cause(ctx)

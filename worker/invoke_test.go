@@ -127,8 +127,9 @@ func TestForcedStarts(t *testing.T) {
 // within the next invoke, with the same /tmp.
 func TestTimeout(t *testing.T) {
 	r := newRig(t, nil)
-	r.start("i1", "", spec(func(s *invokewire.Spec) { s.Timeout = time.Second }))
+	r.start("i1", "", spec(nil))
 	before, _ := r.ask("i1", "r0", `{"write_mb":1}`)
+	r.limit("i1", time.Second)
 	got := r.invoke("i1", "r1", `{"do":{"log_text":"soon","sleep_ms":60000}}`)
 	if got.status != 200 || got.failed != "Unhandled" || got.body != `{"errorType":"Sandbox.Timedout","errorMessage":"RequestId: r1 Error: Task timed out after 1.00 seconds"}` {
 		t.Errorf("%+v", got)
@@ -137,6 +138,7 @@ func TestTimeout(t *testing.T) {
 	if !want.MatchString(got.tail) {
 		t.Errorf("tail %q", got.tail)
 	}
+	r.limit("i1", patience)
 	after, said := r.ask("i1", "r2", `{"calls":["GET /2018-06-01/ping"],"env":["HOME"]}`)
 	if said.failed != "" || after.Instance == before.Instance || after.Instance == "" || after.Invokes != 1 || strings.Contains(said.tail, "Init Duration") {
 		t.Errorf("%+v after %+v", said, before)

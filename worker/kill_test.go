@@ -208,10 +208,11 @@ func TestKilledInstance(t *testing.T) {
 func TestStuckPayload(t *testing.T) {
 	r := newRig(t, nil)
 	for id, timeout := range map[string]time.Duration{"late": time.Second, "long": 15 * time.Minute} {
-		r.start(id, "", spec(func(s *invokewire.Spec) { s.Timeout = timeout }))
+		r.start(id, "", spec(nil))
 		if got := r.invoke(id, "r0", "1"); got.body != "1" {
 			t.Fatalf("%+v", got)
 		}
+		r.limit(id, timeout)
 		if err := syscall.Kill(r.w.find(id).box.process.PID, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
