@@ -168,7 +168,7 @@ func TestContractFunctionErrors(t *testing.T) {
 	const ids = "RequestId: ID Error: "
 	makes := map[string][]spec{
 		"plain":     {},
-		"brief":     {timeout(1)},
+		"brief":     {timeout(3)},
 		"patient":   {timeout(300)}, // memory is touched slowly with so little processor time
 		"entry":     {entryPoint(k.layout, "/nothing")},
 		"workdir":   {func(in *lambda.CreateFunctionInput) { in.ImageConfig.WorkingDirectory = aws.String("/nothing") }},
@@ -183,7 +183,7 @@ func TestContractFunctionErrors(t *testing.T) {
 		k.active(t, name)
 	}
 	for _, c := range []struct{ name, function, payload, kind, message, status string }{
-		{"timeout", "brief", `{"do":{"sleep_ms":5000}}`, "Sandbox.Timedout", ids + "Task timed out after 1.00 seconds", "Status: timeout"},
+		{"timeout", "brief", `{"do":{"sleep_ms":30000}}`, "Sandbox.Timedout", ids + "Task timed out after 3.00 seconds", "Status: timeout"},
 		{"exit status", "plain", `{"do":{"exit":7}}`, "Runtime.ExitError", ids + "Runtime exited with error: exit status 7", "Status: error\tError Type: Runtime.ExitError"},
 		{"exit 0", "plain", `{"do":{"exit":0}}`, "Runtime.ExitError", ids + "Runtime exited without providing a reason", "Status: error\tError Type: Runtime.ExitError"},
 		{"memory", "patient", `{"do":{"allocate_mb":400}}`, "Runtime.ExitError", ids + "Runtime exited with error: signal: killed", "Status: error\tError Type: Runtime.ExitError"},

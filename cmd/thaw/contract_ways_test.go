@@ -31,7 +31,7 @@ func TestContractWays(t *testing.T) {
 	}
 	k := newContract(t, "--runtimes="+runtimes)
 	k.order(t, "f", timeout(20))
-	k.order(t, "brief", timeout(1))
+	k.order(t, "brief", timeout(3))
 	k.active(t, "f")
 	k.active(t, "brief")
 	t.Run("streams", k.streams)
@@ -83,8 +83,8 @@ func (k *contract) streams(t *testing.T) {
 	for _, c := range []struct{ name, function, do, body, code, details string }{
 		{"fails midway", "f", `{"stream":{"pieces":2,"bytes":2,"fail":"no more"}}`, "aabb", "Unhandled", "no more"},
 		{"fails at once", "f", `{"error":"no luck"}`, "", "Unhandled", "no luck"},
-		{"takes too long midway", "brief", `{"stream":{"pieces":3,"bytes":1,"every_ms":800}}`, "ab", "Unhandled", "Task timed out after 1.00 seconds"},
-		{"takes too long at once", "brief", `{"sleep_ms":5000}`, "", "Unhandled", "Task timed out after 1.00 seconds"},
+		{"takes too long midway", "brief", `{"stream":{"pieces":3,"bytes":1,"every_ms":2000}}`, "ab", "Unhandled", "Task timed out after 3.00 seconds"},
+		{"takes too long at once", "brief", `{"sleep_ms":30000}`, "", "Unhandled", "Task timed out after 3.00 seconds"},
 		{"ends", "f", `{"exit":4}`, "", "Unhandled", "exit status 4"},
 	} {
 		if s := k.stream(t, c.function, c.do); string(s.body) != c.body || aws.ToString(s.end.ErrorCode) != c.code || !strings.Contains(aws.ToString(s.end.ErrorDetails), c.details) {
