@@ -23,12 +23,22 @@ func freeDisk(state string) (int64, error) {
 	return int64(fs.Bavail) * fs.Bsize / 2, nil
 }
 
-// disk is what the files of instances take, as far as it was measured, and all
-// logs. mu is held.
+// disk is what the files of instances are counted for, as far as they were
+// measured, and all logs. mu is held.
 func (w *Worker) disk() int64 {
 	bytes := w.logs.bytes.Load()
 	for _, i := range w.instances {
 		bytes += max(diskReserve, i.written.Load())
+	}
+	return bytes
+}
+
+// tmp is what the files of instances take, as far as they were measured.
+func (w *Worker) tmp() (bytes int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, i := range w.instances {
+		bytes += i.written.Load()
 	}
 	return bytes
 }

@@ -46,6 +46,9 @@ func TestDiskLimit(t *testing.T) {
 	if s.Disk != 64<<20 || s.DiskUsed == 0 {
 		t.Errorf("%+v", s)
 	}
+	if n := r.w.tmp(); n < 8<<20 {
+		t.Errorf("/tmp of all take %d bytes", n)
+	}
 	r.do("DELETE", "/instances/busy?force", nil).Body.Close()
 	if got := <-done; got.failed == "" {
 		t.Errorf("%+v", got)
