@@ -257,7 +257,8 @@ func inside(t testing.TB, ns *Namespace, f func()) {
 }
 
 const (
-	dialTime  = 3 * time.Second
+	dialTime  = 3 * time.Minute        // what answers does, however slow the machine is
+	askTime   = 5 * time.Second        // then a stub resolver asks again
 	shortTime = 300 * time.Millisecond // where nothing answers
 )
 
@@ -278,11 +279,16 @@ func getWithin(address string, limit time.Duration) (string, error) {
 	return body, err
 }
 
-// lookUp asks for a name from this thread's namespace.
+// lookUp asks for a name from this thread's namespace, again and again as a stub
+// resolver does.
 func lookUp(server netip.Addr, name, network string) (*dns.Msg, error) {
-	c := &dns.Client{Net: network, Timeout: dialTime}
-	m, _, err := c.Exchange(new(dns.Msg).SetQuestion(name, dns.TypeA), netip.AddrPortFrom(server, dnsPort).String())
-	return m, err
+	c := &dns.Client{Net: network, Timeout: askTime}
+	for end := time.Now().Add(dialTime); ; {
+		m, _, err := c.Exchange(new(dns.Msg).SetQuestion(name, dns.TypeA), netip.AddrPortFrom(server, dnsPort).String())
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
+			return m, err
+		}
+	}
 }
 
 func newNS(t testing.TB, n *Network, id string, egress bool) *Namespace {

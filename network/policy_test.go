@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -158,8 +159,8 @@ func TestPrograms(t *testing.T) {
 	gateway, err := n.Gateway()
 	must(t, err)
 	resolv := filepath.Join(t.TempDir(), "resolv.conf")
-	must(t, os.WriteFile(resolv, []byte("nameserver "+gateway.String()+"\n"), 0o600))
-	script := `mount --bind "$1" /etc/resolv.conf && getent ahostsv4 some.example.org && curl -sS -m 5 http://some.example.org/ && ! curl -sS -m 5 http://10.9.9.9/`
+	must(t, os.WriteFile(resolv, []byte("nameserver "+gateway.String()+"\noptions attempts:5\n"), 0o600)) // 155 s in all
+	script := `mount --bind "$1" /etc/resolv.conf && getent ahostsv4 some.example.org && curl -sS -m 180 http://some.example.org/ && ! curl -sS -m 180 http://10.9.9.9/`
 	var out bytes.Buffer
 	cmd := exec.Command("nsenter", "--net="+ns.Path, "unshare", "-m", "sh", "-c", script, "sh", resolv)
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -400,5 +401,31 @@ func TestCloseBusy(t *testing.T) {
 	}
 	if err := unix.Access(ns.Path, 0); err == nil {
 		t.Errorf("%s is left", ns.Path)
+	}
+}
+
+// A question that nobody answers does not keep Close waiting either.
+func TestExchangeEnds(t *testing.T) {
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	must(t, err)
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	f := &forwarder{ctx: ctx}
+	failed := make(chan error, 1)
+	go func() {
+		question := new(dns.Msg).SetQuestion("example.org.", dns.TypeA)
+		_, err := f.exchange(&dns.Client{Timeout: time.Hour}, question, silent.LocalAddr().String())
+		failed <- err
+	}()
+	_, _, err = silent.ReadFrom(make([]byte, maxUDP))
+	must(t, err)
+	cancel()
+	select {
+	case err := <-failed:
+		if err == nil {
+			t.Error("an answer, of nobody")
+		}
+	case <-time.After(dialTime):
+		t.Error("it goes on")
 	}
 }

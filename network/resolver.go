@@ -146,13 +146,27 @@ func (f *forwarder) ask(question *dns.Msg, network string) (*dns.Msg, error) {
 	ours := question.Copy()
 	for _, server := range servers {
 		ours.Id = dns.Id() // an instance must not know what to forge
-		answer, _, e := client.ExchangeContext(f.ctx, ours, server)
+		answer, e := f.exchange(client, ours, server)
 		if e == nil {
 			return answer, nil
 		}
 		err = errors.Join(err, e)
 	}
 	return nil, err
+}
+
+// exchange asks one resolver, until the gateway is closed: the client by itself
+// would wait for an answer that does not come.
+func (f *forwarder) exchange(client *dns.Client, question *dns.Msg, server string) (*dns.Msg, error) {
+	c, err := client.DialContext(f.ctx, server)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	stop := context.AfterFunc(f.ctx, func() { c.Close() })
+	defer stop()
+	answer, _, err := client.ExchangeWithConn(question, c)
+	return answer, err
 }
 
 // upstream lists the host's resolvers. A file that has changed is read again.
