@@ -19,7 +19,7 @@ import (
 )
 
 // asHelper is what the test binary is called when it is another process of
-// the tests: helper STATE VERB KEY.
+// the tests: helper BASE STATE VERB KEY.
 const asHelper = "thaw-host-test"
 
 func TestMain(m *testing.M) {
@@ -44,17 +44,20 @@ func TestMain(m *testing.M) {
 
 const testPatience = 3 * time.Minute
 
-// imageDeadline is how long reads of an image may take whose chunks cannot be had.
+// imageDeadline is how long reads of an image take whose chunks cannot be had.
 const imageDeadline = 3 * time.Second
 
 // openTest gives a host for the time of the test, after which nothing of it may
 // be left.
-func openTest(t *testing.T) *Host {
+func openTest(t *testing.T) *Host { return openTestIn(t, runDir) }
+
+// openTestIn is openTest with another folder for runtime files.
+func openTestIn(t *testing.T, base string) *Host {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("NOT TESTED: only root can use the package")
 	}
-	h, err := Open(filepath.Join(t.TempDir(), "state"))
+	h, err := openIn(base, filepath.Join(t.TempDir(), "state"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +90,7 @@ type helper struct {
 func (h *Host) helper(t *testing.T, args ...string) *helper {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = append([]string{asHelper, h.state}, args...)
+	cmd.Args = append([]string{asHelper, filepath.Dir(h.run), h.state}, args...)
 	cmd.Stderr = os.Stderr
 	inR, inW, err := os.Pipe()
 	if err != nil {
@@ -139,10 +142,11 @@ func (p *helper) leave() {
 
 // help is the other process.
 func help(args []string) error {
-	h, err := Open(args[0])
+	h, err := openIn(args[0], args[1])
 	if err != nil {
 		return err
 	}
+	args = args[1:]
 	wait := func(say string) { // until the parent leaves us, or is gone
 		fmt.Println(say)
 		_, _ = os.Stdin.Read(make([]byte, 1))

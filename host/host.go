@@ -68,13 +68,16 @@ type Host struct {
 }
 
 // Open makes the folders that are missing.
-func Open(state string) (*Host, error) {
+func Open(state string) (*Host, error) { return openIn(runDir, state) }
+
+// openIn is Open with another folder for runtime files.
+func openIn(base, state string) (*Host, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("mounting and running need root: try with sudo")
 	}
 	sum := sha256.Sum256([]byte(state))
-	h := &Host{state: state, run: filepath.Join(runDir, hex.EncodeToString(sum[:6]))}
-	err := makeDir(runDir, searchOnly)
+	h := &Host{state: state, run: filepath.Join(base, hex.EncodeToString(sum[:6]))}
+	err := makeDir(base, searchOnly)
 	if err == nil {
 		err = h.close()
 	}

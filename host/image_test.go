@@ -102,7 +102,7 @@ func ext4Image(t *testing.T) (Fetcher, Image) {
 		t.Fatal(err)
 	}
 	return Fetcher{Origin: "none", Cache: dir + "/cache", Args: []string{self, asFetcher, dir + "/cache"}},
-		Image{ID: id.String(), Name: "app", Root: "r1", Agent: program, Cache: dir + "/cache", Deadline: imageDeadline, Manifest: sealed, DataKey: key}
+		Image{ID: id.String(), Name: "app", Root: "r1", Agent: program, Cache: dir + "/cache", Deadline: testPatience, Manifest: sealed, DataKey: key}
 }
 
 // openImage gives a host, and an image whose fetcher is in use.
@@ -328,9 +328,7 @@ func TestImageFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	late := good
-	late.Deadline = testPatience
-	if _, err := h.UseImage(ctx, ended, late); !errors.Is(err, errFetcherEnded) || !strings.Contains(err.Error(), "no luck today") {
+	if _, err := h.UseImage(ctx, ended, good); !errors.Is(err, errFetcherEnded) || !strings.Contains(err.Error(), "no luck today") {
 		t.Errorf("no fetcher: %v", err)
 	}
 	if f, err := h.ReviveFetcher(ctx, ended); err == nil || !strings.Contains(err.Error(), "ended: no luck today") {
@@ -341,6 +339,7 @@ func TestImageFails(t *testing.T) {
 	if err := h.ReleaseFetcher(ctx, ended); err != nil {
 		t.Error(err)
 	}
+	good.Deadline = imageDeadline
 	if _, err := h.UseImage(ctx, fetcher, good); err == nil || !strings.Contains(err.Error(), "image app: read of image: ") {
 		t.Errorf("no chunks: %v", err)
 	}

@@ -63,19 +63,34 @@ func flock(f *os.File, how int) error {
 	}
 }
 
+// unlock gives a lock back, at once: a program that another thread is just
+// starting has the file too, until it is executed.
+func unlock(f *os.File) error {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // closing does it too
+	return f.Close()
+}
+
 // waitLock takes a lock alone, when it is free.
-func waitLock(ctx context.Context, path string) (*os.File, error) {
+func waitLock(ctx context.Context, path string) (f *os.File, err error) {
+	err = untilFree(ctx, path, func() error {
+		f, err = lock(path, unix.LOCK_EX)
+		return err
+	})
+	return f, err
+}
+
+// untilFree goes on taking a lock until nobody else holds it.
+func untilFree(ctx context.Context, path string, take func() error) error {
 	tick := time.NewTicker(lockWait)
 	defer tick.Stop()
 	for {
-		f, err := lock(path, unix.LOCK_EX)
-		if !errors.Is(err, errHeld) {
-			return f, err
+		if err := take(); !errors.Is(err, errHeld) {
+			return err
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for %s: %w", filepath.Base(path), context.Cause(ctx))
+			return fmt.Errorf("waiting for %s: %w", filepath.Base(path), context.Cause(ctx))
 		}
 	}
 }

@@ -3,10 +3,12 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -202,5 +204,59 @@ func TestHiddenNames(t *testing.T) {
 		if by, ok := hiddenBy(name); ok {
 			t.Errorf("%q is by %+v", name, by)
 		}
+	}
+}
+
+// A lock that is given back is free, though a program that is just being started
+// has its file; one whose holder has died is free once that has been executed.
+func TestLockOfStarting(t *testing.T) {
+	h := openTest(t)
+	path := filepath.Join(t.TempDir(), "lock")
+	starting := func(f *os.File) int {
+		fd, err := unix.Dup(int(f.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	held, err := lock(path, unix.LOCK_EX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(starting(held))
+	if err := unlock(held); err != nil {
+		t.Error(err)
+	}
+	again, err := lock(path, unix.LOCK_EX)
+	if err != nil {
+		t.Fatalf("given back: %v", err)
+	}
+	_ = unlock(again)
+
+	const orphan, kept = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+	h.leave(t, orphan, fmt.Sprintf(`{"kind":"run","keeper":%d}`, 1<<30))
+	h.leave(t, kept, fmt.Sprintf(`{"kind":"run","keeper":%d}`, os.Getpid()))
+	synctest.Test(t, func(t *testing.T) {
+		for id, want := range map[string]time.Duration{orphan: orphanWait / 2, kept: 0} {
+			held, err := relock(h.dir("instances", id, "lock"), unix.LOCK_EX)
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				time.Sleep(orphanWait / 2)
+				held.Close()
+			}()
+			began := time.Now()
+			f, err := h.relockOrphan(t.Context(), id)
+			if took := time.Since(began).Round(orphanWait / 2); took != want || (f == nil) != errors.Is(err, errHeld) || (f != nil) != (id == orphan) {
+				t.Errorf("%s: %v, %v after %v", id, f, err, took)
+			}
+			f.Close()
+			synctest.Wait()
+			time.Sleep(orphanWait)
+		}
+	})
+	if removed, err := h.Reap(t.Context()); err != nil || len(removed) != 2 {
+		t.Errorf("reaped %v, %v", removed, err)
 	}
 }

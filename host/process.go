@@ -38,7 +38,8 @@ func bootID() (string, error) {
 }
 
 // startTime reads /proc/PID/stat (proc(5)); the command in it may hold anything
-// but ends with the last bracket. A zombie counts as gone.
+// but ends with the last bracket. A zombie counts as gone, unless threads of its
+// are on their way: those still hold its files and locks.
 func startTime(pid int) (uint64, error) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -48,7 +49,7 @@ func startTime(pid int) (uint64, error) {
 	if len(fields) < 20 {
 		return 0, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(fields))
 	}
-	if fields[0][0] == 'Z' || fields[0][0] == 'X' {
+	if fields[0][0] == 'X' || fields[0][0] == 'Z' && string(fields[17]) == "1" {
 		return 0, os.ErrProcessDone
 	}
 	return strconv.ParseUint(string(fields[19]), 10, 64)

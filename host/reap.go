@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -70,7 +71,7 @@ func (h *Host) reapInstance(ctx context.Context, name string) (bool, error) {
 		}
 		return true, removeAll(h.dir("instances", name))
 	}
-	held, err := relock(h.dir("instances", name, "lock"), unix.LOCK_EX)
+	held, err := h.relockOrphan(ctx, name)
 	if errors.Is(err, errHeld) {
 		return false, nil
 	}
@@ -83,6 +84,33 @@ func (h *Host) reapInstance(ctx context.Context, name string) (bool, error) {
 	defer held.Close()
 	i, _ := h.readInstance(name) // what is known by the name alone can be cleaned by it
 	return true, h.clean(ctx, i)
+}
+
+// relockOrphan takes the lock of an instance that no process keeps. What a killed
+// keeper was just starting may hold it a moment longer, and so does who looks.
+func (h *Host) relockOrphan(ctx context.Context, name string) (f *os.File, err error) {
+	path := h.dir("instances", name, "lock")
+	f, err = relock(path, unix.LOCK_EX)
+	if i, ierr := h.readInstance(name); !errors.Is(err, errHeld) || ierr != nil || i.keeperLives() {
+		return f, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, orphanWait)
+	defer cancel()
+	_ = untilFree(ctx, path, func() error { // err says it
+		f, err = relock(path, unix.LOCK_EX)
+		return err
+	})
+	return f, err
+}
+
+// orphanWait is more than a program takes to be executed, once it has been
+// started.
+const orphanWait = 2 * time.Second
+
+// keeperLives reports whether there is a process with the keeper's number.
+func (i *Instance) keeperLives() bool {
+	_, err := startTime(i.Keeper)
+	return err == nil
 }
 
 // reapStray removes a folder without a lock. As long as an instance has its
@@ -134,7 +162,7 @@ func (h *Host) reapOne(kind, key string, end func(key string) error) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	defer held.Close()
+	defer unlock(held)
 	_, err = os.Stat(h.dir(kind, key))
 	existed := err == nil
 	if existed {
@@ -145,7 +173,7 @@ func (h *Host) reapOne(kind, key string, end func(key string) error) (bool, erro
 		if err != nil {
 			return false, err
 		}
-		defer users.Close()
+		defer unlock(users)
 	}
 	return existed, h.takeDown(kind, key, func() error { return end(key) })
 }

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Remove ends what nobody keeps and removes the runtime folder, for a state
@@ -26,24 +28,43 @@ func (h *Host) noteState() error {
 	if was, err := os.ReadFile(path); err == nil && string(was) == h.state {
 		return nil
 	}
-	if err := os.WriteFile(path+".new", []byte(h.state), 0o600); err != nil {
+	f, err := os.CreateTemp(h.run, stateName+".new") // others may do the same
+	if err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	_, err = f.WriteString(h.state)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }
 
 // ReapOthers is Reap for all state folders that are gone, whose runtime folders
 // it removes too, unless something of them runs.
-func ReapOthers(ctx context.Context) (removed []string, err error) {
-	items, err := os.ReadDir(runDir)
+func ReapOthers(ctx context.Context) (removed []string, err error) { return reapOthers(ctx, runDir) }
+
+func reapOthers(ctx context.Context, base string) (removed []string, err error) {
+	dir, err := os.Open(base)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	defer unlock(dir)
+	// One at a time: another would find folders that are just being removed.
+	if err := untilFree(ctx, base, func() error { return flock(dir, unix.LOCK_EX) }); err != nil {
+		return nil, err
+	}
+	items, err := dir.ReadDir(-1)
+	if err != nil {
+		return nil, err
+	}
 	for _, item := range items {
-		run := filepath.Join(runDir, item.Name())
+		run := filepath.Join(base, item.Name())
 		state, serr := os.ReadFile(filepath.Join(run, stateName))
 		if serr != nil {
 			continue // of a program that did not note it, or just about to be used

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 )
 
@@ -34,8 +35,9 @@ func TestRemove(t *testing.T) {
 // What a state folder that is gone has left goes, and nothing of those that are
 // there, or are in use.
 func TestReapOthers(t *testing.T) {
-	there, busy := openTest(t), openTest(t)
-	gone, err := Open(filepath.Join(t.TempDir(), "state"))
+	base := t.TempDir() // with others' folders in it, others' tests would be disturbed
+	there, busy := openTestIn(t, base), openTestIn(t, base)
+	gone, err := openIn(base, filepath.Join(t.TempDir(), "state"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +51,7 @@ func TestReapOthers(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(gone.state), os.RemoveAll(busy.state)); err != nil {
 		t.Fatal(err)
 	}
-	removed, err := ReapOthers(t.Context())
+	removed, err := reapOthers(t.Context(), base)
 	if err != nil || !slices.Contains(removed, "instance aaaaaaaaaaaa") || !slices.Contains(removed, "runtime folder of "+gone.state) ||
 		slices.Contains(removed, "instance bbbbbbbbbbbb") || slices.Contains(removed, "runtime folder of "+busy.state) {
 		t.Errorf("removed %v, %v", removed, err)
@@ -61,13 +63,62 @@ func TestReapOthers(t *testing.T) {
 		t.Errorf("what runs: %+v, %v", all, err)
 	}
 	p.leave()
-	if _, err := ReapOthers(t.Context()); err != nil {
+	if _, err := reapOthers(t.Context(), base); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(busy.run); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%s: %v", busy.run, err)
 	}
-	if _, err := Open(busy.state); err != nil { // for the end of the test
+	if _, err := openIn(base, busy.state); err != nil { // for the end of the test
 		t.Error(err)
+	}
+}
+
+// Several may do so at once, and none fails for what another is just removing.
+func TestReapOthersAtOnce(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root; run the tests as root to try this")
+	}
+	base := t.TempDir()
+	for range 20 {
+		gone, err := openIn(base, filepath.Join(t.TempDir(), "state"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone.leave(t, "aaaaaaaaaaaa", "{")
+		if err := os.RemoveAll(gone.state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if _, err := reapOthers(t.Context(), base); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if items, err := os.ReadDir(base); err != nil || len(items) > 0 {
+		t.Errorf("left %v, %v", items, err)
+	}
+}
+
+// Processes that open a state for the first time do so at once.
+func TestOpenAtOnce(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root; run the tests as root to try this")
+	}
+	for range 10 {
+		base, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				if _, err := openIn(base, state); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
 	}
 }

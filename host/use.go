@@ -44,7 +44,7 @@ func (h *Host) use(ctx context.Context, kind, key string) (*Use, error) {
 
 func (u *Use) unlock() {
 	if u.held != nil {
-		_ = u.held.Close()
+		_ = unlock(u.held)
 		u.held = nil
 	}
 }
@@ -54,15 +54,15 @@ func (u *Use) unlock() {
 func (h *Host) release(ctx context.Context, u *Use, end func() error) error {
 	held, err := waitLock(ctx, u.lockPath)
 	if err != nil {
-		return errors.Join(err, u.users.Close())
+		return errors.Join(err, unlock(u.users))
 	}
-	defer held.Close()
+	defer unlock(held)
 	return h.giveBack(u, end)
 }
 
 // giveBack is release for who holds the key's lock.
 func (h *Host) giveBack(u *Use, end func() error) error {
-	defer u.users.Close()
+	defer unlock(u.users)
 	if err := flock(u.users, unix.LOCK_EX); err != nil {
 		if errors.Is(err, errHeld) {
 			return nil // others use it
