@@ -62,6 +62,7 @@ func client(t testing.TB, o zone.Options) *zone.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
+	zone.HearAll(c)
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }

@@ -174,12 +174,14 @@ func TestLeaseOfAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
+	HearAll(other)
 	s := chunktest.Sample(1, 1000)
 	if _, err := z.Get(t.Context(), s.Name); !errors.Is(err, chunk.ErrNotFound) || z.Stats().Granted != 1 {
 		t.Fatalf("%v, %d leases", err, z.Stats().Granted)
 	}
 	for _, n := range z.nodes { // as long as the test takes: 1 s is for workers that die
 		n.leaseFor.Store(int64(MaxWait))
+		n.patient.Store(true)
 	}
 	got := make(chan []byte)
 	go func() {

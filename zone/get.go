@@ -276,7 +276,7 @@ func (r *round) hopeless() bool {
 		return true
 	}
 	if r.grace == nil {
-		r.grace = time.After(min(missGrace, r.c.o.Deadline))
+		r.grace = time.After(min(r.c.missGrace, r.c.o.Deadline))
 	}
 	return false
 }

@@ -31,6 +31,7 @@ type testNode struct {
 
 	gets, puts, conns atomic.Int64
 	leaseFor          atomic.Int64 // what it says of leases; they end with a PUT
+	patient           atomic.Bool  // who waits does so until a PUT
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -93,6 +94,9 @@ func (n *testNode) get(w http.ResponseWriter, r *http.Request, id StripeID) {
 	worker := r.Header.Get(LeaseHeader)
 	n.mu.Lock()
 	if wait > 0 {
+		if n.patient.Load() {
+			wait = int((3 * time.Minute).Milliseconds())
+		}
 		timer := time.AfterFunc(time.Duration(wait)*time.Millisecond, n.changed.Broadcast)
 		defer timer.Stop()
 		for end := time.Now().Add(time.Duration(wait) * time.Millisecond); n.stripes[id] == nil && n.leases[id] != "" && time.Now().Before(end); {
@@ -197,9 +201,14 @@ func newZone(t testing.TB, count int, o Options) *testZone {
 	if z.Client, err = NewClient(o); err != nil {
 		t.Fatal(err)
 	}
+	HearAll(z.Client)
 	t.Cleanup(func() { _ = z.Client.Close() })
 	return z
 }
+
+// HearAll has a client wait for what all nodes say of a chunk that they do not
+// have, and the first of its lease, however slow the machine is.
+func HearAll(c *Client) { c.missGrace = time.Minute }
 
 // at gives the nodes of a chunk by index.
 func (z *testZone) at(name chunk.Name) (nodes []*testNode) {

@@ -21,10 +21,6 @@ type disk struct {
 	warned time.Time // write's: when a failure was told of last
 }
 
-// drainTime is the longest that closing waits for what is queued: it is a
-// cache.
-const drainTime = 5 * time.Second
-
 func openDisk(n *Node, o Options) (*disk, error) {
 	s, err := flash.Open(o.Flash, flash.Options{Size: o.FlashSize, Correlated: correlated, Warn: o.Warn})
 	if err != nil {
@@ -131,7 +127,7 @@ func (d *disk) write() {
 		}
 		break
 	}
-	for until := time.Now().Add(drainTime); time.Now().Before(until); {
+	for until := time.Now().Add(d.n.bounds.drain); time.Now().Before(until); {
 		select {
 		case id := <-d.queue:
 			d.demote(id, buf)

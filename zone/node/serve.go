@@ -29,11 +29,12 @@ const (
 	acceptPause = 100 * time.Millisecond
 )
 
-// bounds are what a client may take of a node. Tests take less.
+// bounds are what a client, or its end, may take of a node. Tests have others.
 type bounds struct {
 	conns                         int64 // that may be open: the one that has waited longest makes room
 	http2                         int64 // of those; others are closed at once
 	idle, head, body, send, grace time.Duration
+	drain                         time.Duration // closing waits no longer for what is queued for flash
 }
 
 func usualBounds() bounds {
@@ -45,6 +46,7 @@ func usualBounds() bounds {
 		body:  20 * time.Second, // of 128 KiB: 6 KiB/s
 		send:  20 * time.Second,
 		grace: 5 * time.Second, // for what is under way when the node is to end
+		drain: 5 * time.Second, // it is a cache
 	}
 }
 
