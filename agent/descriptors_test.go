@@ -245,7 +245,7 @@ func TestAcceptAfterExhaustion(t *testing.T) {
 	}
 	f := os.NewFile(uintptr(fd), "client")
 	defer f.Close()
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience.Seconds())}); err != nil {
 		t.Fatal(err)
 	}
 	var was unix.Rlimit

@@ -109,11 +109,10 @@ func eventually(t testing.TB, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for range 20_000 {
+	for end := time.Now().Add(testPatience); time.Now().Before(end); <-tick.C {
 		if done() {
 			return
 		}
-		<-tick.C
 	}
 	t.Fatal("waited in vain")
 }

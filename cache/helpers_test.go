@@ -16,6 +16,9 @@ import (
 	"thaw/chunk/chunktest"
 )
 
+// testPatience bounds every wait that a test hopes not to have.
+const testPatience = 3 * time.Minute
+
 // small is a chunk size that keeps tests quick: nothing here depends on it.
 const small = 4 << 10
 
@@ -143,7 +146,7 @@ func newClient(t testing.TB, o ClientOptions) *Client {
 		o.Dial = dialer("/dev/null")
 	}
 	if o.Deadline == 0 {
-		o.Deadline = 20 * time.Second
+		o.Deadline = testPatience
 	}
 	c, err := NewClient(o)
 	if err != nil {

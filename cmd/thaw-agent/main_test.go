@@ -15,7 +15,7 @@ const (
 	// mostBytes bounds the program: it is mapped once for each image.
 	mostBytes = 5 << 20
 	// longStart is far more than a start takes on any machine.
-	longStart = 10 * time.Second
+	longStart = 3 * time.Minute
 )
 
 // The agent holds keys: what could take them anywhere, and what is slow to
