@@ -10,6 +10,7 @@ import (
 // A program that the kernel does not execute is told once, with the status that
 // docker has for it, and has not started.
 func TestNotExecuted(t *testing.T) {
+	t.Parallel() // it waits for processes mostly
 	m := newMachine(t)
 	var files []testoci.Entry
 	for name, text := range map[string]string{"garbage": "\x7fELFgarbage", "elsewhere": "#!/no/such\n", "text": "words"} {

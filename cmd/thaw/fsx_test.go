@@ -129,6 +129,7 @@ func (m *machine) reference(name, dir string) {
 // two mounts of one image at once, and leave a clean file system and untouched
 // chunks.
 func TestWritesAsOnALoopFile(t *testing.T) {
+	t.Parallel() // it waits for processes mostly
 	m := newMachine(t)
 	m.convert("app", 1, "--free", "64MiB")
 	var work sync.WaitGroup

@@ -153,6 +153,7 @@ func (k *killedRun) atSight(kind string) bool {
 
 // The processes of a container are killed at moments spread over its run.
 func TestKilledRunAtMoments(t *testing.T) {
+	t.Parallel() // it waits for processes mostly
 	k := newKilledRun(t)
 	kinds := []string{"run", "agent", "program", "fetcher"}
 	hits := map[string]int{}
@@ -256,6 +257,7 @@ func (k *killedRun) countSteps(s *runSteps, over <-chan struct{}) int {
 // The keeper is killed at each change that a run makes in the folders that
 // others look into.
 func TestKilledRunAtSteps(t *testing.T) {
+	t.Parallel() // it waits for processes mostly
 	k := newKilledRun(t)
 	killed := 0
 	for step := 1; ; step++ {

@@ -14,6 +14,7 @@ import (
 // image, not what was written, not the names of folders; and containers start
 // all the same, as root and as others, in each form, with each runtime.
 func TestOtherUsersSeeNothing(t *testing.T) {
+	t.Parallel() // it waits for processes mostly
 	m := newMachine(t)
 	m.convert("app", 7)
 	volume := t.TempDir()
