@@ -88,7 +88,9 @@ type load struct {
 func newLoad(ctx context.Context, c *lambda.Client) *load {
 	l := &load{c: c, stop: make(chan struct{}), awaited: map[string]bool{}}
 	for range 3 {
-		l.work.Go(func() error { return l.repeat(5*time.Millisecond, func(int) error { return l.invoke(ctx) }) })
+		l.work.Go(func() error {
+			return l.repeat(5*time.Millisecond, func(n int) error { return l.invoke(ctx, ways[n%len(ways)]) })
+		})
 	}
 	l.work.Go(func() error {
 		return l.repeat(200*time.Millisecond, func(n int) error {
@@ -122,21 +124,76 @@ func (l *load) repeat(pace time.Duration, f func(n int) error) error {
 	}
 }
 
-// invokeLimit is far more than the function's timeout, and less than nothing ever
-// ends by itself.
-const invokeLimit = 2 * time.Minute
+const (
+	// killedTimeout is the function's timeout, in seconds: a machine that is slow may
+	// need a while for an init within an invoke, and what hangs is told by it.
+	killedTimeout = "60"
+	// invokeLimit is far more than that, and less than nothing ever ends by itself.
+	invokeLimit = 4 * time.Minute
+)
+
+// killedAnswer is what an invoke was answered; failed: by a function's error.
+type killedAnswer struct {
+	body   string
+	failed bool
+}
+
+// ways are how an invoke may ask for its answer.
+var ways = []func(context.Context, *lambda.Client) (killedAnswer, error){
+	func(ctx context.Context, c *lambda.Client) (killedAnswer, error) {
+		return invokeOnce(ctx, c, types.LogTypeNone)
+	},
+	func(ctx context.Context, c *lambda.Client) (killedAnswer, error) {
+		return invokeOnce(ctx, c, types.LogTypeTail)
+	},
+	streamOnce,
+}
+
+func invokeOnce(ctx context.Context, c *lambda.Client, log types.LogType) (killedAnswer, error) {
+	out, err := c.Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte(`{"n":1}`), LogType: log})
+	if err != nil {
+		return killedAnswer{}, err
+	}
+	return killedAnswer{string(out.Payload), out.FunctionError != nil}, nil
+}
+
+// streamOnce takes a stream that says nothing of its end for whole, as a client
+// may that waits for no more.
+func streamOnce(ctx context.Context, c *lambda.Client) (a killedAnswer, err error) {
+	out, err := c.InvokeWithResponseStream(ctx, &lambda.InvokeWithResponseStreamInput{FunctionName: aws.String("f"), Payload: []byte(`{"n":1}`)})
+	if err != nil {
+		return a, err
+	}
+	stream := out.GetStream()
+	defer stream.Close()
+	for e := range stream.Events() {
+		switch e := e.(type) {
+		case *types.InvokeWithResponseStreamResponseEventMemberPayloadChunk:
+			a.body += string(e.Value.Payload)
+		case *types.InvokeWithResponseStreamResponseEventMemberInvokeComplete:
+			switch code := aws.ToString(e.Value.ErrorCode); code {
+			case "":
+			case "ServiceException":
+				return a, &smithy.GenericAPIError{Code: code, Message: aws.ToString(e.Value.ErrorDetails)}
+			default:
+				a = killedAnswer{aws.ToString(e.Value.ErrorDetails), true}
+			}
+		}
+	}
+	return a, stream.Err()
+}
 
 // invoke fails if an answer is wrong, late, or none of Lambda's.
-func (l *load) invoke(ctx context.Context) error {
+func (l *load) invoke(ctx context.Context, way func(context.Context, *lambda.Client) (killedAnswer, error)) error {
 	began := time.Now()
-	out, err := l.c.Invoke(ctx, &lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte(`{"n":1}`)})
+	out, err := way(ctx, l.c)
 	switch api := smithy.APIError(nil); {
-	case err == nil && out.FunctionError == nil && string(out.Payload) == `{"n":1}`:
+	case err == nil && !out.failed && out.body == `{"n":1}`:
 		l.good.Add(1)
-	case err == nil && out.FunctionError != nil && bytes.Contains(out.Payload, []byte(`"errorType":"Runtime.ExitError"`)):
+	case err == nil && out.failed && strings.Contains(out.body, `"errorType":"Runtime.ExitError"`):
 		l.bad.Add(1) // its instance was killed
 	case err == nil:
-		return fmt.Errorf("a wrong answer: %q", out.Payload)
+		return fmt.Errorf("a wrong answer: %q, failed %v", out.body, out.failed)
 	case errors.As(err, &api) || errors.As(err, new(*net.OpError)) || strings.Contains(err.Error(), "EOF"):
 		l.bad.Add(1) // what Lambda says, or nobody is there to say it
 	default:
@@ -156,15 +213,16 @@ func (l *load) said(log string) bool {
 	return len(l.awaited) == 0
 }
 
-// Whatever is killed while a function is invoked again and again: each invoke
-// ends in time, with an answer or with an error of Lambda's shape; soon all is
+// Whatever is killed while a function is invoked again and again, with its log,
+// without, and as a stream: each invoke ends in time, with an answer or with an
+// error of Lambda's shape; soon all is
 // well again; every event that was accepted is tried; and nothing is left.
 func TestPlatformKill(t *testing.T) {
 	r := newRegion(t)
 	c := r.client(t)
 	layout := sampleLayout(t)
-	r.must("deploy", "f", layout, "--command", "/function", "--timeout", "10")
-	r.must("deploy", "e", layout, "--command", "/function", "--timeout", "10") // for events: what is read of a log at once is bounded
+	r.must("deploy", "f", layout, "--command", "/function", "--timeout", killedTimeout)
+	r.must("deploy", "e", layout, "--command", "/function", "--timeout", killedTimeout) // for events: what is read of a log at once is bounded
 	kills, seed := numberOf(t, "THAW_KILLS", killsEach), numberOf(t, "THAW_KILLS_SEED", rand.Uint64())
 	t.Logf("seed %d", seed)
 	draw := rand.New(rand.NewPCG(seed, 0))
