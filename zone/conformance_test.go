@@ -141,7 +141,7 @@ func withRepair(t *testing.T, own bool) {
 	// A node is replaced by an empty one. That moves another stripe of some
 	// chunks too, which are misses then.
 	after := client(t, zone.Options{Zone: list[strings.Index(list, ",")+1:] + "," + spare, K: 4, N: 5, Repairs: 1000})
-	hits := uint64(0)
+	var hits []chunk.Name
 	for i := range byte(20) {
 		s := chunktest.Sample(i, 1000)
 		if err := before.Put(t.Context(), s.Name, s.Data); err != nil {
@@ -152,15 +152,20 @@ func withRepair(t *testing.T, own bool) {
 			t.Fatalf("%d bytes, %v", len(got), err)
 		}
 		if err == nil {
-			hits++
+			hits = append(hits, s.Name)
 		}
 	}
-	if hits == 0 {
+	if len(hits) == 0 {
 		t.Fatal("all chunks are lost with one node")
 	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for after.Stats().Repaired < hits { // each lost one stripe: the replaced node's
+	for after.Stats().Repaired < uint64(len(hits)) { // each lost one stripe: the replaced node's
+		for _, name := range hits { // a chunk that is there before that node was asked is not known to lack it
+			if _, err := after.Get(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
 		<-tick.C
 	}
 }

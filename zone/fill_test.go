@@ -233,10 +233,16 @@ func TestConnectionsAreKept(t *testing.T) {
 	z := newZone(t, 5, Options{K: 4, N: 5, Repairs: -1})
 	s := z.fill(1, 1000)
 	slow := z.at(s.Name)[1]
-	step := make(chan struct{})
+	arrived, step := make(chan struct{}), make(chan struct{})
 	slow.behave(func(w http.ResponseWriter, r *http.Request) {
+		arrived <- struct{}{}
 		<-step
 		send(w, slow.holds(z.id(s.Name, 1)))
+	})
+	other := z.at(s.Name)[2]
+	other.behave(func(w http.ResponseWriter, r *http.Request) {
+		<-arrived // or the chunk could be there before the straggler is asked
+		send(w, other.holds(z.id(s.Name, 2)))
 	})
 	for range 100 {
 		z.wants(s)
