@@ -42,6 +42,7 @@ type Globals struct {
 	stdout, stderr io.Writer
 	program
 	wantTrace bool // a start wants the image's trace too
+	dated     bool // warnings say when they were written
 }
 
 // complete fills in what depends on other flags.

@@ -14,6 +14,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/alecthomas/kong"
 
@@ -156,6 +158,8 @@ func run(ctx context.Context, p program, args []string, stdout, stderr io.Writer
 	if err := g.handOver(ctx, k.Command(), args); err != nil {
 		return status(ctx, stderr, err)
 	}
+	verb, _, _ := strings.Cut(k.Command(), " ")
+	g.dated = slices.Contains(lasting, verb) && !isTerminal(stderr)
 	k.BindTo(ctx, (*context.Context)(nil))
 	err = k.Run(g)
 	if err == nil || errors.Is(err, errDamaged) {
@@ -205,15 +209,22 @@ func status(ctx context.Context, stderr io.Writer, err error) int {
 	return 1
 }
 
+// lasting are the verbs that run for days: of what they write into a file, one
+// wants to know when it was.
+var lasting = []string{"up", "cluster", "builder", "frontend", "manager", "worker", "zone", "metrics"}
+
 // logger writes what the user should know beside results.
 func (g *Globals) logger() *slog.Logger {
 	if g.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(g.stderr, nil))
 	}
 	return slog.New(slog.NewTextHandler(g.stderr, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			return slog.Attr{}
+		switch {
+		case a.Key != slog.TimeKey:
+			return a
+		case g.dated:
+			return slog.Time(a.Key, a.Value.Time().UTC())
 		}
-		return a
+		return slog.Attr{}
 	}}))
 }

@@ -7,8 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/alecthomas/kong"
 
 	"thaw/chunk"
 	"thaw/keys"
@@ -32,6 +36,30 @@ func TestSizes(t *testing.T) {
 		var b byteSize
 		if err := b.UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q was taken for %d", text, b)
+		}
+	}
+}
+
+// Verbs that run for days say when they warned, in UTC, unless somebody looks on.
+func TestDated(t *testing.T) {
+	for dated, want := range map[bool]string{
+		true: `^time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=WARN msg=x$`, false: `^level=WARN msg=x$`,
+	} {
+		var b bytes.Buffer
+		g := &Globals{LogFormat: "text", stderr: &b, dated: dated}
+		g.logger().Warn("x")
+		if line := strings.TrimSpace(b.String()); !regexp.MustCompile(want).MatchString(line) {
+			t.Errorf("%t: %q", dated, line)
+		}
+	}
+	root, _ := commandLine(nil)
+	parser, err := kong.New(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, verb := range lasting {
+		if !slices.ContainsFunc(parser.Model.Children, func(n *kong.Node) bool { return n.Name == verb }) {
+			t.Errorf("there is no verb %s", verb)
 		}
 	}
 }

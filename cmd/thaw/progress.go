@@ -17,11 +17,16 @@ import (
 // animate calls draw five times a second while w is a terminal, and once more
 // when the function that it gives is called, which is to be called once.
 func animate(w io.Writer, draw func()) (stop func()) {
-	f, ok := w.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
+	if !isTerminal(w) {
 		return func() {}
 	}
 	return repeat(draw)
+}
+
+// isTerminal tells whether somebody looks at what is written.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 func repeat(draw func()) (stop func()) {
