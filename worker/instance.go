@@ -360,19 +360,30 @@ func (i *instance) exitError(c *call, e *invokewire.Exited) *functionError {
 // freeze stops an idle instance. It runs on a timer's goroutine, never on that of
 // a caller.
 func (i *instance) freeze() {
-	i.mu.Lock()
-	idle := i.phase == invokewire.PhaseIdle && !i.waking
-	i.waking = i.waking || idle
-	i.mu.Unlock()
-	if !idle {
+	if !i.drowse() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), freezeLimit)
 	defer cancel()
 	_ = i.box.group.Freeze(ctx) // one that is not frozen runs on, and costs what it uses
+	i.frozen()
+}
+
+// drowse says that the instance is about to be frozen, if it is idle.
+func (i *instance) drowse() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.phase != invokewire.PhaseIdle { // an invoke came before the freezer
+	idle := i.phase == invokewire.PhaseIdle && !i.waking
+	i.waking = i.waking || idle
+	return idle
+}
+
+// frozen undoes a freeze that an invoke came before, even if that has ended: the
+// next would find an instance that nobody thaws.
+func (i *instance) frozen() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if !i.waking {
 		_ = i.box.group.Thaw()
 	}
 }

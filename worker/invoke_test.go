@@ -312,3 +312,37 @@ func TestLogFlood(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 }
+
+// A freeze that comes after an invoke has come and gone stops nobody: what is idle
+// is frozen, or not, but the next invoke finds it running.
+func TestLateFreeze(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i", "", spec(nil))
+	if got := r.invoke("i", "r1", "1"); got.body != "1" {
+		t.Fatalf("%+v", got)
+	}
+	i := r.w.find("i")
+	r.until("it is frozen", i.box.group.Frozen)
+	i.mu.Lock()
+	i.freezer = time.AfterFunc(time.Hour, func() {}) // nobody else freezes it
+	i.mu.Unlock()
+	if got := r.invoke("i", "r2", "2"); got.body != "2" {
+		t.Fatalf("%+v", got)
+	}
+	if !i.drowse() {
+		t.Fatal("it is not idle")
+	}
+	if got := r.invoke("i", "r3", "3"); got.body != "3" {
+		t.Fatalf("%+v", got)
+	}
+	if err := i.box.group.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	i.frozen()
+	if i.box.group.Frozen() {
+		t.Error("it is frozen, and nobody knows")
+	}
+	if got := r.invoke("i", "r4", "4"); got.body != "4" {
+		t.Errorf("%+v", got)
+	}
+}
