@@ -1,17 +1,23 @@
 // Package agent is the process that serves the device of one image version on
 // a worker, and holds its keys.
 //
-// It is started with descriptors only, and with root's rights only until it has
-// jailed itself:
+// It is started with root's rights, which it has until it has jailed itself,
+// and with
 //
-//	0      /dev/null
-//	1, 2   its log
-//	3      setup: a line of JSON (Setup), the sealed trace of as many bytes as
-//	       the line says, then the sealed manifest, to the end
-//	4      /dev/fuse, mounted by the parent, which keeps no copy: the end of the
-//	       agent is the end of the file system, and never a hang
-//	5      a listening unix socket for Control
-//	6      a pipe: "ok\n" once requests are served, or one line that says why not
+//	0, 1, 2   /dev/null; 1 and 2 are its log once it has an image
+//	3         a socket to its parent
+//
+// on which these are said:
+//
+//	agent   "jailed\n": nothing of it depends on an image until then, so that it can be started ahead, blank
+//	parent  a byte with three files: /dev/fuse, mounted by the parent, which keeps no copy: the end of the
+//	        agent is the end of the file system, and never a hang; a listening unix socket for Control; its log
+//	parent  setup: a line of JSON (Setup), the sealed trace of as many bytes as the line says, then the
+//	        sealed manifest, to the end
+//	agent   "ok\n" once requests are served
+//
+// and in the place of an agent's word one line that says why not. A blank whose
+// parent has gone ends. An agent serves one image in its life.
 //
 // Its jail is a mount namespace with two folders, the cache's (read-only) and
 // the one with the fetcher's socket, and a network namespace with nothing in
@@ -39,13 +45,8 @@ import (
 	"thaw/trace"
 )
 
-// Descriptors of the agent.
-const (
-	FDSetup = 3 + iota
-	FDFuse
-	FDControl
-	FDReady
-)
+// FDParent is the agent's descriptor of the socket to its parent.
+const FDParent = 3
 
 // UID is the user and group of agents: a number that no account has and that
 // lies outside the ids of containers (1<<30 to 1<<31).
@@ -55,22 +56,19 @@ const UID = 1<<30 - 7
 // in chunks of 64 KiB has 300 MB; one of 16 GiB in the default size 3 MB.
 const maxManifest = 512 << 20
 
-// maxSetup bounds the line of the setup, in bytes: three paths of 4096, each
-// byte of which may take six in JSON, and names.
+// maxSetup bounds the line of the setup, in bytes: names of 4096, each byte of
+// which may take six in JSON, and some.
 const maxSetup = 128 << 10
 
 // gcPercent trades CPU for memory: the heap is small and most of it is buffers
 // that live long.
 const gcPercent = 50
 
-// Setup is what an agent needs to know. It holds the key of the manifest's key
-// table: it travels through a pipe, and is never logged or kept.
+// Setup is what an agent needs to know of its image. It holds the key of the
+// manifest's key table: it travels through a socket, and is never logged or kept.
 type Setup struct {
 	Image    string        `json:"image"`    // for messages
 	Root     string        `json:"root"`     // the origin's root that holds the chunks
-	Jail     string        `json:"jail"`     // an empty folder to build the jail on
-	Cache    string        `json:"cache"`    // the worker's cache
-	Fetcher  string        `json:"fetcher"`  // the folder with the fetcher's socket, SocketName
 	Deadline time.Duration `json:"deadline"` // how long a read may wait for its chunk
 	Start    time.Time     `json:"start"`    // when the start that mounts began: reads of older ones come first
 	DataKey  []byte        `json:"dataKey"`
@@ -131,34 +129,64 @@ func receive(r io.Reader) (*Setup, error) {
 	return &s, nil
 }
 
-// Main is the agent. It returns the exit status.
-func Main() int {
+// Main is the agent. Its arguments are an empty folder to build the jail on, the
+// worker's cache, and the folder with the fetcher's socket, SocketName. It
+// returns the exit status.
+func Main(args []string) int {
 	debug.SetGCPercent(gcPercent)
-	ready := os.NewFile(FDReady, "ready")
-	err := serve(func() {
-		_, _ = io.WriteString(ready, "ok\n")
-		_ = ready.Close()
-	})
-	if err != nil {
-		line := strings.ReplaceAll(err.Error(), "\n", "; ")
-		_, _ = io.WriteString(ready, line+"\n") // closed if it was ready
-		fmt.Fprintln(os.Stderr, "thaw-agent: "+line)
-		return 1
+	parent, err := dialParent()
+	if err == nil {
+		err = live(parent, jail{place: args[0], cache: args[1], fetcher: args[2]})
 	}
-	return 0
+	if err == nil {
+		return 0
+	}
+	line := strings.ReplaceAll(err.Error(), "\n", "; ")
+	if parent != nil {
+		_, _ = io.WriteString(parent, line+"\n") // closed if it was ready
+	}
+	fmt.Fprintln(os.Stderr, "thaw-agent: "+line)
+	return 1
 }
 
-// serve runs the agent until its file system is unmounted.
-func serve(ready func()) error {
-	in := os.NewFile(FDSetup, "setup")
-	setup, err := receive(in)
-	_ = in.Close()
+func dialParent() (*net.UnixConn, error) {
+	f := os.NewFile(FDParent, "parent")
+	defer f.Close() // the connection has a copy
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("socket to the parent: %w", err)
+	}
+	parent, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.New("socket to the parent: not a unix socket")
+	}
+	return parent, nil
+}
+
+// live is an agent's life: blank in its jail, then with an image.
+func live(parent *net.UnixConn, j jail) error {
+	if err := j.enter(); err != nil {
+		return fmt.Errorf("entering the jail: %w", err)
+	}
+	if _, err := io.WriteString(parent, wordJailed); err != nil {
+		return fmt.Errorf("telling the parent: %w", err)
+	}
+	f, err := takeFiles(parent)
+	if f == nil || err != nil { // nobody needs it any more
+		return err
+	}
+	setup, err := receive(parent)
 	if err != nil {
 		return err
 	}
-	if err := enterJail(setup); err != nil {
-		return fmt.Errorf("entering the jail: %w", err)
-	}
+	return serve(setup, f, func() {
+		_, _ = io.WriteString(parent, wordOK)
+		_ = parent.Close()
+	})
+}
+
+// serve runs the agent until its file system is unmounted.
+func serve(setup *Setup, f *Files, ready func()) error {
 	m, traces, err := open(setup)
 	if err != nil {
 		return err
@@ -184,12 +212,12 @@ func serve(ready func()) error {
 	if setup.Record {
 		dev.OnTouch(traces.touch)
 	}
-	control, err := newControl(os.NewFile(FDControl, "control"), setup.Image, dev, chunks)
+	control, err := newControl(f.Control, setup.Image, dev, chunks)
 	if err != nil {
 		return err
 	}
 	control.traces = traces
-	server, err := mount.NewServer(os.NewFile(FDFuse, "fuse"), dev, control.report)
+	server, err := mount.NewServer(f.FUSE, dev, control.report)
 	if err != nil {
 		return err
 	}

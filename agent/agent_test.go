@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,9 +17,9 @@ import (
 )
 
 func TestSetup(t *testing.T) {
-	long := "/" + strings.Repeat("\"\n\x01/", 1023)
+	long := strings.Repeat("\"\n\x01/", 1024)
 	want := Setup{
-		Image: "app:v1", Root: "r1", Jail: long, Cache: long, Fetcher: long, Deadline: time.Minute,
+		Image: "app:v1" + long, Root: long, Deadline: time.Minute,
 		DataKey: []byte("a key of thirty-two bytes or so."), Trace: []byte("\nsealed"), Manifest: []byte("sealed\nbytes\x00"),
 	}
 	var b bytes.Buffer
@@ -29,7 +28,7 @@ func TestSetup(t *testing.T) {
 	}
 	whole := bytes.Clone(b.Bytes())
 	got, err := receive(&b)
-	if err != nil || !bytes.Equal(got.Manifest, want.Manifest) || !bytes.Equal(got.Trace, want.Trace) || !bytes.Equal(got.DataKey, want.DataKey) || got.Cache != want.Cache || got.Deadline != want.Deadline {
+	if err != nil || !bytes.Equal(got.Manifest, want.Manifest) || !bytes.Equal(got.Trace, want.Trace) || !bytes.Equal(got.DataKey, want.DataKey) || got.Root != want.Root || got.Deadline != want.Deadline {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
@@ -85,7 +84,7 @@ func TestJailRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := enterJail(&Setup{Jail: dir, Cache: dir, Fetcher: dir}); err == nil || !strings.Contains(err.Error(), "not the first") {
+	if err := (jail{dir, dir, dir}).enter(); err == nil || !strings.Contains(err.Error(), "not the first") {
 		t.Fatalf("got %v", err)
 	}
 	if after, err := mount.Under("/"); err != nil || len(after) < len(before)/2 {
@@ -174,7 +173,7 @@ func TestKilledAgent(t *testing.T) {
 			t.Errorf("descriptor %s is /dev/fuse", fd.Name())
 		}
 	}
-	a.end(t)
+	a.end()
 	if _, err := os.ReadFile(image); !errors.Is(err, unix.ENOTCONN) {
 		t.Errorf("got %v", err)
 	}
@@ -185,39 +184,37 @@ func TestKilledAgent(t *testing.T) {
 
 // An agent that cannot work says why, in one line, and ends.
 func TestRefusedSetup(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("NOT TESTED: an agent is started by root")
-	}
 	s := newSample(t)
 	for name, c := range map[string]struct {
 		change func(s *Setup)
 		want   string
 	}{
-		"no cache":         {func(s *Setup) { s.Cache += "/nowhere" }, "entering the jail: step 3: bind "},
-		"no fetcher":       {func(s *Setup) { s.Fetcher += "/nowhere" }, "entering the jail: step 4: bind "},
 		"a wrong key":      {func(s *Setup) { s.DataKey = make([]byte, 32) }, "manifest"},
 		"a short key":      {func(s *Setup) { s.DataKey = nil }, "manifest"},
 		"another manifest": {func(s *Setup) { s.Manifest = s.Manifest[:100] }, "manifest"},
 		"no root":          {func(s *Setup) { s.Root = "" }, "root"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := startAgent(t, func(w io.Writer, dir string) error {
-				setup := &Setup{Image: "app", Root: "r1", Jail: dir + "/jail", Cache: dir + "/cache", Fetcher: dir + "/fetch", Deadline: patience, DataKey: bytes.Clone(s.dataKey), Manifest: bytes.Clone(s.sealed)}
-				c.change(setup)
-				return setup.Send(w)
-			})
-			if !strings.Contains(a.ready, c.want) || strings.Count(a.ready, "\n") != 1 {
-				t.Errorf("it said %q", a.ready)
+			a := blank(t)
+			setup := s.setup()
+			c.change(setup)
+			if err := a.give(t, setup); err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") || errors.Is(err, ErrEnded) {
+				t.Errorf("it said %v", err)
 			}
 			if err := a.cmd.Wait(); err == nil {
 				t.Error("it ended well")
 			}
+			if log, err := os.ReadFile(a.dir + "/log"); err != nil || !strings.Contains(string(log), c.want) {
+				t.Errorf("its log: %q, %v", log, err)
+			}
 		})
 	}
-	t.Run("a parent that died", func(t *testing.T) {
-		a := startAgent(t, func(io.Writer, string) error { return nil })
-		if !strings.Contains(a.ready, "reading the setup") {
-			t.Errorf("it said %q", a.ready)
+	t.Run("no jail", func(t *testing.T) {
+		for _, c := range []struct{ cache, fetcher, want string }{{"/cache/nowhere", "/fetch", "step 3: bind "}, {"/cache", "/fetch/nowhere", "step 4: bind "}} {
+			dir := t.TempDir()
+			if _, err := startAgent(t, dir, dir+c.cache, dir+c.fetcher); err == nil || !strings.Contains(err.Error(), "entering the jail: "+c.want) {
+				t.Errorf("it said %v", err)
+			}
 		}
 	})
 }

@@ -1,12 +1,10 @@
 package agent
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -25,18 +23,31 @@ import (
 	"thaw/mount"
 )
 
+// folder is where the agent's program is, for all tests.
+var folder string
+
+func TestMain(m *testing.M) {
+	var err error
+	if folder, err = os.MkdirTemp("", "thaw-agent-test-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(folder)
+	os.Exit(code)
+}
+
 // program gives the agent's program, built as for users: what it does for all
 // of its threads works without C only.
-func program(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "thaw-agent")
+var program = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(folder, "thaw-agent")
 	cmd := exec.Command("go", "build", "-o", path, "../cmd/thaw-agent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building the agent: %v\n%s", err, out)
+		return "", fmt.Errorf("building the agent: %w\n%s", err, out)
 	}
-	return path
-}
+	return path, nil
+})
 
 // patience bounds every wait.
 const patience = 3 * time.Minute
@@ -120,81 +131,97 @@ func (s *sample) fetch(t *testing.T, dir, folder string) {
 type jailed struct {
 	dir   string // fuse/, control
 	cmd   *exec.Cmd
-	log   *os.File
+	link  *Link
+	files Files // until it has them
 	ended sync.Once
-	ready string
 }
 
-// startAgent starts an agent and waits for its word.
-func startAgent(t *testing.T, setup func(w io.Writer, dir string) error) *jailed {
+// startAgent starts an agent on a folder and its caches, and gives it with what
+// keeps it from its jail.
+func startAgent(t *testing.T, dir, cache, fetcher string) (*jailed, error) {
 	t.Helper()
-	a := &jailed{dir: t.TempDir()}
-	for _, sub := range []string{"fuse", "jail", "cache", "fetch"} {
-		if err := os.Mkdir(filepath.Join(a.dir, sub), 0o755); err != nil {
-			t.Fatal(err)
-		}
+	if os.Geteuid() != 0 {
+		t.Skip("NOT TESTED: an agent is started by root")
 	}
-	fuse, err := mount.OpenFUSE(filepath.Join(a.dir, "fuse"))
+	path, err := program()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		a.end(t)
-		if err := mount.DetachAll(a.dir); err != nil {
-			t.Error(err)
-		}
-	})
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(a.dir, "control"), Net: "unix"})
+	link, theirs, err := NewLink()
 	if err != nil {
 		t.Fatal(err)
 	}
-	control, err := l.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
-	l.Close()
-	setupR, setupW, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	readyR, readyW, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.log, err = os.Create(filepath.Join(a.dir, "log")); err != nil {
-		t.Fatal(err)
-	}
-	a.cmd = &exec.Cmd{
-		Path: program(t), Args: []string{"thaw-agent", "test"}, Env: []string{}, Dir: "/", Stdout: a.log, Stderr: a.log,
-		ExtraFiles: []*os.File{setupR, fuse, control, readyW},
+	a := &jailed{dir: dir, link: link, cmd: &exec.Cmd{
+		Path: path, Args: []string{"thaw-agent", dir + "/jail", cache, fetcher}, Env: []string{}, Dir: "/", ExtraFiles: []*os.File{theirs},
 		SysProcAttr: &syscall.SysProcAttr{
 			Setsid:     true,
 			Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWPID,
 		},
+	}}
+	t.Cleanup(func() {
+		a.end()
+		if err := mount.DetachAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, sub := range []string{"fuse", "jail", "cache", "fetch"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	err = a.cmd.Start()
-	for _, f := range []*os.File{setupR, fuse, control, readyW} {
-		f.Close()
-	}
+	theirs.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := setup(setupW, a.dir); err != nil {
-		t.Error(err)
+	return a, link.Jailed(t.Context())
+}
+
+// blank starts an agent and makes the files of an image.
+func blank(t *testing.T) *jailed {
+	t.Helper()
+	dir := t.TempDir()
+	a, err := startAgent(t, dir, dir+"/cache", dir+"/fetch")
+	if err != nil {
+		t.Fatal(err)
 	}
-	setupW.Close()
-	a.ready, _ = bufio.NewReader(readyR).ReadString('\n')
-	readyR.Close()
+	if a.files.FUSE, err = mount.OpenFUSE(filepath.Join(a.dir, "fuse")); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(a.dir, "control"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false)
+	if a.files.Control, err = l.File(); err != nil {
+		t.Fatal(err)
+	}
+	if a.files.Log, err = os.Create(filepath.Join(a.dir, "log")); err != nil {
+		t.Fatal(err)
+	}
 	return a
 }
 
+// give makes it an image's.
+func (a *jailed) give(t *testing.T, setup *Setup) error {
+	defer a.files.close()
+	return a.link.Give(t.Context(), a.files, setup)
+}
+
+func (f *Files) close() {
+	for _, f := range []*os.File{f.FUSE, f.Control, f.Log} {
+		_ = f.Close() // twice does nothing
+	}
+}
+
 // end kills the agent.
-func (a *jailed) end(t *testing.T) {
+func (a *jailed) end() {
 	a.ended.Do(func() {
+		_ = a.link.Close()
+		a.files.close()
 		_ = a.cmd.Process.Kill()
 		_ = a.cmd.Wait() // the signal says it
-		a.log.Close()
 	})
 }
 
@@ -207,20 +234,19 @@ func serves(t *testing.T, s *sample, deadline time.Duration) *jailed {
 // servesWith is serves with a setup that is changed.
 func servesWith(t *testing.T, s *sample, change func(*Setup)) *jailed {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("NOT TESTED: an agent is started by root")
-	}
-	a := startAgent(t, func(w io.Writer, dir string) error {
-		s.fetch(t, dir+"/fetch", dir+"/cache")
-		setup := &Setup{Image: "app", Root: "r1", Jail: dir + "/jail", Cache: dir + "/cache", Fetcher: dir + "/fetch", Deadline: patience, DataKey: bytes.Clone(s.dataKey), Manifest: s.sealed}
-		change(setup)
-		return setup.Send(w)
-	})
-	if a.ready != "ok\n" {
+	a := blank(t)
+	s.fetch(t, a.dir+"/fetch", a.dir+"/cache")
+	setup := s.setup()
+	change(setup)
+	if err := a.give(t, setup); err != nil {
 		log, _ := os.ReadFile(a.dir + "/log")
-		t.Fatalf("the agent said %q; its log: %s", a.ready, log)
+		t.Fatalf("%v; its log: %s", err, log)
 	}
 	return a
+}
+
+func (s *sample) setup() *Setup {
+	return &Setup{Image: "app", Root: "r1", Deadline: patience, DataKey: bytes.Clone(s.dataKey), Manifest: bytes.Clone(s.sealed)}
 }
 
 func (a *jailed) proc(name string) string { return fmt.Sprintf("/proc/%d/%s", a.cmd.Process.Pid, name) }

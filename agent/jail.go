@@ -16,18 +16,25 @@ const (
 	jailFetcher = "/fetch"
 )
 
-// enterJail makes everything but the two folders unreachable, for all threads
-// and for good. The parent has given namespaces of their own (mount, network,
+// jail says what an agent's is made of.
+type jail struct {
+	place   string // an empty folder to build it on; others may do the same meanwhile
+	cache   string // the worker's cache
+	fetcher string // the folder with the fetcher's socket
+}
+
+// enter makes everything but the two folders unreachable, for all threads and
+// for good. The parent has given namespaces of their own (mount, network,
 // IPC, UTS, PID); a process without them is refused, since it would cut up its
 // parent's.
-func enterJail(s *Setup) error {
+func (j jail) enter() error {
 	if os.Getpid() != 1 {
 		return fmt.Errorf("process %d is not the first of a namespace of its own", os.Getpid())
 	}
 	if err := closeInherited(); err != nil {
 		return fmt.Errorf("closing what was inherited: %w", err)
 	}
-	if err := buildJail(s); err != nil {
+	if err := j.build(); err != nil {
 		return err
 	}
 	return dropRights()
@@ -48,24 +55,24 @@ func closeInherited() error {
 			return err
 		}
 		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
-		if fd > FDReady && err == nil && flags&unix.FD_CLOEXEC == 0 {
+		if fd > FDParent && err == nil && flags&unix.FD_CLOEXEC == 0 {
 			_ = unix.Close(fd)
 		}
 	}
 	return nil
 }
 
-// buildJail makes the jail the root of the mount namespace and lets go of the
-// old root.
-func buildJail(s *Setup) error {
+// build makes the jail the root of the mount namespace and lets go of the old
+// root.
+func (j jail) build() error {
 	const sealed = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	steps := []func() error{
 		func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
-		func() error { return unix.Mount("jail", s.Jail, "tmpfs", sealed, "size=64k,nr_inodes=16,mode=0755") },
-		func() error { return bind(s.Cache, filepath.Join(s.Jail, jailCache), sealed|unix.MS_RDONLY) },
+		func() error { return unix.Mount("jail", j.place, "tmpfs", sealed, "size=64k,nr_inodes=16,mode=0755") },
+		func() error { return bind(j.cache, filepath.Join(j.place, jailCache), sealed|unix.MS_RDONLY) },
 		// A socket is connected to also on a read-only mount.
-		func() error { return bind(s.Fetcher, filepath.Join(s.Jail, jailFetcher), sealed|unix.MS_RDONLY) },
-		func() error { return unix.Chdir(s.Jail) },
+		func() error { return bind(j.fetcher, filepath.Join(j.place, jailFetcher), sealed|unix.MS_RDONLY) },
+		func() error { return unix.Chdir(j.place) },
 		func() error { return unix.PivotRoot(".", ".") }, // pivot_root(2), "pivot_root(".", ".")"
 		func() error { return unix.Unmount(".", unix.MNT_DETACH) },
 		func() error { return unix.Chdir("/") },

@@ -15,12 +15,12 @@
 //	                 fuse/       the agent's file system: image, rw/<instance>
 //	                 root/       its image, mounted read-only
 //	                 mapped/     the same with the ids of containers
-//	                 jail/       where the agent builds its jail
 //	                 control     the agent's socket
 //	                 image.json, log
 //	    instances/<id>/lock      held by the instance's process
 //	                   instance.json
 //	                   bundle/, rootfs/, runtime/
+//	jail/                    where agents build their jails, each in a mount namespace of its own
 //	STATE/overlays/<id>/         what the instance has written
 //
 // In use is what somebody holds a lock on. Locks are flock(2)'s: a killed
@@ -98,7 +98,7 @@ func openIn(base, state string) (*Host, error) {
 }
 
 func (h *Host) makeKinds() error {
-	return errors.Join(makeDir(h.dir("fetchers"), searchOnly), makeDir(h.dir("images"), searchOnly), makeDir(h.dir("instances"), searchOnly))
+	return errors.Join(makeDir(h.dir("jail"), searchOnly), makeDir(h.dir("fetchers"), searchOnly), makeDir(h.dir("images"), searchOnly), makeDir(h.dir("instances"), searchOnly))
 }
 
 // close makes the runtime folder, or takes one that is there, and lets nobody in

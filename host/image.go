@@ -1,16 +1,11 @@
 package host
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +29,6 @@ type Image struct {
 	Name     string // for messages
 	Root     string // the origin's root
 	Agent    string // the agent's program
-	Cache    string // the worker's cache
 	Deadline time.Duration
 	Start    time.Time // when the start that mounts it began
 	Manifest []byte    // sealed
@@ -42,7 +36,20 @@ type Image struct {
 	Trace    []byte    // sealed, or none
 	Prefetch int64     // most bytes to fetch ahead, as the trace has it
 	Record   bool      // what is touched, if it is not mounted yet
+
+	// Blank gives an agent that was started ahead for the same fetcher, or nil; nil:
+	// there are none.
+	Blank func() *Blank
+	// Lap is told when the agent of an image that was not mounted yet serves it:
+	// StageBlank or StageAgent; nil: nobody is.
+	Lap func(stage string)
 }
+
+// What it takes until an agent serves an image.
+const (
+	StageBlank = "blank" // of one that was started ahead
+	StageAgent = "agent" // of one that had to be started
+)
 
 // key is that of an image version as one fetcher serves it.
 func (i *Image) key(fetcher *Use) string { return hashKey(i.ID, i.Root, fetcher.key) }
@@ -70,7 +77,12 @@ func (h *Host) UseImage(ctx context.Context, fetcher *Use, i Image) (*Use, error
 	}
 	watched, stop := h.untilFetcherEnds(ctx, fetcher)
 	defer stop()
-	if err := h.setUpImage(watched, u.key, fetcher.key, i); err != nil {
+	err = h.setUpImage(watched, u.key, fetcher, i)
+	if i.Blank != nil && errors.Is(err, agent.ErrEnded) { // a blank that was killed is no reason to fail
+		i.Blank = nil
+		err = h.setUpImage(watched, u.key, fetcher, i)
+	}
+	if err != nil {
 		end := func() error { return h.tearDownImage(context.WithoutCancel(ctx), u.key) }
 		return nil, fmt.Errorf("mounting image %s: %w", i.Name, errors.Join(err, end(), h.giveBack(u, end)))
 	}
@@ -84,41 +96,56 @@ func (h *Host) mounted(key string) bool {
 	return readRecord(h.dir("images", key, "image.json"), &r) == nil && r.Mounted && r.Process.alive()
 }
 
-// setUpImage starts the agent and mounts what it serves.
-func (h *Host) setUpImage(ctx context.Context, key, fetcher string, i Image) error {
+// setUpImage has an agent serve the image, and mounts what it serves.
+func (h *Host) setUpImage(ctx context.Context, key string, fetcher *Use, i Image) error {
 	// What an agent left that died: its users see only errors and are ending.
 	if err := h.tearDownImage(ctx, key); err != nil {
 		return fmt.Errorf("clearing what was left: %w", err)
 	}
-	for _, dir := range []string{"", "fuse", "root", "mapped", "jail"} {
+	for _, dir := range []string{"", "fuse", "root", "mapped"} {
 		if err := makeDir(h.dir("images", key, dir), searchOnly); err != nil {
 			return err
 		}
 	}
-	var users *os.File // a user namespace of containers' ids, made meanwhile
-	var uerr error
-	var work sync.WaitGroup
-	work.Go(func() { users, uerr = userNamespace() })
 	record := imageRecord{ID: i.ID, Name: i.Name, Deadline: i.Deadline}
-	err := h.startAgent(key, fetcher, i, func(p process) error {
+	users, err := h.engage(ctx, key, fetcher, i, func(p process) error {
 		record.Process = p
 		return writeRecord(h.dir("images", key, "image.json"), record)
 	})
-	if work.Wait(); uerr == nil {
-		defer users.Close() // the mapped mount keeps it
-	}
 	if err != nil {
 		return fmt.Errorf("starting the agent: %w", err)
 	}
-	if uerr != nil {
-		return uerr
-	}
+	defer users.Close()                                                   // the mapped mount keeps it
 	abort := func() { _ = mount.AbortFUSE(h.dir("images", key, "fuse")) } // without it the mount fails at its deadline
 	if err := interruptible(ctx, abort, func() error { return h.mountImage(key, users) }); err != nil {
 		return errors.Join(err, h.fault(context.WithoutCancel(ctx), key))
 	}
 	record.Mounted = true
 	return writeRecord(h.dir("images", key, "image.json"), record)
+}
+
+// engage has an agent serve the image. It gives its user namespace, which the
+// caller closes.
+func (h *Host) engage(ctx context.Context, key string, fetcher *Use, i Image, started func(process) error) (users *os.File, err error) {
+	var b *Blank
+	stage := StageBlank
+	if i.Blank != nil {
+		b = i.Blank()
+	}
+	if b == nil {
+		stage = StageAgent
+		if b, err = h.StartAgent(ctx, fetcher, i.Agent); err != nil {
+			return nil, err
+		}
+	}
+	if err := h.give(ctx, b, key, i, started); err != nil {
+		b.Close()
+		return nil, err
+	}
+	if i.Lap != nil {
+		i.Lap(stage)
+	}
+	return b.users, nil
 }
 
 // Deadline gives how long the reads of a mounted image wait: one that was
@@ -180,87 +207,6 @@ func (h *Host) mountImage(key string, users *os.File) error {
 // userNamespace maps the ids of files to those of containers.
 func userNamespace() (*os.File, error) {
 	return mount.UserNamespace(sandbox.IDBase, sandbox.IDCount)
-}
-
-// startAgent mounts the agent's file system and starts it. It outlives us, and
-// ends with its file system. started is told its process before it gets to
-// know anything; if it is told nothing because we are killed, it ends.
-func (h *Host) startAgent(key, fetcher string, i Image, started func(process) error) error {
-	fuse, err := mount.OpenFUSE(h.dir("images", key, "fuse"))
-	if err != nil {
-		return err
-	}
-	defer fuse.Close() // or a dead agent would be a hang
-	control, err := listen(h.dir("images", key, "control"), 0o600)
-	if err != nil {
-		return err
-	}
-	defer control.Close()
-	log, err := os.OpenFile(h.dir("images", key, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	program := jailed{i.Agent, log, fuse, control, started}
-	return program.start(&agent.Setup{
-		Image: i.Name, Root: i.Root, Jail: h.dir("images", key, "jail"), Cache: i.Cache, Fetcher: h.dir("fetchers", fetcher),
-		Deadline: i.Deadline, Start: i.Start, DataKey: i.DataKey, Manifest: i.Manifest, Trace: i.Trace, Prefetch: i.Prefetch, Record: i.Record,
-	})
-}
-
-// jailed is an agent to be.
-type jailed struct {
-	program            string
-	log, fuse, control *os.File
-	started            func(process) error
-}
-
-// start starts the agent in namespaces of its own and waits until it serves.
-func (j *jailed) start(setup *agent.Setup) error {
-	setupR, setupW, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer setupW.Close()
-	readyR, readyW, err := os.Pipe()
-	if err != nil {
-		return errors.Join(err, setupR.Close())
-	}
-	defer readyR.Close()
-	cmd := exec.Command(j.program)
-	cmd.Args = []string{"thaw-agent", setup.Image}
-	cmd.Env = []string{} // it needs none, and may not see ours
-	cmd.Stdout, cmd.Stderr, cmd.Dir = j.log, j.log, "/"
-	cmd.ExtraFiles = []*os.File{setupR, j.fuse, j.control, readyW} // agent.FDSetup and on
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid:     true,
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWPID,
-	}
-	err = cmd.Start()
-	_, _ = setupR.Close(), readyW.Close()
-	if err != nil {
-		return err
-	}
-	p, err := identify(cmd.Process.Pid)
-	if err == nil {
-		err = j.started(p)
-	}
-	if err == nil {
-		err = setup.Send(setupW)
-	}
-	_ = setupW.Close()
-	line, rerr := bufio.NewReader(readyR).ReadString('\n')
-	switch {
-	case line == "ok\n" && err == nil:
-		return cmd.Process.Release()
-	case line != "":
-		err = errors.New(strings.TrimSpace(line))
-	case err == nil, errors.Is(err, unix.EPIPE), errors.Is(err, os.ErrProcessDone):
-		err = fmt.Errorf("it ended without a word (%w)", rerr)
-	}
-	_ = cmd.Process.Kill()
-	_ = cmd.Wait()
-	return err
 }
 
 // ReleaseImage unmounts the image and ends its agent if this was its last user.

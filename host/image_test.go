@@ -102,7 +102,7 @@ func ext4Image(t *testing.T) (Fetcher, Image) {
 		t.Fatal(err)
 	}
 	return Fetcher{Origin: "none", Cache: dir + "/cache", Args: []string{self, asFetcher, dir + "/cache"}},
-		Image{ID: id.String(), Name: "app", Root: "r1", Agent: program, Cache: dir + "/cache", Deadline: testPatience, Manifest: sealed, DataKey: key}
+		Image{ID: id.String(), Name: "app", Root: "r1", Agent: program, Deadline: testPatience, Manifest: sealed, DataKey: key}
 }
 
 // openImage gives a host, and an image whose fetcher is in use.
@@ -303,7 +303,6 @@ func TestImageFails(t *testing.T) {
 		"no manifest":   {func(i *Image) { i.Manifest = nil }, `^mounting image app: starting the agent: manifest`},
 		"no agent":      {func(i *Image) { i.Agent = "/no/agent" }, `^mounting image app: starting the agent: .*/no/agent`},
 		"another agent": {func(i *Image) { i.Agent = "/bin/true" }, `^mounting image app: starting the agent: .*ended`},
-		"no cache":      {func(i *Image) { i.Cache = "/no/cache" }, `^mounting image app: starting the agent: entering the jail: .*/no/cache`},
 	} {
 		i := good
 		i.Manifest, i.DataKey = bytes.Clone(i.Manifest), bytes.Clone(i.DataKey)
@@ -316,17 +315,29 @@ func TestImageFails(t *testing.T) {
 			t.Errorf("%s: left %v, %v", name, items, err)
 		}
 	}
-	if err := os.RemoveAll(filepath.Join(good.Cache, "chunks")); err != nil {
-		t.Fatal(err)
-	}
 	fails, err := h.Fetcher(fetcher)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.RemoveAll(filepath.Join(fails.Cache, "chunks")); err != nil {
+		t.Fatal(err)
+	}
+	none := fails
+	none.Cache = "/no/cache"
 	fails.Zone, fails.Args = "another", []string{"/bin/sh", "-c", "read word <&4; echo thaw: no luck today >&2"}
 	ended, err := h.UseFetcher(ctx, fails)
 	if err != nil {
 		t.Fatal(err)
+	}
+	cacheless, err := h.UseFetcher(ctx, none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.UseImage(ctx, cacheless, good); err == nil || !strings.HasPrefix(err.Error(), "mounting image app: starting the agent: entering the jail: ") || !strings.Contains(err.Error(), "/no/cache") {
+		t.Errorf("no cache: %v", err)
+	}
+	if err := h.ReleaseFetcher(ctx, cacheless); err != nil {
+		t.Error(err)
 	}
 	if _, err := h.UseImage(ctx, ended, good); !errors.Is(err, errFetcherEnded) || !strings.Contains(err.Error(), "no luck today") {
 		t.Errorf("no fetcher: %v", err)

@@ -15,7 +15,7 @@ import (
 
 // Emptied tells what POST /empty has done: who measures cold starts has a worker
 // end its idle instances, and with them, unless it is asked to keep=images,
-// unmount images and remove prepared slots. Whoever holds a lease on an instance
+// unmount images and remove what is prepared. Whoever holds a lease on an instance
 // learns from its next invoke that it is gone, and goes on.
 type Emptied struct {
 	Ended int // instances
@@ -50,6 +50,7 @@ func (w *Worker) empty(ctx context.Context, images bool) (e Emptied, err error) 
 	if err != nil || !images {
 		return e, err
 	}
+	w.blanks.drain()
 	err = errors.Join(w.slots.drain(ctx), w.roots.drop(ctx, func(*root) bool { return true }))
 	if err == nil {
 		e.Attached, err = w.o.Host.Attached()

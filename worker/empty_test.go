@@ -47,11 +47,14 @@ func TestEmpty(t *testing.T) {
 	if n := r.w.slots.count(); n != 0 {
 		t.Errorf("%d slots are prepared again with nobody asking", n)
 	}
+	if left := agents(r.w.o.Host); len(left) > 0 {
+		t.Errorf("agents are started again with nobody asking: %v", left)
+	}
 	r.start("i3", "", spec(nil))
 	if got := r.invoke("i3", "r4", `{}`); got.kind != invokewire.StartFull {
 		t.Errorf("%+v", got)
 	}
-	r.until("slots are prepared again", func() bool { return r.w.slots.count() > 0 })
+	r.until("slots are prepared again", func() bool { return r.w.slots.count() > 0 && r.w.blanks.count() > 0 })
 	if resp := r.do("POST", "/empty?keep=all", nil); resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("%s", resp.Status)
 	}

@@ -174,7 +174,7 @@ func imageOf(dir string) (host.Image, []byte, error) {
 	}
 	key, err := parsed.DataKey(context.Background(), openKeeper{})
 	return host.Image{
-		ID: string(id), Name: "function", Root: "r1", Agent: filepath.Join(dir, "thaw-agent"), Cache: filepath.Join(dir, "cache"),
+		ID: string(id), Name: "function", Root: "r1",
 		Deadline: 3 * time.Second, Manifest: sealed, DataKey: key,
 	}, []byte(config), err
 }
@@ -190,7 +190,7 @@ func options(dir, state, runtime string) (Options, error) {
 		return Options{}, err
 	}
 	return Options{
-		ID: "w1", Address: "127.0.0.1:1", State: state, Token: "token", Host: h, Init: filepath.Join(dir, "thaw-init"), Runtime: runtime, Slots: 1,
+		ID: "w1", Address: "127.0.0.1:1", State: state, Token: "token", Host: h, Init: filepath.Join(dir, "thaw-init"), Agent: filepath.Join(dir, "thaw-agent"), Runtime: runtime, Slots: 1,
 		Fetcher: func(ctx context.Context) (*host.Use, error) {
 			return h.UseFetcher(ctx, host.Fetcher{Origin: "none", Cache: filepath.Join(dir, "cache"), Args: []string{self, asFetcher, filepath.Join(dir, "cache")}})
 		},

@@ -86,9 +86,7 @@ func TestKilledWorker(t *testing.T) {
 	r.until("one is frozen, one works", func() bool {
 		return frozen() && r.phase("busy") == invokewire.PhaseBusy
 	})
-	r.start("starting", "", spec(nil))
-	_ = cmd.Process.Kill()
-	_ = cmd.Wait() // the signal says it
+	r.kill(cmd, state)
 	next := newRigOn(t, state)
 	left, err := sandbox.Cgroups("/thaw-" + filepath.Base(filepath.Dir(next.w.o.Host.Filters())))
 	if err != nil || len(left) > 0 {
@@ -107,6 +105,21 @@ func TestKilledWorker(t *testing.T) {
 	if got := next.invoke("idle", "r3", "3"); got.body != "3" {
 		t.Errorf("%+v", got)
 	}
+}
+
+// kill kills a worker that has an image mounted, in the midst of a start. Its blank
+// agent does not outlive it.
+func (r *rig) kill(worker *exec.Cmd, state string) {
+	r.t.Helper()
+	h, err := host.Open(state)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.until("one agent serves, one is started ahead", func() bool { return len(agents(h)) == 2 })
+	r.start("starting", "", spec(nil))
+	_ = worker.Process.Kill()
+	_ = worker.Wait() // the signal says it
+	r.until("the blank agent has ended", func() bool { return len(agents(h)) == 1 })
 }
 
 // frozen tells whether some group of ours is.

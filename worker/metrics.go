@@ -83,6 +83,7 @@ func (w *Worker) Metrics() []prometheus.Collector {
 		gauge("thaw_worker_memory_used_bytes", "Memory that instances take, as far as it was measured.", func() float64 { return float64(w.state(false).Used) }),
 		gauge("thaw_worker_memory_limit_bytes", "Memory that instances may take.", func() float64 { return float64(w.o.Memory) }),
 		gauge("thaw_worker_slots", "Slots that are prepared.", func() float64 { return float64(w.slots.count()) }),
+		gauge("thaw_worker_blank_agents", "Agents that are started and wait for an image.", func() float64 { return float64(w.blanks.count()) }),
 		gauge("thaw_worker_starts_queued", "Starts that wait for their turn.", func() float64 { _, n := w.admission.counts(); return float64(n) }),
 		gauge("thaw_worker_tmp_bytes", "Bytes on disk that the /tmp of all instances take, as measured once a second.", func() float64 { return float64(w.tmp()) }),
 		gauge("thaw_worker_disk_limit_bytes", "Bytes on disk that /tmp and logs may take together: beyond them no instance starts.", func() float64 { return float64(w.o.Disk) }),

@@ -54,7 +54,7 @@ func emptyRig(t *testing.T, k *kept, known []byte) *rig {
 		}
 		o.Image = func(context.Context, string, string, string) (host.Image, []byte, error) {
 			i, config, err := imageOf(parts)
-			i.Cache, i.Trace, i.Prefetch = empty, known, 1<<30
+			i.Trace, i.Prefetch = known, 1<<30
 			return i, config, err
 		}
 		o.KeepTrace = k.keep

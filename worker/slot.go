@@ -167,18 +167,25 @@ func (s *slots) take(k slotKind) *slot {
 
 // fill keeps slots prepared until ctx ends, then removes them.
 func (s *slots) fill(ctx context.Context, failed func(error)) error {
+	refill(ctx, s.kick, s.prepare, failed)
+	return s.clear(context.WithoutCancel(ctx))
+}
+
+// refill prepares, until ctx ends, at first and when kick says so, as long as
+// something is missing.
+func refill(ctx context.Context, kick <-chan struct{}, prepare func(context.Context) (made bool, err error), failed func(error)) {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
 		select {
-		case <-s.kick:
+		case <-kick:
 		case <-retry.C:
 		case <-ctx.Done():
-			return s.clear(context.WithoutCancel(ctx))
+			return
 		}
 		for more := true; more && ctx.Err() == nil; {
 			var err error
-			if more, err = s.prepare(ctx); err != nil {
+			if more, err = prepare(ctx); err != nil {
 				if ctx.Err() == nil {
 					failed(err)
 				}

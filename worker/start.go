@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"thaw/host"
 	"thaw/invokewire"
 	"thaw/text"
 )
@@ -88,6 +89,7 @@ func (w *Worker) begin(i *instance) {
 			cancel(errGone)
 		}
 		i.start(ctx)
+		w.blanks.wake()
 		if i.failed != nil {
 			i.record.Error, i.record.failed = text.Line(i.failed.Error()), i.failed
 		}
@@ -121,7 +123,7 @@ func (i *instance) open(ctx context.Context) (err error) {
 		}
 	}
 	watch.lap("slot")
-	v, fresh, err := w.roots.use(ctx, i.spec)
+	v, fresh, err := w.roots.use(ctx, i.spec, w.blanksFor(i))
 	if err != nil {
 		return errors.Join(err, prepared.close(context.WithoutCancel(ctx)))
 	}
@@ -153,13 +155,21 @@ func (w *Worker) takeSlot(i *instance) *slot {
 	}
 }
 
+// blanksFor tells where a start takes an agent from if its image is not mounted.
+func (w *Worker) blanksFor(i *instance) func() *host.Blank {
+	if i.force == invokewire.StartFull {
+		return nil
+	}
+	return w.blanks.take
+}
+
 // force brings about what a start is to find, for experiments: nothing, or all.
 func (w *Worker) force(ctx context.Context, i *instance) error {
 	switch i.force {
 	case invokewire.StartFull:
 		return w.roots.drop(ctx, func(v *root) bool { return v.key == rootKey(i.spec) })
 	case invokewire.StartPartial:
-		v, _, err := w.roots.use(ctx, i.spec)
+		v, _, err := w.roots.use(ctx, i.spec, w.blanks.take)
 		if err != nil {
 			return err
 		}

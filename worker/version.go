@@ -53,9 +53,10 @@ func rootKey(s *invokewire.Spec) string {
 	return fmt.Sprintf("%s/%s/%s/%t", s.Tenant, s.Root, s.Image, s.Egress)
 }
 
-// use gives the version's root, and makes it if there is none. Those who come
-// meanwhile wait for it. The caller releases it. fresh: this use has made it.
-func (r *roots) use(ctx context.Context, s *invokewire.Spec) (v *root, fresh bool, err error) {
+// use gives the version's root, and makes it if there is none, with an agent that
+// blank gives, if it does. Those who come meanwhile wait for it. The caller
+// releases it. fresh: this use has made it.
+func (r *roots) use(ctx context.Context, s *invokewire.Spec, blank func() *host.Blank) (v *root, fresh bool, err error) {
 	key := rootKey(s)
 	r.mu.Lock()
 	v = r.all[key]
@@ -67,7 +68,7 @@ func (r *roots) use(ctx context.Context, s *invokewire.Spec) (v *root, fresh boo
 	if fresh = v == nil; fresh {
 		v = &root{key: key, made: make(chan struct{})}
 		r.all[key] = v
-		r.w.work.Go(func() { r.make(v, s) }) // not for this caller alone
+		r.w.work.Go(func() { r.make(v, s, blank) }) // not for this caller alone
 	}
 	v.users++
 	r.mu.Unlock()
@@ -104,11 +105,11 @@ func (v *root) dead(h *host.Host) bool {
 	return n > 0
 }
 
-func (r *roots) make(v *root, s *invokewire.Spec) {
+func (r *roots) make(v *root, s *invokewire.Spec, blank func() *host.Blank) {
 	defer close(v.made)
 	ctx, cancel := context.WithTimeout(r.w.life, startLimit)
 	defer cancel()
-	if v.err = v.build(ctx, r.w, s); v.err == nil {
+	if v.err = v.build(ctx, r.w, s, blank); v.err == nil {
 		return
 	}
 	v.err = errors.Join(v.err, v.takeDown(context.WithoutCancel(ctx), r.w.o.Host))
@@ -119,7 +120,7 @@ func (r *roots) make(v *root, s *invokewire.Spec) {
 	}
 }
 
-func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
+func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec, blank func() *host.Blank) error {
 	watch := newStopwatch()
 	image, config, err := w.o.Image(ctx, s.Tenant, s.Image, s.Root)
 	if err != nil {
@@ -129,6 +130,7 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec) error {
 		return err
 	}
 	watch.lap("manifest")
+	image.Agent, image.Blank, image.Lap = w.o.Agent, blank, watch.lap
 	image.Start, image.Record = watch.began, w.o.KeepTrace != nil
 	if v.image, err = w.o.Host.UseImage(ctx, w.fetcher, image); err != nil {
 		return err

@@ -8,8 +8,9 @@
 // /tmp of its own, hard limits on memory and CPU time, and thaw-init as its
 // first process, which speaks frames (invokewire) to the worker over one socket.
 //
-// What a start needs and no image decides is kept prepared in slots: a sandbox
-// that runs, and waits for its root.
+// What a start needs and no image decides is kept prepared: in slots, a sandbox
+// that runs and waits for its root, and for images that are not mounted yet, an
+// agent that waits for its keys.
 package worker
 
 import (
@@ -53,13 +54,14 @@ type Options struct {
 	Token   string // of the fleet; requests must carry it
 	Host    *host.Host
 	Init    string // path of the thaw-init program
+	Agent   string // path of the thaw-agent program
 	Runtime string // OCI runtime, name or path; "" = the best that the host has
 
 	// Fetcher has the process run that serves this worker's agents with chunks;
 	// the worker releases it.
 	Fetcher func(ctx context.Context) (*host.Use, error)
 	// Image finds what is needed to mount an image, and gives its config JSON. The
-	// worker sets Start. An error that wraps ErrNoImage says that there is no such
+	// worker sets Agent and Start. An error that wraps ErrNoImage says that there is no such
 	// image.
 	Image func(ctx context.Context, tenant, id, root string) (host.Image, []byte, error)
 	// KeepTrace keeps, for Image to give the next time, what the first start on a
@@ -115,6 +117,7 @@ type Worker struct {
 	bare       string // a skeleton without an image, for sandboxes that are started ahead; "" if they cannot be
 	logs       *logStore
 	slots      *slots
+	blanks     *blanks
 	roots      *roots
 	admission  *admission
 	history    *history
@@ -134,8 +137,8 @@ type Worker struct {
 
 // New checks the options and finds the runtime.
 func New(o Options) (*Worker, error) {
-	if o.ID == "" || o.Address == "" || o.State == "" || o.Host == nil || o.Fetcher == nil || o.Image == nil || o.Init == "" {
-		return nil, errors.New("worker: an option is missing: ID, Address, State, Host, Fetcher, Image and Init are needed")
+	if o.ID == "" || o.Address == "" || o.State == "" || o.Host == nil || o.Fetcher == nil || o.Image == nil || o.Init == "" || o.Agent == "" {
+		return nil, errors.New("worker: an option is missing: ID, Address, State, Host, Fetcher, Image, Init and Agent are needed")
 	}
 	if len(o.CABundle) > 0 {
 		if err := checkBundle(o.CABundle); err != nil {
@@ -156,6 +159,7 @@ func New(o Options) (*Worker, error) {
 	}
 	w.logs.limits.Total = min(w.logs.limits.Total, o.Disk/2) // else logs alone could keep all starts off: they go for Total only
 	w.slots = newSlots(o.Slots, slotKind{slotTmp, o.Network != nil}, func(ctx context.Context, k slotKind) (*slot, error) { return w.makeSlot(ctx, k, true) })
+	w.blanks = newBlanks(min(o.Slots, mostBlanks), func(ctx context.Context) (*host.Blank, error) { return w.o.Host.StartAgent(ctx, w.fetcher, w.o.Agent) })
 	w.roots = &roots{w: w, all: map[string]*root{}}
 	w.admission = &admission{most: o.MaxStarts, limit: o.Queue, run: w.begin}
 	var err error
@@ -207,6 +211,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	var failed error
 	helpers.Go(func() {
 		failed = w.slots.fill(background, func(err error) { w.log.Error("no slot can be prepared: starts take longer", "cause", err) })
+	})
+	helpers.Go(func() {
+		w.blanks.fill(background, func(err error) { w.log.Error("no agent can be started ahead: full starts take longer", "cause", err) })
 	})
 	helpers.Go(func() { w.tend(background) })
 	helpers.Go(func() { w.register(background) })

@@ -10,9 +10,9 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 2 {
+	if len(os.Args) != 4 {
 		fmt.Fprintln(os.Stderr, "thaw-agent: this program is started by thaw")
 		os.Exit(2)
 	}
-	os.Exit(agent.Main())
+	os.Exit(agent.Main(os.Args[1:]))
 }

@@ -91,7 +91,7 @@ func (k *killedRun) targets(run int) map[string]int {
 		switch {
 		case strings.Contains(what, " fetcher "):
 			found["fetcher"] = pid
-		case strings.HasPrefix(what, "thaw-agent app"):
+		case strings.HasPrefix(what, "thaw-agent ") && !slices.Contains(k.around, fmt.Sprintf("process %d: %s", pid, what)):
 			found["agent"] = pid
 		case strings.HasPrefix(what, "/bin/inside sum"):
 			found["program"] = pid

@@ -355,8 +355,7 @@ func (c *workerCmd) options(g *Globals) (o worker.Options, err error) {
 	if o.Init, err = g.part("thaw-init"); err != nil {
 		return o, err
 	}
-	agent, err := g.part("thaw-agent")
-	if err != nil {
+	if o.Agent, err = g.part("thaw-agent"); err != nil {
 		return o, err
 	}
 	o.Fetcher = func(ctx context.Context) (*host.Use, error) {
@@ -372,7 +371,7 @@ func (c *workerCmd) options(g *Globals) (o worker.Options, err error) {
 			return host.Image{}, nil, err
 		}
 		return host.Image{
-			ID: s.id.String(), Name: s.name, Root: s.root, Agent: agent, Cache: g.Cache, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
+			ID: s.id.String(), Name: s.name, Root: s.root, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
 			Trace: s.trace, Prefetch: min(mostAhead, int64(g.CacheSize)/2),
 		}, s.Config, nil
 	}

@@ -114,7 +114,7 @@ func (g *Globals) acquire(ctx context.Context, s *started) (err error) {
 		return err
 	}
 	image := host.Image{
-		ID: s.id.String(), Name: s.name, Root: s.root, Agent: program, Cache: g.Cache, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
+		ID: s.id.String(), Name: s.name, Root: s.root, Agent: program, Deadline: g.OriginDeadline, Manifest: s.sealed, DataKey: s.dataKey,
 		Start: s.watch.began, Trace: s.trace, Record: s.tracing.record,
 	}
 	if s.tracing.ahead {

@@ -1,0 +1,140 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What an agent says to its parent.
+const (
+	wordJailed = "jailed\n"
+	wordOK     = "ok\n"
+)
+
+// ErrEnded says that an agent has ended without a word: it was killed.
+var ErrEnded = errors.New("it ended without a word")
+
+// Files are what an agent gets with its image.
+type Files struct {
+	FUSE    *os.File // of mount.OpenFUSE
+	Control *os.File // a listening unix socket
+	Log     *os.File
+}
+
+// Link is the parent's end of an agent's socket, until the agent serves an image.
+// It is for one goroutine; the caller closes it.
+type Link struct {
+	conn  *net.UnixConn
+	words *bufio.Reader
+}
+
+// NewLink makes a link, and the agent's end of it, FDParent, which the caller
+// passes on and closes.
+func NewLink() (*Link, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "agent"), os.NewFile(uintptr(fds[1]), "parent")
+	defer ours.Close() // the connection has a copy
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		return nil, nil, errors.Join(err, theirs.Close())
+	}
+	return &Link{conn.(*net.UnixConn), bufio.NewReaderSize(conn, maxAnswer)}, theirs, nil
+}
+
+// Close ends the connection, and with it an agent that is blank.
+func (l *Link) Close() error { return l.conn.Close() }
+
+// Jailed waits until the agent is in its jail. An error is what keeps it from
+// there, in its words, or wraps ErrEnded or the cause of ctx's end.
+func (l *Link) Jailed(ctx context.Context) error { return l.await(ctx, wordJailed) }
+
+// Alive tells whether a jailed agent still waits for its image.
+func (l *Link) Alive() bool {
+	raw, err := l.conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	alive := false
+	err = raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, perr := unix.Poll(fds, 0)
+		alive = n == 0 && perr == nil // it says nothing by itself
+	})
+	return alive && err == nil
+}
+
+// Give makes a jailed agent that of an image, for good, and waits until it
+// serves. Errors are as Jailed's. The caller closes its copies of the files.
+func (l *Link) Give(ctx context.Context, f Files, s *Setup) error {
+	rights := unix.UnixRights(int(f.FUSE.Fd()), int(f.Control.Fd()), int(f.Log.Fd()))
+	defer context.AfterFunc(ctx, l.abort)()
+	_, _, err := l.conn.WriteMsgUnix([]byte{0}, rights, nil)
+	if err == nil {
+		err = s.Send(l.conn)
+	}
+	if err == nil {
+		err = l.conn.CloseWrite()
+	}
+	if word := l.await(ctx, wordOK); word != nil {
+		return word // an agent that ends does not hear all
+	}
+	return err
+}
+
+// await waits for a word.
+func (l *Link) await(ctx context.Context, want string) error {
+	defer context.AfterFunc(ctx, l.abort)()
+	got, err := l.words.ReadSlice('\n')
+	switch line := string(got); {
+	case line == want:
+		return nil
+	case line != "":
+		return errors.New(strings.TrimSpace(line))
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("%w (%w)", ErrEnded, err)
+}
+
+func (l *Link) abort() { _ = l.conn.SetDeadline(time.Unix(1, 0)) }
+
+// takeFiles waits for the files that Give sends, and takes the log. It gives none
+// if the parent has ended.
+func takeFiles(parent *net.UnixConn) (*Files, error) {
+	var f Files
+	to := []**os.File{&f.FUSE, &f.Control, &f.Log}
+	oob := make([]byte, unix.CmsgSpace(4*len(to)))
+	n, oobn, _, _, err := parent.ReadMsgUnix(make([]byte, 1), oob)
+	if n <= 0 {
+		if err == nil || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("waiting for an image: %w", err)
+	}
+	var fds []int
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err == nil && len(messages) > 0 {
+		fds, err = unix.ParseUnixRights(&messages[0])
+	}
+	if err != nil || len(fds) != len(to) {
+		return nil, errors.Join(fmt.Errorf("%d files came with an image, want %d", len(fds), len(to)), err)
+	}
+	for i, fd := range fds {
+		unix.CloseOnExec(fd)
+		*to[i] = os.NewFile(uintptr(fd), "passed")
+	}
+	defer f.Log.Close()
+	return &f, errors.Join(unix.Dup3(fds[2], 1, 0), unix.Dup3(fds[2], 2, 0))
+}
