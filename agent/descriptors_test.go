@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"thaw/internal/testleak"
 	"thaw/mount"
 )
 
@@ -354,7 +355,7 @@ func TestCloseEndsAll(t *testing.T) {
 	if err := c.chunks.Close(); err != nil {
 		t.Error(err)
 	}
-	goleak.VerifyNone(t, ignore)
+	testleak.None(t, ignore)
 	if after := len(opened(t, "/proc/self")); after > before {
 		t.Errorf("%d descriptors, were %d", after, before)
 	}

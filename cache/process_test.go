@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"thaw/internal/testleak"
 )
 
 // childEnv tells the test binary to be a child, and how.
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m)
+	testleak.Main(m)
 }
 
 // child is a process of its own that uses a folder: "once DIR" fills the

@@ -17,9 +17,8 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"thaw/cluster"
+	"thaw/internal/testleak"
 )
 
 // child is the variable by which a test's own program is made something else.
@@ -28,7 +27,7 @@ const child = "THAW_CLUSTER_TEST"
 func TestMain(m *testing.M) {
 	switch os.Getenv(child) {
 	case "":
-		goleak.VerifyTestMain(m)
+		testleak.Main(m)
 	case "server":
 		os.Exit(serverMain(nil))
 	case "writer":

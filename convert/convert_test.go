@@ -12,10 +12,9 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"thaw/catalog"
 	"thaw/chunk"
+	"thaw/internal/testleak"
 	"thaw/internal/testoci"
 	"thaw/keys"
 	"thaw/manifest"
@@ -24,7 +23,7 @@ import (
 	"thaw/verify"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testleak.Main(m) }
 
 // world is an origin in a folder and a tenant's converter to it.
 type world struct {

@@ -12,15 +12,15 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"thaw/chunk"
+	"thaw/internal/testleak"
 	"thaw/internal/testoci"
 	"thaw/manifest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testleak.Main(m) }
 
 // memory is a Finder of chunks in memory. The functions, if set, stand in for
 // what finding and reading would do.

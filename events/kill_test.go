@@ -18,10 +18,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"thaw/cluster"
 	"thaw/events"
+	"thaw/internal/testleak"
 )
 
 // child is the variable by which a test's own program is made something else.
@@ -31,7 +30,7 @@ func TestMain(m *testing.M) {
 	var err error
 	switch args := strings.Fields(os.Getenv(child)); {
 	case len(args) == 0:
-		goleak.VerifyTestMain(m)
+		testleak.Main(m)
 		return
 	case args[0] == "server":
 		err = serverMain(args[1], args[2])

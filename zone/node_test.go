@@ -20,6 +20,7 @@ import (
 
 	"thaw/chunk"
 	"thaw/chunk/chunktest"
+	"thaw/internal/testleak"
 )
 
 // testNode is a node in memory that can be made to misbehave.
@@ -265,7 +266,7 @@ func hang(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 func noLeaks(t *testing.T) {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
-	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	t.Cleanup(func() { testleak.None(t, before) })
 }
 
 func sorted[K ~string, V any](m map[K]V) []K {

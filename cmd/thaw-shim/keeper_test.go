@@ -20,6 +20,7 @@ import (
 
 	"thaw/cache"
 	"thaw/host"
+	"thaw/internal/testleak"
 	"thaw/mount"
 )
 
@@ -483,7 +484,7 @@ func TestWatchStops(t *testing.T) {
 		t.Errorf("the last fault was told %d times of 20", n)
 	}
 	k.control.close()
-	goleak.VerifyNone(t, ignore)
+	testleak.None(t, ignore)
 	if after := descriptors(t); after > before {
 		t.Errorf("%d descriptors are open, were %d", after, before)
 	}
@@ -597,7 +598,7 @@ func TestUnmountWatchClosed(t *testing.T) {
 		default:
 		}
 	}
-	goleak.VerifyNone(t, ignore)
+	testleak.None(t, ignore)
 	if after := descriptors(t); after > before {
 		t.Errorf("%d descriptors are open, were %d", after, before)
 	}

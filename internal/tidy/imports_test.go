@@ -90,6 +90,7 @@ func around() map[string]string {
 		"corpus/functions/over": "",
 		"docs/reader":           "", // tests of a reader in another language
 		"internal/faults":       "",
+		"internal/testleak":     "",
 		"internal/testmount":    "",
 		"internal/testoci":      "",
 		"internal/testpty":      "",
