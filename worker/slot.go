@@ -74,6 +74,11 @@ func (w *Worker) makeSlot(ctx context.Context, k slotKind, ahead bool) (*slot, e
 	if err != nil {
 		return nil, err
 	}
+	if ahead { // a runtime that is killed half-way leaves children, which make folders anew
+		whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+		defer cancel()
+		ctx = whole
+	}
 	s := &slot{kind: k, host: i}
 	s.tmp, err = i.MountScratch(ctx, int64(k.tmp)<<20)
 	switch {

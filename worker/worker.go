@@ -231,7 +231,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	end()
 	w.work.Wait()
 	quiet := context.WithoutCancel(ctx)
-	return errors.Join(err, w.roots.drop(quiet, func(*root) bool { return true }), keeper.End(quiet), w.o.Host.ReleaseFetcher(quiet, w.fetcher))
+	err = errors.Join(err, w.roots.drop(quiet, func(*root) bool { return true }), keeper.End(quiet), w.o.Host.ReleaseFetcher(quiet, w.fetcher))
+	if _, rerr := w.o.Host.Reap(quiet); rerr != nil { // a start that was cut off may have left something
+		w.log.Warn("something is left: thaw prune removes it", "cause", rerr)
+	}
+	return err
 }
 
 // prepare clears what was left, and makes what all instances need. The keeper
