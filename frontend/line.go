@@ -3,6 +3,7 @@ package frontend
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -18,6 +19,14 @@ const (
 	patience = 20 * time.Millisecond
 	// patienceOf is how many of the function's quickest invokes it waits.
 	patienceOf = 4
+	// worthTime is how long it waits in a line that moves, and of how many instances
+	// such a line may be given one more at a time: a start takes as long, and the
+	// processor from those that answer. Growing by a quarter each time, it soon is
+	// as quick as its machines allow.
+	worthTime  = 100 * time.Millisecond
+	growthPart = 4
+	// stallTime is after what a line does not move: its invokes have become slow.
+	stallTime = 50 * time.Millisecond
 	// coverTime is how long an invoke relies on starts that were asked for by
 	// others: a start takes less, unless it hangs.
 	coverTime = time.Second
@@ -33,7 +42,7 @@ const (
 //	              │ no
 //	            line: wait for a while, if its invokes are quick
 //	              │
-//	            fewer starts under way than wait here? ─ yes ─→ ask for one
+//	            fewer starts under way than rely on one? ─ yes ─→ ask for one
 //	              │
 //	            wait ←── instance that is free ── or why a start failed
 type line struct {
@@ -42,12 +51,14 @@ type line struct {
 	quick   time.Duration
 	waiting []*waiter // the first came first
 	wanting int       // of them, those that rely on a start
+	moved   time.Time // when one was served
 	starts  []*start  // under way; the first was asked for first
 }
 
 // waiter is an invoke that waits. What it waits for comes once.
 type waiter struct {
 	got     chan grant
+	since   time.Time
 	wanting bool
 }
 
@@ -80,9 +91,9 @@ func (p *pool) join(key string) (*leased, *waiter, time.Duration) {
 	if l := p.get(key, time.Now()); l != nil {
 		return l, nil, 0
 	}
-	of, w := p.line(key), &waiter{got: make(chan grant, 1)}
+	of, w := p.line(key), &waiter{got: make(chan grant, 1), since: time.Now()}
 	of.waiting = append(of.waiting, w)
-	if of.quick > patience {
+	if !of.isQuick() {
 		return nil, w, 0
 	}
 	return nil, w, min(patienceOf*of.quick, patience)
@@ -143,22 +154,38 @@ func (s *start) spare() {
 	}
 }
 
-// want says that an invoke relies on a start now. It gives one to ask for if
-// fewer are under way than are relied on, or at any rate.
-func (p *pool) want(key string, w *waiter, atAnyRate bool) *start {
+// want says that an invoke is in need of a start. It gives one to ask for if it
+// may rely on one now, and there is none for it.
+func (p *pool) want(key string, w *waiter) *start {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	of := p.line(key)
+	of, waited, most := p.line(key), time.Since(w.since), math.MaxInt
+	if of.isQuick() && time.Since(of.moved) < stallTime {
+		if waited < worthTime {
+			return nil
+		}
+		most = max(1, p.live(key)/growthPart)
+	}
 	if !w.wanting && slices.Contains(of.waiting, w) {
 		w.wanting = true
 		of.wanting++
 	}
-	if len(of.starts) >= of.wanting && !atAnyRate {
+	if len(of.starts) >= min(most, of.wanting) && waited < coverTime {
 		return nil
 	}
 	s := &start{surplus: make(chan struct{})}
 	of.starts = append(of.starts, s)
 	return s
+}
+
+// live counts the key's instances. mu is held.
+func (p *pool) live(key string) (n int) {
+	for _, l := range p.all {
+		if l.key == key {
+			n++
+		}
+	}
+	return n
 }
 
 // started ends a start: its instance, if there is one, is free for whoever is
@@ -199,6 +226,9 @@ var errClosed = errors.New("the frontend ends")
 // errSurplus says that a start was given up because nobody needed it.
 var errSurplus = errors.New("the start was not needed any more")
 
+// isQuick says whether to wait for a busy instance is better than to start one.
+func (of *line) isQuick() bool { return of.quick > 0 && of.quick <= patience }
+
 // paced notes how long an invoke took.
 func (of *line) paced(took time.Duration) {
 	if of.quick == 0 {
@@ -215,15 +245,16 @@ func (f *Frontend) instance(ctx context.Context, inv *invocation, avoid []string
 		return l, nil
 	}
 	g, came := w.wait(ctx, limit)
-	for covered := false; !came && ctx.Err() == nil; {
-		limit = f.options.Start + startGrace
-		if s := p.want(key, w, covered); s != nil {
+	for asked := false; !came && ctx.Err() == nil; {
+		limit = max(patience, time.Since(w.since)) // seldomer and seldomer
+		if asked {
+			limit = f.options.Start + startGrace
+		} else if s := p.want(key, w); s != nil {
+			asked = true
 			a, of := f.acquisition(inv, avoid), inv.function()
 			if !p.begin(func() { p.started(key, s, f.start(a, of, s)) }) {
 				p.started(key, s, grant{err: errClosed})
 			}
-		} else {
-			covered, limit = true, coverTime
 		}
 		g, came = w.wait(ctx, limit)
 	}

@@ -110,10 +110,11 @@ func TestLineStarts(t *testing.T) {
 	busy := p.grant("a", time.Now())
 	_, w1, _ := p.join("k")
 	_, w2, _ := p.join("k")
-	s1, s2 := p.want("k", w1, false), p.want("k", w2, false)
-	if s1 == nil || s2 == nil || p.want("k", w2, false) != nil {
+	s1, s2 := p.want("k", w1), p.want("k", w2)
+	if s1 == nil || s2 == nil || p.want("k", w2) != nil {
 		t.Fatal("want a start each, and no more")
 	}
+	busy.fresh = true // it says nothing of how quick it is
 	p.put(busy, true, time.Now())
 	if g, came := w1.wait(t.Context(), 0); !came || g.l != busy {
 		t.Fatalf("got %+v", g)
@@ -130,11 +131,12 @@ func TestLineStarts(t *testing.T) {
 		t.Error("want the last start spared")
 	}
 	_, w3, _ := p.join("k")
-	if p.want("k", w3, false) != nil {
+	if p.want("k", w3) != nil {
 		t.Error("a start too many: two wait, and two are under way")
 	}
-	if s := p.want("k", w3, true); s == nil || len(p.lines["k"].starts) != 3 {
-		t.Error("no start at any rate")
+	w3.since = time.Now().Add(-coverTime)
+	if s := p.want("k", w3); s == nil || len(p.lines["k"].starts) != 3 {
+		t.Error("no start for one that has waited for long")
 	} else {
 		p.started("k", s, grant{err: errSurplus})
 	}
@@ -154,6 +156,46 @@ func TestLineStarts(t *testing.T) {
 	if of := p.lines["k"]; len(of.starts)+len(of.waiting)+of.wanting != 0 {
 		t.Errorf("left: %+v", of)
 	}
+}
+
+// A line that moves is given one more instance for each four, and not at once; one
+// that has come to a halt is given what it wants.
+func TestLineGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTestPool(time.Minute, nil)
+		var busy []*leased
+		for n := range 9 {
+			busy = append(busy, p.grant(string(rune('a'+n)), time.Now()))
+		}
+		p.line("k").quick = time.Millisecond
+		var line []*waiter
+		for range 8 {
+			_, w, _ := p.join("k")
+			line = append(line, w)
+		}
+		wanted := func() (n int) {
+			for _, w := range line[1:] {
+				if p.want("k", w) != nil {
+					n++
+				}
+			}
+			return n
+		}
+		p.put(busy[0], true, time.Now()) // to the first
+		if n := wanted(); n != 0 {
+			t.Errorf("%d starts, at once", n)
+		}
+		<-time.After(worthTime)
+		_, late, _ := p.join("k")
+		p.line("k").moved = time.Now()
+		if n := wanted(); n != 9/growthPart || p.want("k", late) != nil {
+			t.Errorf("%d starts, in a line that moves", n)
+		}
+		<-time.After(stallTime)
+		if n := wanted(); n != 7-9/growthPart || p.want("k", late) == nil {
+			t.Errorf("%d more, in one that stands", n)
+		}
+	})
 }
 
 // A frontend that ends waits for those who wait, but not for long, and starts

@@ -148,7 +148,7 @@ func (p *pool) free(l *leased, alive bool, now time.Time) {
 	case l.gone || p.all[l.id] != l:
 		delete(p.all, l.id)
 	case len(of.waiting) > 0 && now.Before(l.expires):
-		l.busy, l.began = true, now
+		l.busy, l.began, of.moved = true, now, now
 		of.take(0).got <- grant{l: l}
 	default:
 		p.idle[l.key] = append(p.idle[l.key], l)
