@@ -174,6 +174,7 @@ func BenchmarkWarm(b *testing.B) {
 			alone = append(alone, took)
 		}
 		b.Logf("claim: %s MB, one client: p50 %v, p99 %v", memory, quantile(alone, .5), quantile(alone, .99))
+		saturate(b, c) // so that as many instances are warm
 		open := steadily(b, c, pace{warmRate, warmTime})
 		b.Logf("claim: %s MB, open loop of %d/s: p50 %v, p99 %v of %d", memory, warmRate, quantile(open, .5), quantile(open, .99), len(open))
 		if memory == "1769" {

@@ -19,12 +19,12 @@ const (
 	patience = 20 * time.Millisecond
 	// patienceOf is how many of the function's quickest invokes it waits.
 	patienceOf = 4
-	// worthTime is how long it waits in a line that moves, and of how many instances
-	// such a line may be given one more at a time: a start takes as long, and the
-	// processor from those that answer. Growing by a quarter each time, it soon is
-	// as quick as its machines allow.
-	worthTime  = 100 * time.Millisecond
-	growthPart = 4
+	// worthTime is how long it waits in a line that moves: a start takes as long,
+	// and the processor from those that answer. Such a line is given a quarter more
+	// instances at a time, or two: it soon has what its machines allow.
+	worthTime   = 100 * time.Millisecond
+	growthPart  = 4
+	growthLeast = 2
 	// stallTime is after what a line does not move: its invokes have become slow.
 	stallTime = 50 * time.Millisecond
 	// coverTime is how long an invoke relies on starts that were asked for by
@@ -164,7 +164,7 @@ func (p *pool) want(key string, w *waiter) *start {
 		if waited < worthTime {
 			return nil
 		}
-		most = max(1, p.live(key)/growthPart)
+		most = max(growthLeast, p.live(key)/growthPart)
 	}
 	if !w.wanting && slices.Contains(of.waiting, w) {
 		w.wanting = true

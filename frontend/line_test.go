@@ -158,7 +158,7 @@ func TestLineStarts(t *testing.T) {
 	}
 }
 
-// A line that moves is given one more instance for each four, and not at once; one
+// A line that moves is given a quarter more instances, and not at once; one
 // that has come to a halt is given what it wants.
 func TestLineGrows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
