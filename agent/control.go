@@ -378,15 +378,9 @@ type passing struct {
 func (p *passing) Read(b []byte) (int, error) {
 	oob := make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := p.conn.ReadMsgUnix(b, oob)
-	if messages, perr := unix.ParseSocketControlMessage(oob[:oobn]); perr == nil {
-		for i := range messages {
-			fds, _ := unix.ParseUnixRights(&messages[i])
-			for _, fd := range fds {
-				p.drop()
-				unix.CloseOnExec(fd)
-				p.file = os.NewFile(uintptr(fd), "overlay")
-			}
-		}
+	for _, f := range passed(oob[:oobn], "overlay") {
+		p.drop()
+		p.file = f
 	}
 	if n == 0 && err == nil {
 		err = net.ErrClosed // the other side has ended

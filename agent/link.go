@@ -113,9 +113,8 @@ func (l *Link) abort() { _ = l.conn.SetDeadline(time.Unix(1, 0)) }
 // takeFiles waits for the files that Give sends, and takes the log. It gives none
 // if the parent has ended.
 func takeFiles(parent *net.UnixConn) (*Files, error) {
-	var f Files
-	to := []**os.File{&f.FUSE, &f.Control, &f.Log}
-	oob := make([]byte, unix.CmsgSpace(4*len(to)))
+	const count = 3
+	oob := make([]byte, unix.CmsgSpace(4*count))
 	n, oobn, _, _, err := parent.ReadMsgUnix(make([]byte, 1), oob)
 	if n <= 0 {
 		if err == nil || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
@@ -123,18 +122,26 @@ func takeFiles(parent *net.UnixConn) (*Files, error) {
 		}
 		return nil, fmt.Errorf("waiting for an image: %w", err)
 	}
-	var fds []int
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err == nil && len(messages) > 0 {
-		fds, err = unix.ParseUnixRights(&messages[0])
+	files := passed(oob[:oobn], "passed")
+	if len(files) != count {
+		return nil, fmt.Errorf("%d files came with an image, want %d", len(files), count)
 	}
-	if err != nil || len(fds) != len(to) {
-		return nil, errors.Join(fmt.Errorf("%d files came with an image, want %d", len(fds), len(to)), err)
-	}
-	for i, fd := range fds {
-		unix.CloseOnExec(fd)
-		*to[i] = os.NewFile(uintptr(fd), "passed")
-	}
+	f := &Files{FUSE: files[0], Control: files[1], Log: files[2]}
 	defer f.Log.Close()
-	return &f, errors.Join(unix.Dup3(fds[2], 1, 0), unix.Dup3(fds[2], 2, 0))
+	log := int(f.Log.Fd())
+	return f, errors.Join(unix.Dup3(log, 1, 0), unix.Dup3(log, 2, 0))
+}
+
+// passed gives the files that came along with a message (unix(7), SCM_RIGHTS), and
+// calls them by a name.
+func passed(oob []byte, name string) (files []*os.File) {
+	messages, _ := unix.ParseSocketControlMessage(oob) // from what is none come none
+	for i := range messages {
+		fds, _ := unix.ParseUnixRights(&messages[i])
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), name))
+		}
+	}
+	return files
 }
