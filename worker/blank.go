@@ -18,7 +18,7 @@ const mostBlanks = 2
 type blanks struct {
 	start func(context.Context) (*host.Blank, error)
 	want  int
-	kick  chan struct{} // holds something when one may be missing
+	kick  kick
 
 	making sync.Mutex // held while fill starts one; taken before mu
 	mu     sync.Mutex // guards what follows
@@ -27,11 +27,11 @@ type blanks struct {
 }
 
 func newBlanks(want int, start func(context.Context) (*host.Blank, error)) *blanks {
-	return &blanks{start: start, want: want, kick: make(chan struct{}, 1)}
+	return &blanks{start: start, want: want, kick: make(kick, 1)}
 }
 
 // take gives a blank agent, or nil. It does not wait for one. The next is started
-// once whoever took this one is done, and wakes fill: the machine has better to do.
+// once whoever took this one is done, and wakes refill: the machine has better to do.
 func (b *blanks) take() *host.Blank {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -45,14 +45,6 @@ func (b *blanks) take() *host.Blank {
 		one.Close() // it has ended already
 	}
 	return nil
-}
-
-// wake has fill look what is missing.
-func (b *blanks) wake() {
-	select {
-	case b.kick <- struct{}{}:
-	default:
-	}
 }
 
 // fill keeps agents started until ctx ends, then ends them.

@@ -208,9 +208,8 @@ func refuseInvoke(w http.ResponseWriter, payload io.Reader, status int, err erro
 
 func (w *Worker) serveInvoke(rw http.ResponseWriter, r *http.Request) {
 	body := http.MaxBytesReader(rw, r.Body, invokewire.MaxPayload)
-	i := w.find(r.PathValue("id"))
-	if i == nil {
-		err := w.history.failure(r.PathValue("id"))
+	i, err := w.lookUp(r)
+	if err != nil {
 		refuseInvoke(rw, body, statusOf(err), err)
 		return
 	}
@@ -288,12 +287,19 @@ func newCall(rw http.ResponseWriter, r *http.Request) (*call, context.Context, c
 	return c, ctx, cancel, nil
 }
 
+// lookUp finds the instance that a request names, or why it is not there.
+func (w *Worker) lookUp(r *http.Request) (*instance, error) {
+	id := r.PathValue("id")
+	if i := w.find(id); i != nil {
+		return i, nil
+	}
+	return nil, w.history.failure(id)
+}
+
 // serveReady answers once an instance's start is over.
 func (w *Worker) serveReady(rw http.ResponseWriter, r *http.Request) {
-	id := r.PathValue("id")
-	i := w.find(id)
-	if i == nil {
-		err := w.history.failure(id)
+	i, err := w.lookUp(r)
+	if err != nil {
 		refuse(rw, statusOf(err), err)
 		return
 	}
@@ -311,11 +317,14 @@ func (w *Worker) serveReady(rw http.ResponseWriter, r *http.Request) {
 
 func (w *Worker) serveEnd(rw http.ResponseWriter, r *http.Request) {
 	if i := w.find(r.PathValue("id")); i != nil {
-		end := func() error { return w.end(r.Context(), i, r.URL.Query().Has("force")) }
-		if r.URL.Query().Has("queued") {
-			end = func() error { return w.withdraw(r.Context(), i) }
+		q := r.URL.Query()
+		var err error
+		if q.Has("queued") {
+			err = w.withdraw(r.Context(), i)
+		} else {
+			err = w.end(r.Context(), i, q.Has("force"))
 		}
-		if err := end(); err != nil {
+		if err != nil {
 			refuse(rw, statusOf(err), err)
 			return
 		}

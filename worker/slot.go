@@ -136,7 +136,7 @@ func (s *slot) close(ctx context.Context) error {
 type slots struct {
 	build func(context.Context, slotKind) (*slot, error)
 	want  int
-	kick  chan struct{} // holds something when one was taken
+	kick  kick
 
 	making sync.Mutex // held while fill prepares one; taken before mu
 	mu     sync.Mutex // guards what follows
@@ -147,7 +147,7 @@ type slots struct {
 
 // newSlots expects the first ones to be asked for to be of a kind.
 func newSlots(want int, first slotKind, build func(context.Context, slotKind) (*slot, error)) *slots {
-	s := &slots{build: build, want: max(0, want), kick: make(chan struct{}, 1)}
+	s := &slots{build: build, want: max(0, want), kick: make(kick, 1)}
 	s.recent = slices.Repeat([]slotKind{first}, s.want)
 	return s
 }
@@ -160,7 +160,7 @@ func (s *slots) take(k slotKind) *slot {
 	if s.want > 0 {
 		s.recent = append(s.recent[1:], k)
 	}
-	defer s.wake()
+	defer s.kick.wake()
 	for i, f := range slices.Backward(s.free) {
 		if f.kind == k {
 			s.free = slices.Delete(s.free, i, i+1)
@@ -176,14 +176,25 @@ func (s *slots) fill(ctx context.Context, failed func(error)) error {
 	return s.clear(context.WithoutCancel(ctx))
 }
 
-// refill prepares, until ctx ends, at first and when kick says so, as long as
+// kick holds something when what is kept prepared may have become less.
+type kick chan struct{}
+
+// wake has refill look what is missing.
+func (k kick) wake() {
+	select {
+	case k <- struct{}{}:
+	default:
+	}
+}
+
+// refill prepares, until ctx ends, at first and when it is woken, as long as
 // something is missing.
-func refill(ctx context.Context, kick <-chan struct{}, prepare func(context.Context) (made bool, err error), failed func(error)) {
+func refill(ctx context.Context, woken kick, prepare func(context.Context) (made bool, err error), failed func(error)) {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	for {
 		select {
-		case <-kick:
+		case <-woken:
 		case <-retry.C:
 		case <-ctx.Done():
 			return
@@ -198,14 +209,6 @@ func refill(ctx context.Context, kick <-chan struct{}, prepare func(context.Cont
 				break
 			}
 		}
-	}
-}
-
-// wake has fill look what is missing.
-func (s *slots) wake() {
-	select {
-	case s.kick <- struct{}{}:
-	default:
 	}
 }
 

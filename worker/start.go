@@ -89,7 +89,7 @@ func (w *Worker) begin(i *instance) {
 			cancel(errGone)
 		}
 		i.start(ctx)
-		w.blanks.wake()
+		w.blanks.kick.wake()
 		if i.failed != nil {
 			i.record.Error, i.record.failed = text.Line(i.failed.Error()), i.failed
 		}
