@@ -13,7 +13,7 @@ import (
 
 const (
 	// patience is the longest that an invoke waits for a busy instance before a
-	// start is asked for: less than a start takes. Of a function that answers in
+	// start is asked for, where nobody is served meanwhile: less than a start takes. Of a function that answers in
 	// two milliseconds hardly ever is another needed, and a few starts that are not
 	// needed take the processor from those that answer.
 	patience = 20 * time.Millisecond

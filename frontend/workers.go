@@ -138,12 +138,7 @@ func (w *workers) started(ctx context.Context, l *leased, s *start) error {
 
 // ask sends a request about an instance, which is answered with 204 or an error.
 func (w *workers) ask(ctx context.Context, method string, l *leased, path string) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+l.worker+"/instances/"+l.id+path, nil)
-	if err != nil {
-		return err
-	}
-	req.Header.Set(invokewire.HeaderToken, w.token)
-	resp, err := w.client.Do(req)
+	resp, err := w.send(ctx, method, l.worker, "/instances/"+l.id+path)
 	if err != nil {
 		return kindOf(err)
 	}
@@ -152,6 +147,16 @@ func (w *workers) ask(ctx context.Context, method string, l *leased, path string
 		return nil
 	}
 	return refusal(resp.StatusCode, resp.Body)
+}
+
+// send sends a worker a request without a body. The caller closes the answer's.
+func (w *workers) send(ctx context.Context, method, address, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+address+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set(invokewire.HeaderToken, w.token)
+	return w.client.Do(req)
 }
 
 // refusal reads a worker's error.
@@ -242,13 +247,7 @@ func gather[T any](ctx context.Context, w *workers, path string, read func(io.Re
 	var wg sync.WaitGroup
 	for n, address := range addresses {
 		wg.Go(func() {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
-			if err != nil {
-				errs[n] = err
-				return
-			}
-			req.Header.Set(invokewire.HeaderToken, w.token)
-			resp, err := w.client.Do(req)
+			resp, err := w.send(ctx, http.MethodGet, address, path)
 			if err != nil {
 				errs[n] = err
 				return
