@@ -256,6 +256,10 @@ type query struct {
 const (
 	// followEvery is how often a log that is followed is looked at.
 	followEvery = 200 * time.Millisecond
+	// fileTick is more than the time of a file's last write may be behind the
+	// clock: the kernel sets it at its ticks, 1 to 10 ms apart (inode(7), NOTES of
+	// the timestamps' granularity).
+	fileTick = time.Second
 	// mostEvents bounds an answer that is not followed.
 	mostEvents = 10000
 )
@@ -304,7 +308,7 @@ func (l *logStore) collect(dir string, q query, offsets map[string]int64, first 
 		if err != nil || q.stream != "" && name != q.stream || older && !first {
 			continue
 		}
-		if e.last.UnixMilli() < q.since || e.size == offsets[e.path] {
+		if e.last.Add(fileTick).UnixMilli() < q.since || e.size == offsets[e.path] {
 			offsets[e.path] = e.size
 			continue
 		}

@@ -166,6 +166,21 @@ func TestLogQuery(t *testing.T) {
 	}
 }
 
+// A file's time is behind that of the lines in it, by a tick of the kernel.
+func TestLogSinceItsTick(t *testing.T) {
+	l := testLogs(t, LogLimits{})
+	s := openStream(t, l, "s")
+	began := time.Now()
+	s.write([]byte("just now\n"))
+	s.close()
+	if err := os.Chtimes(s.file.path, began, began.Add(-10*time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if got := lines(t, l, query{since: began.UnixMilli()}); len(got) != 1 {
+		t.Error(got)
+	}
+}
+
 // Who follows a log gets the lines that come, once each.
 func TestFollow(t *testing.T) {
 	l := testLogs(t, LogLimits{})
