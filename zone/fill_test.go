@@ -98,7 +98,7 @@ func TestFillIsBounded(t *testing.T) {
 	until(t, "two are put", func() bool { return z.Stats().Fills == 2 })
 	until(t, "there is room again", func() bool {
 		z.Fill(chunks[4].Name, chunks[4].Data)
-		return z.Stats().Fills == 3
+		return z.Stats().Fills >= 3
 	})
 }
 
