@@ -236,9 +236,14 @@ func (b *coldBench) send(ctx context.Context, function string, n int) []sentEven
 	return sent
 }
 
-// invoke sends one event, once.
+// invoke sends one event, once. Who waits for the answer asks for the log's tail
+// too: that comes when the function has ended, as the REPORT's duration does, so
+// that what is left of the total is the platform's.
 func (b *coldBench) invoke(ctx context.Context, function, payload string, kind types.InvocationType) (s sentEvent) {
 	in := &lambda.InvokeInput{FunctionName: &function, Payload: []byte(payload), InvocationType: kind}
+	if kind != types.InvocationTypeEvent {
+		in.LogType = types.LogTypeTail
+	}
 	s.at = time.Now()
 	out, err := b.functions.Invoke(ctx, in, func(o *lambda.Options) { o.RetryMaxAttempts = 1 })
 	if kind != types.InvocationTypeEvent {

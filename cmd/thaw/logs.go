@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"regexp"
 	"slices"
@@ -19,8 +20,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs/types"
 )
 
-// logLook is how often logs are asked for more.
-const logLook = time.Second
+const (
+	// logLook is how often logs are asked for more.
+	logLook = time.Second
+	// logLate is how much later than others of its time a line may be told: a worker
+	// keeps it for 100 ms, and its clock may be behind another's.
+	logLate = 2 * time.Second
+)
 
 // logGroup is where a function's log is, whatever qualifier it is named with.
 func logGroup(name string) string {
@@ -60,24 +66,27 @@ func (c *logsCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	look := time.NewTicker(logLook)
 	defer look.Stop()
-	from := time.Now().Add(-c.Since)
-	shown := map[string]bool{} // of the millisecond that is asked for again
+	since := time.Now().Add(-c.Since)
+	newest, shown := since, map[string]time.Time{} // by event's id
 	for {
-		err := p.events(ctx, logGroup(c.Name), "", from, func(e types.FilteredLogEvent) error {
+		err := p.events(ctx, logGroup(c.Name), "", since, func(e types.FilteredLogEvent) error {
 			id := aws.ToString(e.EventId)
-			at := time.UnixMilli(aws.ToInt64(e.Timestamp))
-			if shown[id] {
+			if _, again := shown[id]; again {
 				return nil
 			}
-			if at.After(from) {
-				from = at
-				clear(shown)
+			at := time.UnixMilli(aws.ToInt64(e.Timestamp))
+			shown[id] = at
+			if at.After(newest) {
+				newest = at
 			}
-			shown[id] = true
 			return c.show(g, e, at)
 		})
 		if err != nil || !c.Follow {
 			return err
+		}
+		if late := newest.Add(-logLate); late.After(since) {
+			since = late.Truncate(time.Millisecond) // the ids count lines of a millisecond
+			maps.DeleteFunc(shown, func(_ string, at time.Time) bool { return at.Before(since) })
 		}
 		select {
 		case <-look.C:

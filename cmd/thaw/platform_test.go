@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -167,6 +169,7 @@ func TestPlatform(t *testing.T) {
 		t.Errorf("logs: %s", out)
 	}
 	r.counted(t)
+	r.followed(t)
 	login := r.command("registry", "login", "registry.example:5000", "-u", "somebody")
 	login.Stdin = strings.NewReader(canary + "\n")
 	if out, err := login.CombinedOutput(); err != nil || len(out) > 0 {
@@ -198,6 +201,41 @@ func TestPlatform(t *testing.T) {
 		t.Errorf("functions after delete: %s", out)
 	}
 	r.until(t, "its instances have ended", func() bool { return r.instances() == 0 })
+}
+
+// followed: who follows a log is shown what it has and what comes, once each.
+func (r *region) followed(t *testing.T) {
+	cmd := r.command("logs", "hello", "--follow")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(3*time.Minute, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	shown, reports := map[string]bool{}, 0
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		line := lines.Text()
+		if shown[line] {
+			t.Errorf("shown twice: %s", line)
+		}
+		shown[line] = true
+		if !strings.Contains(line, "REPORT RequestId") {
+			continue
+		}
+		switch reports++; reports {
+		case 2, 3:
+			r.must("invoke", "hello", "{}")
+		case 4:
+			_ = cmd.Process.Signal(os.Interrupt)
+		}
+	}
+	_ = cmd.Wait() // it was interrupted
+	if reports != 4 {
+		t.Errorf("%d reports of 4 were shown: %q", reports, slices.Sorted(maps.Keys(shown)))
+	}
 }
 
 // instances counts those of all workers.
