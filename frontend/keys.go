@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"thaw/cluster"
 	"thaw/keys"
 	"thaw/sigv4"
@@ -22,6 +24,9 @@ var (
 	ErrNoKey = errors.New("no such access key")
 	// ErrDamagedKey is of records that cannot be read. It stands behind their keys.
 	ErrDamagedKey = errors.New("is damaged: revoke the key, and create another")
+	// ErrOtherKeeper says that an account's access keys were sealed with another
+	// key than would seal a new one, which no frontend could open.
+	ErrOtherKeeper = errors.New("its access keys were sealed with another key: give the --key that thaw up was given")
 )
 
 var accountForm = regexp.MustCompile(`^[0-9]{12}$`)
@@ -32,6 +37,9 @@ const (
 	// maxKnown bounds the keys that a frontend has at hand, some 500 bytes each.
 	// Others are read from the records each time.
 	maxKnown = 16384
+	// maxTried bounds the sealed keys that are tried before one is made: each may be
+	// a call of a key service, and one that opens is enough.
+	maxTried = 8
 )
 
 // Key is an access key of an account. No verb prints its secret.
@@ -72,6 +80,8 @@ type KeyStore struct {
 	records *cluster.Records
 	keeper  func(ctx context.Context, account string) (keys.Keeper, error)
 
+	opening singleflight.Group // of those that many requests at once are signed with
+
 	mu    sync.RWMutex
 	known map[string]*knownKey // guarded by mu
 }
@@ -90,7 +100,8 @@ func NewKeyStore(r *cluster.Records, keeper func(ctx context.Context, account st
 
 const keyPrefix = "key/"
 
-// Create makes a new key for an account, of twelve digits.
+// Create makes a new key for an account, of twelve digits. It gives
+// ErrOtherKeeper if the account has keys, and none can be opened.
 func (s *KeyStore) Create(ctx context.Context, account, note string) (Key, error) {
 	if !accountForm.MatchString(account) {
 		return Key{}, fmt.Errorf("account %.20q: want twelve digits", account)
@@ -102,6 +113,9 @@ func (s *KeyStore) Create(ctx context.Context, account, note string) (Key, error
 	keeper, err := s.keeper(ctx, account)
 	if err != nil {
 		return Key{}, fmt.Errorf("key of account %s: %w", account, err)
+	}
+	if err := s.agree(ctx, account); err != nil {
+		return Key{}, err
 	}
 	r := keyRecord{ID: k.ID, Account: account, Note: note, Created: k.Created}
 	if r.Sealed, err = keys.Seal(ctx, keeper, []byte(k.Secret), r.bound()); err != nil {
@@ -115,6 +129,33 @@ func (s *KeyStore) Create(ctx context.Context, account, note string) (Key, error
 		return Key{}, fmt.Errorf("create an access key: %w", err)
 	}
 	return k, nil
+}
+
+// agree checks that the account's tenant's key is that of its access keys.
+func (s *KeyStore) agree(ctx context.Context, account string) error {
+	records, err := s.records.List(ctx, keyPrefix)
+	if err != nil {
+		return fmt.Errorf("list access keys: %w", err)
+	}
+	var refused error
+	tried := 0
+	for _, r := range records {
+		k, err := readKey(r)
+		if err != nil || k.Account != account {
+			continue // List tells of those that are damaged
+		}
+		if _, err = s.open(ctx, &k); err == nil {
+			return nil
+		}
+		if !errors.Is(err, keys.ErrRefused) {
+			return err
+		}
+		refused = fmt.Errorf("account %s: %w", account, ErrOtherKeeper)
+		if tried++; tried == maxTried {
+			break
+		}
+	}
+	return refused
 }
 
 // randomText gives n letters and digits, 5 random bits each.
@@ -223,13 +264,16 @@ func (s *KeyStore) find(ctx context.Context, id string) (sigv4.Key, error) {
 		}
 		k = &knownKey{keyRecord: r}
 	}
-	secret, err := s.open(ctx, &k.keyRecord)
+	opened, err, _ := s.opening.Do(id, func() (any, error) {
+		secret, err := s.open(context.WithoutCancel(ctx), &k.keyRecord) // for others too; key services have their own bounds
+		return sigv4.Key{Secret: secret, Account: k.Account}, err
+	})
 	if err != nil {
 		return sigv4.Key{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k.opened = sigv4.Key{Secret: secret, Account: k.Account} // kept only where k is known: it may be revoked by now
+	k.opened = opened.(sigv4.Key) // kept only where k is known: it may be revoked by now
 	return k.opened, nil
 }
 

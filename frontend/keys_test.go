@@ -9,7 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"thaw/cluster"
@@ -149,11 +152,55 @@ func TestKeysSealed(t *testing.T) {
 	if _, err := NewKeyStore(records, testKeeper(t)).find(ctx, k.ID); !errors.Is(err, keys.ErrRefused) || strings.Contains(err.Error(), k.Secret) {
 		t.Errorf("with other tenants' keys: %v", err)
 	}
+	if _, err := NewKeyStore(records, testKeeper(t)).Create(ctx, testAccount, ""); !errors.Is(err, ErrOtherKeeper) {
+		t.Errorf("a key is made that no frontend can open: %v", err)
+	}
+	must(NewKeyStore(records, testKeeper(t)).Create(ctx, "111111111111", "")) // it has none
+	must(s.Create(ctx, testAccount, "another"))
 	stolen := bytes.ReplaceAll(must(records.Get(ctx, keyPrefix+k.ID)).Value, []byte(testAccount), []byte("111111111111"))
 	must(records.Create(ctx, keyPrefix+"AKIA0000000000000000", bytes.ReplaceAll(stolen, []byte(k.ID), []byte("AKIA0000000000000000"))))
 	if _, err := s.Lookup(ctx, "AKIA0000000000000000"); !errors.Is(err, keys.ErrRefused) {
 		t.Errorf("moved to another account: %v", err)
 	}
+}
+
+// waiting is a key whose service answers when it is let.
+type waiting struct {
+	keys.Keeper
+	calls atomic.Int64
+	let   chan struct{}
+}
+
+func (w *waiting) Unwrap(ctx context.Context, wrapped []byte) ([]byte, error) {
+	w.calls.Add(1)
+	<-w.let
+	return w.Keeper.Unwrap(ctx, wrapped)
+}
+
+// Many requests signed with a key that is not at hand have its service asked once.
+func TestKeyIsOpenedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &knownKey{}
+		local := must(testKeeper(t)(t.Context(), testAccount))
+		w := &waiting{Keeper: local, let: make(chan struct{})}
+		k.ID, k.Account = "AKIA0000000000000000", testAccount
+		k.Sealed = must(keys.Seal(t.Context(), local, []byte("secret"), k.bound()))
+		s := &KeyStore{known: map[string]*knownKey{k.ID: k}, keeper: func(context.Context, string) (keys.Keeper, error) { return w, nil }}
+		var all sync.WaitGroup
+		for range 10 {
+			all.Go(func() {
+				if got, err := s.find(t.Context(), k.ID); err != nil || got.Secret != "secret" {
+					t.Errorf("found %s, %v", got.Account, err)
+				}
+			})
+		}
+		synctest.Wait()
+		close(w.let)
+		all.Wait()
+		if n := w.calls.Load(); n != 1 {
+			t.Errorf("%d calls", n)
+		}
+	})
 }
 
 // A frontend has so many keys at hand, and reads others each time.
