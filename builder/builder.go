@@ -7,7 +7,8 @@
 // image's tag is not resolved again. How often a build was begun is a record of
 // its own, so that one which kills its builder each time ends as Failed.
 //
-// It also removes from the origin what no version of a function needs any more.
+// It also removes from the origin what no version of a function needs any more,
+// and records of versions that no function names.
 //
 //	leases    build/<account>/<name>   id of the builder
 //	          sweep                    id of the builder that removes
@@ -58,7 +59,7 @@ type Options struct {
 	// Failed; others are tried again, some times. It is called from several
 	// goroutines, and returns soon after its context has ended.
 	Convert  func(context.Context, *Job) (functions.Result, error)
-	Kept     Kept          // what is swept; nil: nothing
+	Kept     Kept          // what is swept beside the records; nil: nothing
 	Keep     time.Duration // how long what no function needs is kept at least; 0: 15 min
 	Parallel int           // jobs at a time; 0: one
 	Tries    int           // 0: 4

@@ -10,7 +10,11 @@ import (
 type counts struct {
 	results *prometheus.CounterVec
 	seconds prometheus.Histogram
+	removed *prometheus.CounterVec
 }
+
+// What is removed: things in the origin, and records of versions.
+const removedThings, removedRecords = "things", "records"
 
 // resultBuilt is the result of a build that has a device; others are codes of
 // refusals, and resultLeft: not settled by this builder.
@@ -24,6 +28,12 @@ func newCounts() *counts {
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "thaw_builder_build_seconds", Help: "Time of a build, with all its tries here.", Buckets: prometheus.ExponentialBuckets(0.05, 2, 18), // to two hours
 		}),
+		removed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "thaw_builder_removed_total", Help: "What no function needed any more and this builder has removed: things in the origin, and records of versions.",
+		}, []string{"kind"}),
+	}
+	for _, kind := range []string{removedThings, removedRecords} {
+		c.removed.WithLabelValues(kind)
 	}
 	for _, result := range []string{resultBuilt, resultLeft, AccessDenied, InvalidImage, ImageDeleted, InternalError} {
 		c.results.WithLabelValues(result)
@@ -60,7 +70,7 @@ func (b *Builder) Metrics() []prometheus.Collector {
 		})
 	}
 	return []prometheus.Collector{
-		b.counts.results, b.counts.seconds, jobs("running", func() int { return len(b.running) }),
+		b.counts.results, b.counts.seconds, b.counts.removed, jobs("running", func() int { return len(b.running) }),
 		jobs("waiting", func() int { return max(0, len(b.pending)-len(b.running)) }),
 	}
 }

@@ -16,7 +16,7 @@ const (
 	// still run. It is also longer than any request takes, from the package that
 	// it stores to the record that refers to it.
 	defaultKeep = 15 * time.Minute
-	// sweepsPerKeep is how often the origin is looked through within that time.
+	// sweepsPerKeep is how often all is looked through within that time.
 	sweepsPerKeep = 3
 	// maxMarks bounds the things that are known to be of no use, some 200 bytes
 	// each. The others are marked once there is room.
@@ -27,14 +27,14 @@ const (
 	sweepLease = "sweep"
 )
 
-// Thing is what the origin keeps for a function: a package, by the key that
+// Thing is what is kept for a function. In the origin: a package, by the key that
 // versions have of it, or a reference to an image, by its name.
 type Thing struct {
 	functions.ID
 	Key string
 }
 
-// Kept is what the origin keeps for functions.
+// Kept is what the origin keeps for functions, or the records.
 type Kept interface {
 	// Each calls f for every thing, those of a function one after the other, and
 	// ends with f's error. It first mends what a Remove that was killed has left.
@@ -47,9 +47,10 @@ type Kept interface {
 // sweeper removes from the origin what no version of a function refers to any
 // more: a function or a version was deleted, its code was replaced, a build has
 // failed, or a process was killed before it had written who needs what it stored.
+// Another removes, in the same way, records of versions that no function names.
 //
 // A thing is marked when it is first found to be of no use, and removed if it
-// still is a while after. Keys are used once (functions.Store.Unused), so only
+// still is a while after. Keys are used once (functions.Store.Unused, Unnamed), so only
 // what is younger than a request may be referred to later, and that is younger
 // than its mark. Marks are in memory: a builder that starts again waits again.
 type sweeper struct {
@@ -69,7 +70,7 @@ type mark struct {
 	round int
 }
 
-// sweep looks through the origin once. It gives how many things it has removed.
+// sweep looks through all that is kept once. It gives how many things it has removed.
 func (s *sweeper) sweep(ctx context.Context) (removed int, err error) {
 	s.round++
 	var due, group []Thing
@@ -113,7 +114,7 @@ func (s *sweeper) sweep(ctx context.Context) (removed int, err error) {
 	return len(due), nil
 }
 
-// errEnough ends a look through the origin before its end.
+// errEnough ends such a look before its end.
 var errEnough = errors.New("enough for this time")
 
 // ripe marks what is of no use among one function's things, and gives what has
@@ -152,19 +153,48 @@ func (s *sweeper) ripe(ctx context.Context, group []Thing) (due []Thing, err err
 	return due, nil
 }
 
+// orphans is Kept over the records of versions: their things' keys are words.
+type orphans struct{ store *functions.Store }
+
+// Each implements Kept.
+func (o orphans) Each(ctx context.Context, f func(Thing) error) error {
+	return o.store.EachVersion(ctx, func(id functions.ID, word string) error { return f(Thing{id, word}) })
+}
+
+// Remove implements Kept.
+func (o orphans) Remove(ctx context.Context, things []Thing) error {
+	words := map[functions.ID][]string{}
+	for _, t := range things {
+		words[t.ID] = append(words[t.ID], t.Key)
+	}
+	for id, of := range words {
+		if err := o.store.RemoveUnnamed(ctx, id, of); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepers are those of what the origin keeps and of the records, by what is counted.
+func (b *Builder) sweepers() map[string]*sweeper {
+	all := map[string]*sweeper{removedRecords: {kept: orphans{b.o.Functions}, unused: b.o.Functions.Unnamed}}
+	if b.o.Kept != nil {
+		all[removedThings] = &sweeper{kept: b.o.Kept, unused: b.o.Functions.Unused}
+	}
+	for _, s := range all {
+		s.keep, s.now, s.warn, s.marks = b.o.Keep, time.Now, b.log.Warn, map[Thing]mark{}
+	}
+	return all
+}
+
 // sweeps has one of all builders sweep, now and then, until ctx ends.
 func (b *Builder) sweeps(ctx context.Context) error {
-	if b.o.Kept == nil {
-		return nil
-	}
-	s := &sweeper{
-		kept: b.o.Kept, unused: b.o.Functions.Unused, keep: b.o.Keep, now: time.Now, warn: b.log.Warn, marks: map[Thing]mark{},
-	}
+	all := b.sweepers()
 	tick := time.NewTicker(b.o.Keep / sweepsPerKeep)
 	defer tick.Stop()
 	for {
-		if err := b.sweepOnce(ctx, s); err != nil && ctx.Err() == nil {
-			b.log.Warn("builder: what no function needs stays in the origin for now", "error", err)
+		if err := b.sweepOnce(ctx, all); err != nil && ctx.Err() == nil {
+			b.log.Warn("builder: what no function needs stays for now", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -175,7 +205,7 @@ func (b *Builder) sweeps(ctx context.Context) error {
 }
 
 // sweepOnce sweeps if no other builder does.
-func (b *Builder) sweepOnce(ctx context.Context, s *sweeper) error {
+func (b *Builder) sweepOnce(ctx context.Context, all map[string]*sweeper) error {
 	lease, err := b.o.Leases.Take(ctx, sweepLease, []byte(b.o.ID))
 	if errors.Is(err, cluster.ErrExists) {
 		return nil
@@ -190,14 +220,20 @@ func (b *Builder) sweepOnce(ctx context.Context, s *sweeper) error {
 		defer close(done)
 		b.keep(ctx, lease, cancel)
 	}()
-	n, err := s.sweep(ctx)
+	removed := map[string]int{}
+	for what, s := range all { // one that fails does not keep the other from its work
+		n, failed := s.sweep(ctx)
+		removed[what] = n
+		b.counts.removed.WithLabelValues(what).Add(float64(n))
+		err = errors.Join(err, failed)
+	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = fmt.Errorf("%w (%w)", err, cause)
 	}
 	cancel(nil)
 	<-done
-	if n > 0 {
-		b.log.Info("builder: removed what no function needs", "things", n)
+	if things, records := removed[removedThings], removed[removedRecords]; things+records > 0 {
+		b.log.Info("builder: removed what no function needs", removedThings, things, removedRecords, records)
 	}
 	return err
 }

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"thaw/cluster"
 	"thaw/functions"
 )
 
@@ -210,4 +213,63 @@ func TestSweepsGoOn(t *testing.T) {
 	stop()
 	<-second.rounds
 	<-second.rounds
+}
+
+// denied is an origin that cannot be looked through.
+type denied struct{ stock }
+
+func (denied) Each(context.Context, func(Thing) error) error { return errKilled }
+
+// A record of a version that no function names goes from a real server's records
+// once it was so for long enough, whatever the origin is like; versions stay.
+func TestSweepRecords(t *testing.T) {
+	f := newFleet(t)
+	o, closeAll, err := connect(t.Context(), f.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll()
+	c, err := cluster.Dial(t.Context(), f.url, token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	records, err := c.Records(t.Context(), "functions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := functions.ID{Account: account, Name: "f"}
+	if err := f.store.Create(t.Context(), functions.NewFunction(id, functions.Version{}, time.Now()), true); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"v/" + account + "/f/left", "v/" + account + "/gone/left"} {
+		if _, err := records.Create(t.Context(), key, []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Kept = &denied{}
+	b := New(o)
+	all, now := b.sweepers(), time.Now()
+	for _, s := range all {
+		s.now = func() time.Time { return now }
+	}
+	for round, want := range []int{3, 3, 1, 1} {
+		if err := b.sweepOnce(t.Context(), all); !errors.Is(err, errKilled) {
+			t.Errorf("the origin's error is %v", err)
+		}
+		if keys, err := records.Keys(t.Context(), "v/", "", 10); err != nil || len(keys) != want {
+			t.Errorf("after sweep %d: %q, %v, want %d", round, keys, err, want)
+		}
+		now = now.Add(defaultKeep/2 + 1)
+	}
+	if n := testutil.ToFloat64(b.counts.removed.WithLabelValues(removedRecords)); n != 2 {
+		t.Errorf("%v are counted", n)
+	}
+	fn, err := f.store.Get(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.store.Version(t.Context(), fn, "1"); err != nil {
+		t.Error(err)
+	}
 }

@@ -9,7 +9,9 @@
 //
 // Records are JSON. A version is there once its number is among the function's
 // Versions, which have its random word. A function's record is updated by compare-and-swap; one
-// that would pass 1.5 MiB is refused.
+// that would pass 1.5 MiB is refused. Who is killed before a function names what it
+// has published, or cannot remove what is not named any more, leaves a version's
+// record that nobody reads: builders remove it, by RemoveUnnamed.
 //
 // # States
 //

@@ -161,7 +161,7 @@ func (s *Store) Delete(ctx context.Context, id ID) error {
 }
 
 // discard removes records of versions that no function has any more. What it
-// cannot remove is left, and never found.
+// cannot remove is left, and never read: RemoveUnnamed does it.
 func (s *Store) discard(ctx context.Context, id ID, words []string) {
 	for _, w := range words {
 		_ = s.write.Delete(ctx, versionKey(id, w), 0)
