@@ -206,6 +206,8 @@ func (i *instance) run(ctx context.Context, c *call, read func(context.Context) 
 	select {
 	case <-i.ready:
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil { // also if it is ready at the same moment: nobody waits for the answer
 		i.abandon(c)
 		return context.Cause(ctx)
 	}
@@ -239,7 +241,7 @@ func (i *instance) run(ctx context.Context, c *call, read func(context.Context) 
 // by a timeout, or here because a long payload has had its turn for long enough.
 func (i *instance) hand(c *call, p *payload) error {
 	if p.large {
-		_ = i.box.conn.SetWriteDeadline(time.Now().Add(p.of.limit))
+		_ = i.box.conn.SetWriteDeadline(time.Now().Add(p.of.handing))
 		defer func() { _ = i.box.conn.SetWriteDeadline(time.Time{}) }()
 	}
 	return i.box.frames.WriteInvoke(c.invoke, p.bytes.Bytes())
@@ -261,7 +263,7 @@ func (i *instance) begin(c *call) (again bool, err error) {
 		c.kind = i.kind
 	}
 	c.init, i.init = i.init, 0
-	c.began = i.since
+	c.began, c.initing = i.since, i.stale
 	c.invoke.DeadlineMs = c.began.Add(i.spec.Timeout).UnixMilli()
 	i.log.begin(c.tail, i.lines.start(c.began, c.invoke.RequestID))
 	c.timer = time.AfterFunc(i.spec.Timeout, func() {
@@ -298,7 +300,6 @@ func (i *instance) initAgain(c *call) bool {
 	drain(i.inits)
 	told := i.say(c, func() error {
 		i.mu.Lock()
-		c.initing = true
 		grace := i.grace()
 		i.mu.Unlock()
 		i.reset("failure", grace) // what an exit between invokes has left

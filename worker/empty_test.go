@@ -64,8 +64,8 @@ func TestEmpty(t *testing.T) {
 func TestEmptyBusy(t *testing.T) {
 	r := newRig(t, nil)
 	r.start("i1", "", spec(nil))
-	done := make(chan said)
-	go func() { done <- r.invoke("i1", "r1", `{"do":{"sleep_ms":1500}}`) }()
+	open, done := r.gate("i1"), make(chan said, 1)
+	go func() { done <- r.invoke("i1", "r1", `{"do":{`+gated+`}}`) }()
 	r.until("it works", func() bool {
 		i := r.w.find("i1")
 		return i.state().Phase == invokewire.PhaseBusy
@@ -73,6 +73,7 @@ func TestEmptyBusy(t *testing.T) {
 	if e := r.empty(""); e.Busy != 1 || e.Ended != 0 || len(e.Attached) == 0 {
 		t.Errorf("%+v", e)
 	}
+	open()
 	if got := <-done; got.status != http.StatusOK || got.failed != "" {
 		t.Errorf("%+v", got)
 	}

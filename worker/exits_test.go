@@ -39,7 +39,7 @@ func onStage(t *testing.T, stale bool, test func(s *stage)) {
 		ours, theirs := net.Pipe()
 		defer ours.Close()
 		defer theirs.Close()
-		w := &Worker{log: slog.New(slog.DiscardHandler), counts: newCounts(), users: map[string]uint32{}, logs: newLogStore(filepath.Join(t.TempDir(), "logs"), LogLimits{}, slog.New(slog.DiscardHandler)), history: &history{}}
+		w := &Worker{log: slog.New(slog.DiscardHandler), counts: newCounts(), limits: usualLimits(), users: map[string]uint32{}, logs: newLogStore(filepath.Join(t.TempDir(), "logs"), LogLimits{}, slog.New(slog.DiscardHandler)), history: &history{}}
 		i, err := w.newInstance(invokewire.Start{ID: "i", Spec: spec(nil)})
 		if err != nil {
 			t.Fatal(err)

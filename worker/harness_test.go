@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"thaw/agent"
 	"thaw/cache"
 	"thaw/chunk"
@@ -175,7 +177,7 @@ func imageOf(dir string) (host.Image, []byte, error) {
 	key, err := parsed.DataKey(context.Background(), openKeeper{})
 	return host.Image{
 		ID: string(id), Name: "function", Root: "r1",
-		Deadline: 3 * time.Second, Manifest: sealed, DataKey: key,
+		Deadline: patience, Manifest: sealed, DataKey: key,
 	}, []byte(config), err
 }
 
@@ -250,6 +252,7 @@ func runRig(t testing.TB, state string, o Options) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.limits = limits{init: patience, reset: patience, internal: patience, external: patience} // this machine may be slow
 	server := httptest.NewServer(w.Handler())
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -292,7 +295,7 @@ func (r *rig) until(what string, is func() bool) {
 func spec(change func(*invokewire.Spec)) invokewire.Spec {
 	s := invokewire.Spec{
 		Account: "000000000000", Tenant: "default", Function: "f", Version: "$LATEST", ARN: "arn:aws:lambda:us-east-1:000000000000:function:f", Revision: "1",
-		Image: "image", Root: "r1", Memory: 512, Tmp: slotTmp, Timeout: 20 * time.Second, LogGroup: "/aws/lambda/f", Region: "us-east-1",
+		Image: "image", Root: "r1", Memory: 512, Tmp: slotTmp, Timeout: patience, LogGroup: "/aws/lambda/f", Region: "us-east-1",
 		Env: map[string]string{},
 	}
 	if change != nil {
@@ -336,6 +339,34 @@ func (r *rig) start(id, force string, s invokewire.Spec) {
 		r.t.Fatalf("start: %s %s", resp.Status, text)
 	}
 }
+
+// gate keeps a function that reads the file "/tmp/gate" of an instance that has
+// started until the test opens it, which waits for the function to be there.
+func (r *rig) gate(id string) (open func()) {
+	r.t.Helper()
+	i := r.w.find(id)
+	<-i.ready
+	if i.failed != nil {
+		r.t.Fatal(i.failed)
+	}
+	name := filepath.Join(r.tmp(id), "gate")
+	if err := errors.Join(unix.Mkfifo(name, 0o666), os.Chmod(name, 0o666)); err != nil {
+		r.t.Fatal(err)
+	}
+	return func() {
+		r.t.Helper()
+		r.until("the function is at the gate", func() bool {
+			f, err := os.OpenFile(name, os.O_WRONLY|unix.O_NONBLOCK, 0) // nobody reads: ENXIO
+			if err == nil {
+				_ = f.Close()
+			}
+			return err == nil
+		})
+	}
+}
+
+// gated is what the function does that reads it.
+const gated = `"files":["/tmp/gate"]`
 
 // limit gives an idle instance's next invokes so much time.
 func (r *rig) limit(id string, timeout time.Duration) {

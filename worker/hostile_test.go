@@ -34,6 +34,7 @@ const (
 // here or in another instance; then nothing of it is left.
 func TestHostileFunctions(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.Logs.Invoke = hostileLog })
+	r.w.limits.reset = usualLimits().reset
 	r.start("neighbour", "", spec(func(s *invokewire.Spec) { s.Function, s.Tenant = "neighbour", "other" }))
 	if got := r.invoke("neighbour", "first", "1"); got.body != "1" {
 		t.Fatalf("the neighbour: %+v", got)
@@ -103,6 +104,9 @@ func (r *rig) hostile(id, do string) {
 	if got.status != 200 || !strings.Contains(got.tail, "REPORT RequestId: r1") || got.failed == "" && !strings.Contains(got.body, `"wrote":"error: after `) {
 		r.t.Errorf("%.500s %.500s", got.body, got.tail)
 	}
+	i.mu.Lock()
+	i.spec.Timeout = patience // the others do harm still
+	i.mu.Unlock()
 	if next := r.invoke(id, "r2", "2"); next.body != "2" && next.status != http.StatusGone {
 		r.t.Errorf("the next: %+v", next)
 	}
@@ -166,7 +170,7 @@ func number(path string) (int64, bool) {
 // So it is with what a function does before its first invoke.
 func TestHostileInits(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.Logs.Invoke = hostileLog })
-	r.w.initLimit = time.Second
+	r.w.limits.init, r.w.limits.reset = time.Second, usualLimits().reset
 	for name, do := range testoci.HostileInits() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

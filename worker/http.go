@@ -132,7 +132,8 @@ const idLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 type payloads struct {
 	small, large sync.Pool
 	turns        chan struct{} // one for each long payload that is here
-	limit        time.Duration // of each way, for a long one
+	// How long a long one may take to come, and to be handed on.
+	coming, handing time.Duration
 }
 
 const (
@@ -146,7 +147,7 @@ const (
 )
 
 func newPayloads() payloads {
-	return payloads{turns: make(chan struct{}, largePayloads), limit: payloadTime}
+	return payloads{turns: make(chan struct{}, largePayloads), coming: payloadTime, handing: payloadTime}
 }
 
 // get gives a buffer for so many bytes (-1: nobody knows how many), in its turn.
@@ -230,7 +231,7 @@ func (w *Worker) serveInvoke(rw http.ResponseWriter, r *http.Request) {
 		}
 		if p.large {
 			control := http.NewResponseController(rw)
-			_ = control.SetReadDeadline(time.Now().Add(p.of.limit)) // servers of tests cannot
+			_ = control.SetReadDeadline(time.Now().Add(p.of.coming)) // servers of tests cannot
 			defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 		}
 		if _, err := p.bytes.ReadFrom(body); err != nil {

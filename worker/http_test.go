@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"thaw/host"
 	"thaw/invokewire"
 )
 
@@ -96,12 +97,21 @@ func TestFailedStarts(t *testing.T) {
 // Starts beyond those that run wait in their turn, beyond the queue they are
 // refused at once; one that waits can be taken back.
 func TestQueue(t *testing.T) {
-	r := newRig(t, func(o *Options) { o.MaxStarts, o.Queue = 1, 1 })
-	slow := spec(func(s *invokewire.Spec) { s.Env["FUNCTION_INIT_SLEEP_MS"] = "3000" })
-	r.start("runs", "", slow)
+	found := make(chan struct{}) // the image, for which the first start waits
+	find := sync.OnceFunc(func() { close(found) })
+	r := newRig(t, func(o *Options) {
+		o.MaxStarts, o.Queue = 1, 1
+		image := o.Image
+		o.Image = func(ctx context.Context, tenant, id, root string) (host.Image, []byte, error) {
+			<-found
+			return image(ctx, tenant, id, root)
+		}
+	})
+	t.Cleanup(find)
+	r.start("runs", "", spec(nil))
 	r.until("it runs", func() bool { return r.phase("runs") == invokewire.PhaseInit })
-	r.start("waits", "", slow)
-	if resp := r.do("POST", "/instances", invokewire.Start{ID: "more", Spec: slow}); resp.StatusCode != http.StatusTooManyRequests {
+	r.start("waits", "", spec(nil))
+	if resp := r.do("POST", "/instances", invokewire.Start{ID: "more", Spec: spec(nil)}); resp.StatusCode != http.StatusTooManyRequests {
 		t.Error(resp.Status)
 	}
 	if s := r.w.state(true); s.Queued != 1 || s.Running != 1 {
@@ -119,6 +129,7 @@ func TestQueue(t *testing.T) {
 		t.Errorf("who waits for it is told %d", status)
 	}
 	r.start("next", "", spec(nil))
+	find()
 	var both sync.WaitGroup
 	for _, id := range []string{"runs", "next"} {
 		both.Go(func() {
@@ -156,8 +167,9 @@ func TestDeadline(t *testing.T) {
 func TestHangUp(t *testing.T) {
 	r := newRig(t, nil)
 	r.start("i", "", spec(nil))
+	open := r.gate("i")
 	ctx, cancel := context.WithCancel(t.Context())
-	req, err := http.NewRequestWithContext(ctx, "POST", r.url+"/instances/i/invoke", strings.NewReader(`{"do":{"sleep_ms":300,"log_text":"begun","write_mb":1}}`))
+	req, err := http.NewRequestWithContext(ctx, "POST", r.url+"/instances/i/invoke", strings.NewReader(`{"do":{"log_text":"begun","write_mb":1,`+gated+`}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,6 +185,7 @@ func TestHangUp(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+	open()
 	r.until("it has worked", func() bool { return r.phase("i") == invokewire.PhaseIdle })
 	if v, _ := r.ask("i", "r2", `{}`); v.Invokes != 2 {
 		t.Errorf("%+v", v)
@@ -182,28 +195,42 @@ func TestHangUp(t *testing.T) {
 	}
 }
 
+// streamed has a function answer piece by piece.
+func (r *rig) streamed(id, request, stream string) *http.Response {
+	r.t.Helper()
+	req, err := http.NewRequest("POST", r.url+"/instances/"+id+"/invoke", strings.NewReader(`{"do":{"stream":`+stream+`}}`))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	req.Header.Set(invokewire.HeaderToken, "token")
+	req.Header.Set(invokewire.HeaderRequestID, request)
+	req.Header.Set(invokewire.HeaderStreaming, "1")
+	return r.send(req)
+}
+
 // A streamed answer comes piece by piece.
 func TestStreaming(t *testing.T) {
 	r := newRig(t, nil)
 	r.start("i", "", spec(func(s *invokewire.Spec) { s.Memory = 1769 }))
-	req, err := http.NewRequest("POST", r.url+"/instances/i/invoke", strings.NewReader(`{"do":{"stream":{"pieces":2,"bytes":10,"every_ms":1500}}}`))
-	if err != nil {
-		t.Fatal(err)
+	resp := r.streamed("i", "r1", `{"pieces":2,"bytes":10,"every_ms":100}`)
+	if all, err := io.ReadAll(resp.Body); err != nil || len(all) != 20 || resp.Trailer.Get(invokewire.HeaderStart) == "" {
+		t.Errorf("%q, %v, %v", all, err, resp.Trailer)
 	}
-	req.Header.Set(invokewire.HeaderToken, "token")
-	req.Header.Set(invokewire.HeaderRequestID, "r1")
-	req.Header.Set(invokewire.HeaderStreaming, "1")
-	resp := r.send(req)
+	resp.Body.Close()
+	resp = r.streamed("i", "r2", `{"pieces":2,"bytes":10,"every_ms":600000}`) // the second never comes
 	defer resp.Body.Close()
-	var first [1]byte
+	var first [10]byte
 	if _, err := io.ReadFull(resp.Body, first[:]); err != nil {
 		t.Fatal(err)
 	}
 	if phase := r.phase("i"); phase != invokewire.PhaseBusy {
 		t.Errorf("the first byte came when the instance was %s", phase)
 	}
-	if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) == 0 || resp.Trailer.Get(invokewire.HeaderStart) == "" {
-		t.Errorf("%d bytes, %v, %v", len(rest), err, resp.Trailer)
+	if resp := r.do("DELETE", "/instances/i?force", nil); resp.StatusCode != http.StatusNoContent {
+		t.Error(resp.Status)
+	}
+	if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 || resp.Trailer.Get(invokewire.HeaderFunctionError) == "" {
+		t.Errorf("%q, %v, %v", rest, err, resp.Trailer)
 	}
 }
 

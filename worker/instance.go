@@ -17,17 +17,23 @@ import (
 )
 
 const (
-	// initLimit is how long an init may take outside of an invoke.
-	initLimit = 10 * time.Second
 	// freezeAfter is how long an instance is idle before it is frozen.
 	freezeAfter = 100 * time.Millisecond
-	// resetLimit bounds how long thaw-init may take to end processes that were
-	// killed.
-	resetLimit = 3 * time.Second
-	// Grace for extensions when their processes are ended, as Lambda has it.
-	graceInternal = 500 * time.Millisecond
-	graceExternal = 2 * time.Second
 )
+
+// limits bound what an instance does by itself. They are fields for the tests,
+// whose machines may be slow.
+type limits struct {
+	init  time.Duration // of an init outside of an invoke
+	reset time.Duration // for thaw-init to end processes that were killed
+	// Grace for extensions when their processes are ended.
+	internal, external time.Duration
+}
+
+// usualLimits has init and grace as Lambda has them.
+func usualLimits() limits {
+	return limits{init: 10 * time.Second, reset: 3 * time.Second, internal: 500 * time.Millisecond, external: 2 * time.Second}
+}
 
 // instance is one execution environment of a function version.
 type instance struct {
@@ -100,9 +106,9 @@ func (i *instance) state() invokewire.InstanceState {
 	}
 }
 
-// start runs the platform's part of a start and the init. It is called once.
+// start runs the platform's part of a start and the init. It is called once, before
+// ready is closed.
 func (i *instance) start(ctx context.Context) {
-	defer close(i.ready)
 	opening, stop := context.WithTimeoutCause(ctx, startLimit, errSlow)
 	i.failed = i.open(opening)
 	stop()
@@ -116,10 +122,10 @@ func (i *instance) start(ctx context.Context) {
 	i.w.work.Go(i.read)
 	i.log.platform(i.lines.initStart(time.Now()))
 	began := time.Now()
-	o, failed := i.initialise(ctx, time.NewTimer(i.w.initLimit))
+	o, failed := i.initialise(ctx, time.NewTimer(i.w.limits.init))
 	took := time.Since(began)
 	if o.Status == statusTimeout { // the rest is what its processes took to end
-		took = i.w.initLimit
+		took = i.w.limits.init
 	}
 	i.record.Stages["init"] = took.Microseconds()
 	if ctx.Err() != nil { // it is to end
@@ -210,9 +216,9 @@ func errorOf(f *invokewire.InitFailed) string {
 // that does not do so in time is killed.
 func (i *instance) reset(reason string, grace time.Duration) {
 	drain(i.resets)
-	late := time.NewTimer(grace + resetLimit)
+	late := time.NewTimer(grace + i.w.limits.reset)
 	defer late.Stop()
-	_ = i.box.conn.SetWriteDeadline(time.Now().Add(resetLimit)) // it may not read any more
+	_ = i.box.conn.SetWriteDeadline(time.Now().Add(i.w.limits.reset)) // it may not read any more
 	err := i.box.frames.WriteJSON(invokewire.FrameReset, invokewire.Stop{Reason: reason, GraceMs: grace.Milliseconds()})
 	_ = i.box.conn.SetWriteDeadline(time.Time{})
 	if err == nil {
@@ -232,9 +238,9 @@ func (i *instance) reset(reason string, grace time.Duration) {
 func (i *instance) grace() (d time.Duration) {
 	for _, e := range i.extensions {
 		if e.Internal {
-			d = max(d, graceInternal)
+			d = max(d, i.w.limits.internal)
 		} else {
-			d = graceExternal
+			d = i.w.limits.external
 		}
 	}
 	return d
@@ -365,8 +371,7 @@ func (i *instance) freeze() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), freezeLimit)
 	defer cancel()
-	_ = i.box.group.Freeze(ctx) // one that is not frozen runs on, and costs what it uses
-	i.frozen()
+	i.frozen(i.box.group.Freeze(ctx))
 }
 
 // drowse says that the instance is about to be frozen, if it is idle.
@@ -379,16 +384,22 @@ func (i *instance) drowse() bool {
 }
 
 // frozen undoes a freeze that an invoke came before, even if that has ended: the
-// next would find an instance that nobody thaws.
-func (i *instance) frozen() {
+// next would find an instance that nobody thaws. One that took too long is tried
+// again; else the instance runs on, and costs what it uses.
+func (i *instance) frozen(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if !i.waking {
+	switch {
+	case !i.waking:
 		_ = i.box.group.Thaw()
+	case errors.Is(err, context.DeadlineExceeded): // it has been thawed
+		i.waking = false
+		i.freezer.Reset(freezeAfter)
 	}
 }
 
-// freezeLimit bounds a freeze: on cgroup v1 it may take 170 ms.
+// freezeLimit bounds a freeze: on cgroup v1 it may take 170 ms, on a busy machine
+// more.
 const freezeLimit = 2 * time.Second
 
 // thaw lets the instance run. mu is held.

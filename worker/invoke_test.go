@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,16 +131,18 @@ func TestTimeout(t *testing.T) {
 	r := newRig(t, nil)
 	r.start("i1", "", spec(nil))
 	before, _ := r.ask("i1", "r0", `{"write_mb":1}`)
-	r.limit("i1", time.Second)
-	got := r.invoke("i1", "r1", `{"do":{"log_text":"soon","sleep_ms":60000}}`)
-	if got.status != 200 || got.failed != "Unhandled" || got.body != `{"errorType":"Sandbox.Timedout","errorMessage":"RequestId: r1 Error: Task timed out after 1.00 seconds"}` {
+	done := make(chan said, 1)
+	go func() { done <- r.invoke("i1", "r1", `{"do":{"log_text":"soon","sleep_ms":600000}}`) }()
+	r.until("it has logged", func() bool { return slices.Contains(lines(t, r.w.logs, query{}), "soon") })
+	r.expire("i1")
+	got := <-done
+	if got.status != 200 || got.failed != "Unhandled" || got.body != `{"errorType":"Sandbox.Timedout","errorMessage":"RequestId: r1 Error: Task timed out after 180.00 seconds"}` {
 		t.Errorf("%+v", got)
 	}
-	want := regexp.MustCompile(`^START RequestId: r1 Version: \$LATEST\nsoon\n\S+ r1 Task timed out after 1.00 seconds\n\nEND RequestId: r1\nREPORT RequestId: r1\tDuration: 1000.00 ms\tBilled Duration: 1000 ms\t.*\tStatus: timeout\n$`)
+	want := regexp.MustCompile(`^START RequestId: r1 Version: \$LATEST\nsoon\n\S+ r1 Task timed out after 180.00 seconds\n\nEND RequestId: r1\nREPORT RequestId: r1\tDuration: 180000.00 ms\tBilled Duration: 180000 ms\t.*\tStatus: timeout\n$`)
 	if !want.MatchString(got.tail) {
 		t.Errorf("tail %q", got.tail)
 	}
-	r.limit("i1", patience)
 	after, said := r.ask("i1", "r2", `{"calls":["GET /2018-06-01/ping"],"env":["HOME"]}`)
 	if said.failed != "" || after.Instance == before.Instance || after.Instance == "" || after.Invokes != 1 || strings.Contains(said.tail, "Init Duration") {
 		t.Errorf("%+v after %+v", said, before)
@@ -146,6 +150,14 @@ func TestTimeout(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(r.tmp("i1"), "*")); len(left) == 0 {
 		t.Error("/tmp is another")
 	}
+}
+
+// expire lets the time of an instance's invoke be over.
+func (r *rig) expire(id string) {
+	i := r.w.find(id)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.call.timer.Reset(0)
 }
 
 // tmp is where an instance's /tmp is on this machine.
@@ -237,7 +249,7 @@ func TestInitFailures(t *testing.T) {
 // /tmp is on disk: it takes more than the memory, and no more than its size.
 func TestTmp(t *testing.T) {
 	r := newRig(t, nil)
-	r.start("i1", "", spec(func(s *invokewire.Spec) { s.Memory, s.Timeout = 128, time.Minute }))
+	r.start("i1", "", spec(func(s *invokewire.Spec) { s.Memory, s.Timeout = 128, 15*time.Minute }))
 	if v, got := r.ask("i1", "r1", `{"write_mb":400}`); v.Wrote != "400 MiB" && !strings.HasPrefix(v.Wrote, "400") {
 		t.Errorf("%+v %+v", v, got)
 	}
@@ -277,7 +289,7 @@ func TestBusy(t *testing.T) {
 	r := newRig(t, nil)
 	r.start("i1", "", spec(nil))
 	done := make(chan said, 1)
-	go func() { done <- r.invoke("i1", "r1", `{"do":{"sleep_ms":2000}}`) }()
+	go func() { done <- r.invoke("i1", "r1", `{"do":{"sleep_ms":600000}}`) }()
 	r.until("it works", func() bool {
 		s := r.w.state(true)
 		return len(s.Instances) == 1 && s.Instances[0].Phase == invokewire.PhaseBusy
@@ -338,11 +350,22 @@ func TestLateFreeze(t *testing.T) {
 	if err := i.box.group.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	i.frozen()
+	i.frozen(nil)
 	if i.box.group.Frozen() {
 		t.Error("it is frozen, and nobody knows")
 	}
 	if got := r.invoke("i", "r4", "4"); got.body != "4" {
+		t.Errorf("%+v", got)
+	}
+	i.mu.Lock()
+	i.freezer = time.AfterFunc(time.Hour, i.freeze)
+	i.mu.Unlock()
+	if !i.drowse() {
+		t.Fatal("it is not idle")
+	}
+	i.frozen(fmt.Errorf("it took too long: %w", context.DeadlineExceeded))
+	r.until("it is frozen at the next try", i.box.group.Frozen)
+	if got := r.invoke("i", "r5", "5"); got.body != "5" {
 		t.Errorf("%+v", got)
 	}
 }

@@ -73,7 +73,7 @@ func TestKilledWorker(t *testing.T) {
 	}
 	r.start("busy", "", spec(nil))
 	go func() { // its answer never comes
-		req, err := http.NewRequest("POST", r.url+"/instances/busy/invoke", strings.NewReader(`{"do":{"sleep_ms":60000}}`))
+		req, err := http.NewRequest("POST", r.url+"/instances/busy/invoke", strings.NewReader(`{"do":{"sleep_ms":600000}}`))
 		if err != nil {
 			return
 		}
@@ -87,7 +87,7 @@ func TestKilledWorker(t *testing.T) {
 		return frozen() && r.phase("busy") == invokewire.PhaseBusy
 	})
 	r.kill(cmd, state)
-	next := newRigOn(t, state)
+	next := newRigOn(t, state) // without slots, whose groups would be there as well
 	left, err := sandbox.Cgroups("/thaw-" + filepath.Base(filepath.Dir(next.w.o.Host.Filters())))
 	if err != nil || len(left) > 0 {
 		t.Errorf("groups are left: %v, %v", left, err)
@@ -149,13 +149,14 @@ func (r *rig) phase(id string) string {
 	return ""
 }
 
-// newRigOn is newRig on a state that is there.
+// newRigOn is newRig on a state that is there, with nothing prepared.
 func newRigOn(t *testing.T, state string) *rig {
 	t.Helper()
 	o, err := options(parts, state, "")
 	if err != nil {
 		t.Fatal(err)
 	}
+	o.Slots = -1
 	return runRig(t, state, o)
 }
 
@@ -196,7 +197,7 @@ func TestKilledInstance(t *testing.T) {
 	r := newRig(t, nil)
 	r.start("i1", "", spec(nil))
 	done := make(chan said, 1)
-	go func() { done <- r.invoke("i1", "r1", `{"do":{"sleep_ms":60000}}`) }()
+	go func() { done <- r.invoke("i1", "r1", `{"do":{"sleep_ms":600000}}`) }()
 	r.until("it works", func() bool { return r.phase("i1") == invokewire.PhaseBusy })
 	if err := syscall.Kill(r.w.find("i1").box.process.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -234,7 +235,7 @@ func TestStuckPayload(t *testing.T) {
 	if got := r.invoke("late", "r1", payload); !strings.Contains(got.body, "Task timed out after 1.00 seconds") || !strings.Contains(got.tail, "Status: timeout") {
 		t.Errorf("%+v", got)
 	}
-	r.w.payloads.limit = 100 * time.Millisecond
+	r.w.payloads.handing = 100 * time.Millisecond
 	if got := r.invoke("long", "r2", payload); !strings.Contains(got.body, "signal: killed") {
 		t.Errorf("%+v", got)
 	}

@@ -51,8 +51,11 @@ func TestJSONLog(t *testing.T) {
 // An init that takes too long is run again within the invoke, whose time it takes.
 func TestInitTimeout(t *testing.T) {
 	r := newRig(t, nil)
-	r.w.initLimit = 300 * time.Millisecond
-	r.start("i", "", spec(func(s *invokewire.Spec) { s.Env["FUNCTION_INIT_SLEEP_MS"] = "600" }))
+	r.w.limits.init = 300 * time.Millisecond
+	r.start("i", "", spec(func(s *invokewire.Spec) { s.Env["FUNCTION_INIT_SLEEP_MS"] = "600000" }))
+	i := r.w.find("i")
+	<-i.ready
+	i.spec.Env["FUNCTION_INIT_SLEEP_MS"] = "100" // the next time
 	got := r.invoke("i", "r1", "1")
 	duration := regexp.MustCompile(`Duration: (\d+)`).FindStringSubmatch(got.tail)
 	if got.body != "1" || len(duration) != 2 || len(duration[1]) < 3 || strings.Contains(got.tail, "Init Duration") {

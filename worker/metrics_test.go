@@ -14,9 +14,10 @@ import (
 // them; and what is told has no fault.
 func TestMetrics(t *testing.T) {
 	r := newRig(t, nil)
-	r.start("i1", invokewire.StartFull, spec(nil))
-	r.start("i2", invokewire.StartPartial, spec(nil))
-	for _, id := range []string{"i1", "i1", "i2"} {
+	for n, id := range []string{"i1", "i1", "i2"} {
+		if force := []string{invokewire.StartFull, "", invokewire.StartPartial}[n]; force != "" {
+			r.start(id, force, spec(nil)) // one after the other: a full one finds nothing, and takes what is there
+		}
 		if got := r.invoke(id, "r", "1"); got.body != "1" {
 			t.Fatalf("%+v", got)
 		}

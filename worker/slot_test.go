@@ -141,9 +141,13 @@ func TestPreparedSandbox(t *testing.T) {
 		if c.kill {
 			_ = unix.Kill(pid, unix.SIGKILL)
 			r.until("it has ended", func() bool { return !(&slot{process: &sandbox.Process{PID: pid}}).alive() })
+			r.w.slots.making.Lock() // none is prepared in its place meanwhile
 		}
 		r.start(id, "", spec(func(s *invokewire.Spec) { s.Egress, s.Memory = c.egress, 300 }))
 		v, got := r.ask(id, "r1", `{"files":["/proc/self/mounts","/etc/resolv.conf","/sys/fs/cgroup/memory/memory.limit_in_bytes","/sys/fs/cgroup/memory.max"],"write_mb":1}`)
+		if c.kill {
+			r.w.slots.making.Unlock()
+		}
 		if got.failed != "" || v.Wrote == "" {
 			t.Fatalf("%+v", got)
 		}

@@ -89,12 +89,13 @@ func (w *Worker) begin(i *instance) {
 			cancel(errGone)
 		}
 		i.start(ctx)
-		w.blanks.kick.wake()
 		if i.failed != nil {
 			i.record.Error, i.record.failed = text.Line(i.failed.Error()), i.failed
 		}
-		w.history.add(i.record)
+		w.history.add(i.record) // before its first invoke ends, after which one may look
 		w.counts.started(&i.record)
+		close(i.ready)
+		w.blanks.kick.wake()
 		if i.failed == nil {
 			w.log.Info("started", "instance", i.id, "function", i.spec.Function, "version", i.spec.Version, "start", i.kind, "stages", i.record.Stages)
 			return
@@ -248,7 +249,7 @@ func (i *instance) shutDown() {
 	if i.box.frames.WriteJSON(invokewire.FrameShutdown, invokewire.Stop{Reason: "spindown", GraceMs: grace.Milliseconds()}) != nil {
 		return
 	}
-	late := time.NewTimer(grace + resetLimit)
+	late := time.NewTimer(grace + i.w.limits.reset)
 	defer late.Stop()
 	select {
 	case <-i.over:

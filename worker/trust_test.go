@@ -101,7 +101,7 @@ func TestCABundle(t *testing.T) {
 	url := "https://" + GatewayName + "/"
 	ask := `{"get":["` + url + `"],"files":["/` + usualBundle + `","/` + ownBundle + `"],"env":["SSL_CERT_FILE","NODE_EXTRA_CA_CERTS"]}`
 	r.start("i", "", spec(func(s *invokewire.Spec) { s.Egress = true }))
-	v, got := r.ask("i", "r1", ask)
+	v, got := r.reaches("i", ask, url)
 	if v.Get[url] != "200 trusted" || v.Files["/"+usualBundle] != string(ca.pem) || v.Files["/"+ownBundle] != string(ca.pem) {
 		t.Errorf("%+v, %+v", v, got)
 	}
@@ -111,7 +111,7 @@ func TestCABundle(t *testing.T) {
 	r.start("own", "", spec(func(s *invokewire.Spec) {
 		s.Egress, s.Env["SSL_CERT_FILE"], s.Env["SSL_CERT_DIR"] = true, "/nothing", "/nothing"
 	}))
-	if v, _ := r.ask("own", "r1", ask); !strings.Contains(v.Get[url], "certificate signed by unknown authority") || v.Env["SSL_CERT_FILE"] != "/nothing" {
+	if v, _ := r.reaches("own", ask, url); !strings.Contains(v.Get[url], "certificate signed by unknown authority") || v.Env["SSL_CERT_FILE"] != "/nothing" {
 		t.Errorf("with a variable of the function's own: %+v", v)
 	}
 	if err := r.stop(); err != nil { // before the network

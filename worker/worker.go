@@ -125,7 +125,7 @@ type Worker struct {
 	payloads   payloads
 	followers  atomic.Int64
 	started    time.Time
-	initLimit  time.Duration
+	limits     limits
 	life       context.Context // ends when nothing is to be left
 	work       sync.WaitGroup  // all goroutines
 
@@ -153,7 +153,7 @@ func New(o Options) (*Worker, error) {
 	}
 	o = o.withDefaults()
 	w := &Worker{
-		o: o, log: o.Logger, started: time.Now(), initLimit: initLimit, life: context.Background(), instances: map[string]*instance{}, users: map[string]uint32{},
+		o: o, log: o.Logger, started: time.Now(), limits: usualLimits(), life: context.Background(), instances: map[string]*instance{}, users: map[string]uint32{},
 		logs: newLogStore(filepath.Join(o.State, "logs"), o.Logs, o.Logger), history: &history{counts: map[string]uint64{}}, counts: newCounts(),
 		payloads: newPayloads(),
 	}
