@@ -266,14 +266,14 @@ func newDoor(t testing.TB) *door {
 	}
 	t.Cleanup(conn.Close)
 	d := &door{t: t, conn: conn}
-	d.leases = must(conn.Leases(ctx, "fleet", 30*time.Second))
+	d.leases = must(conn.Leases(ctx, "fleet", time.Hour)) // nobody renews the worker's
 	store := functions.NewStore(must(conn.Records(ctx, "functions")))
 	keys := NewKeyStore(must(conn.Records(ctx, "keys")), testKeeper(t))
 	d.key = must(keys.Create(ctx, testAccount, "test"))
 	queue := must(events.Open(ctx, conn, events.Options{Policy: EventPolicy(store)}))
 	d.worker = newFakeWorker(t, d.leases, "w0")
 	d.manage("m0")
-	d.options = Options{Token: testToken, Leases: d.leases, Store: store, Keys: keys, Queue: queue, Endpoint: "http://127.0.0.1:9000", Start: 20 * time.Second}
+	d.options = Options{Token: testToken, Leases: d.leases, Store: store, Keys: keys, Queue: queue, Endpoint: "http://127.0.0.1:9000", Start: 3 * time.Minute}
 	d.Frontend = New(d.options)
 	server := httptest.NewServer(d.Handler())
 	t.Cleanup(server.Close)
@@ -327,7 +327,7 @@ func (d *door) as(k Key) *lambda.Client {
 func (d *door) function(name string, change ...func(*functions.Function)) functions.ID {
 	d.t.Helper()
 	id := functions.ID{Account: testAccount, Name: name}
-	v := functions.Version{Config: functions.Config{Memory: 128, Tmp: 512, Timeout: 3, LogGroup: "/aws/lambda/" + name, LogFormat: "Text"}}
+	v := functions.Version{Config: functions.Config{Memory: 128, Tmp: 512, Timeout: 600, LogGroup: "/aws/lambda/" + name, LogFormat: "Text"}}
 	f := functions.NewFunction(id, v, time.Now())
 	for _, c := range change {
 		c(f)

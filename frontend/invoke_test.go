@@ -375,7 +375,7 @@ func TestEvents(t *testing.T) {
 	if async, err := d.client.InvokeAsync(t.Context(), &lambda.InvokeAsyncInput{FunctionName: aws.String("f"), InvokeArgs: strings.NewReader("{}")}); err != nil || async.Status != http.StatusAccepted {
 		t.Errorf("InvokeAsync: %+v, %v", async, err)
 	}
-	d.until("the events run", func() bool { _, _, done := d.worker.counts(); return done == 2 })
+	d.until("the events run", func() bool { _, _, done := d.worker.counts(); return done >= 2 }) // once each at least
 }
 
 func TestStreams(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"thaw/fleet"
 	"thaw/invokewire"
+	"thaw/quiet"
 )
 
 // laneRig is a worker that says by which connection an invoke came, refuses those of
@@ -107,18 +108,41 @@ func TestLanes(t *testing.T) {
 	}
 }
 
+// hungUp waits until it is known here that the worker has hung up: a busy kernel
+// takes its time to say so.
+func (r *laneRig) hungUp(t *testing.T) {
+	t.Helper()
+	known := func() bool {
+		r.workers.lanes.mu.Lock()
+		defer r.workers.lanes.mu.Unlock()
+		for _, l := range r.workers.lanes.idle[r.Listener.Addr().String()] {
+			if quiet.Idle(l.conn) {
+				return false
+			}
+		}
+		return true
+	}
+	for end := time.Now().Add(3 * time.Minute); !known(); <-time.After(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody has hung up")
+		}
+	}
+}
+
 // A worker that has hung up is dialled again, and one that is gone was not reached.
 func TestLaneHungUp(t *testing.T) {
 	r := newLaneRig(t, false)
 	for range 3 {
 		r.say(t, "1", true)
 		r.CloseClientConnections()
+		r.hungUp(t)
 	}
 	if n := r.conns.Load(); n != 3 {
 		t.Errorf("%d connections", n)
 	}
 	r.say(t, "1", true)
 	r.Close()
+	r.hungUp(t)
 	if _, err := r.invoke(t.Context(), "i", "1"); !errors.Is(err, errUnsent) {
 		t.Errorf("a worker that is gone: %v", err)
 	}

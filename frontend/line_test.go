@@ -106,6 +106,10 @@ func TestLineLeave(t *testing.T) {
 // As many starts are under way as invokes rely on one, the last is spared when
 // one is served otherwise, and its end is told to who has come meanwhile.
 func TestLineStarts(t *testing.T) {
+	synctest.Test(t, testLineStarts) // no time passes by itself
+}
+
+func testLineStarts(t *testing.T) {
 	p := newTestPool(time.Minute, nil)
 	busy := p.grant("a", time.Now())
 	_, w1, _ := p.join("k")
