@@ -23,7 +23,7 @@ func TestLeasesInCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	bucket, err := conn.Leases(ctx, "fleet", 10*time.Second)
+	bucket, err := conn.Leases(ctx, "fleet", time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestManagerInCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	bucket, err := conn.Leases(ctx, "fleet", 10*time.Second)
+	bucket, err := conn.Leases(ctx, "fleet", time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
