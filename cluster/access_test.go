@@ -34,11 +34,13 @@ func TestAccess(t *testing.T) {
 		t.Errorf("with another token: %v", err)
 	}
 	for name, o := range map[string]nats.Option{"nobody": nats.Name("x"), "token as password": nats.UserInfo("thaw", token), "token": nats.Token(token)} {
-		if _, err := nats.Connect(s.URL(), o); !errors.Is(err, nats.ErrAuthorization) {
+		if _, err := nats.Connect(s.URL(), o, nats.Timeout(3*time.Minute)); !errors.Is(err, nats.ErrAuthorization) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	eventually(t, "the server warns", func() bool { mu.Lock(); defer mu.Unlock(); return len(told) >= 4 })
+	mu.Lock()
+	defer mu.Unlock()
 	for _, line := range told {
 		if strings.Contains(line, token) || strings.Contains(line, other) {
 			t.Errorf("told a secret: %s", line)

@@ -24,7 +24,7 @@ func TestRestart(t *testing.T) {
 	s := start()
 	t.Cleanup(func() { is(t, s.Close(), nil) }) // whichever it is then
 	c := dial(t, s.URL())
-	r, l := records(t, c), leases(t, c, time.Minute)
+	r, l := records(t, c), leases(t, c, time.Hour)
 	revision, err := r.Create(ctx, "k", []byte("v"))
 	is(t, err, nil)
 	_, err = r.Create(ctx, "gone", nil)
