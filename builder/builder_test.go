@@ -18,17 +18,26 @@ import (
 const (
 	token   = "a token of tests, long enough"
 	account = "000000000000"
-	testTTL = time.Second
+)
+
+const (
+	// longTTL is for builders that do not die: this machine may be slow to renew.
+	longTTL = 30 * time.Second
+	// shortTTL is for those that wait for one that has died.
+	shortTTL = time.Second
 )
 
 // fleet is a cluster with the records that builders need.
 type fleet struct {
 	t     *testing.T
 	url   string
+	ttl   time.Duration // of leases
 	store *functions.Store
 }
 
-func newFleet(t *testing.T) *fleet {
+func newFleet(t *testing.T) *fleet { return newFleetFor(t, longTTL) }
+
+func newFleetFor(t *testing.T, ttl time.Duration) *fleet {
 	t.Helper()
 	s, err := cluster.Serve(t.Context(), cluster.ServerOptions{Dir: t.TempDir(), Token: token})
 	if err != nil {
@@ -39,8 +48,8 @@ func newFleet(t *testing.T) *fleet {
 			t.Error(err)
 		}
 	})
-	f := &fleet{t: t, url: s.URL()}
-	o, closeAll, err := connect(t.Context(), f.url)
+	f := &fleet{t: t, url: s.URL(), ttl: ttl}
+	o, closeAll, err := connect(t.Context(), f.url, ttl)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,19 +59,19 @@ func newFleet(t *testing.T) *fleet {
 }
 
 // connect gives what a builder is made of, for processes too.
-func connect(ctx context.Context, url string) (Options, func(), error) {
+func connect(ctx context.Context, url string, ttl time.Duration) (Options, func(), error) {
 	c, err := cluster.Dial(ctx, url, token)
 	if err != nil {
 		return Options{}, nil, err
 	}
-	o := Options{TTL: testTTL, pause: 10 * time.Millisecond, every: 10 * time.Millisecond}
+	o := Options{TTL: ttl, pause: 10 * time.Millisecond, every: 10 * time.Millisecond}
 	records, err := c.Records(ctx, "functions")
 	if err == nil {
 		o.Functions = functions.NewStore(records)
 		o.Records, err = c.Records(ctx, "builds")
 	}
 	if err == nil {
-		o.Leases, err = c.Leases(ctx, "leases", testTTL)
+		o.Leases, err = c.Leases(ctx, "leases", ttl)
 	}
 	return o, c.Close, err
 }
@@ -70,7 +79,7 @@ func connect(ctx context.Context, url string) (Options, func(), error) {
 // start runs a builder until the test or stop ends it.
 func (f *fleet) start(change func(*Options)) (stop func()) {
 	f.t.Helper()
-	o, closeAll, err := connect(f.t.Context(), f.url)
+	o, closeAll, err := connect(f.t.Context(), f.url, f.ttl)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -287,7 +296,7 @@ func TestMain(m *testing.M) {
 	if url == "" {
 		os.Exit(m.Run())
 	}
-	o, closeAll, err := connect(context.Background(), url)
+	o, closeAll, err := connect(context.Background(), url, shortTTL)
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -320,7 +329,7 @@ func (f *fleet) child(do string) *exec.Cmd {
 // TestKilled kills a builder at work: another takes its function over once the
 // lease has ended.
 func TestKilled(t *testing.T) {
-	f := newFleet(t)
+	f := newFleetFor(t, shortTTL)
 	c := f.child("hang")
 	out, err := c.StdoutPipe()
 	if err != nil {
@@ -346,7 +355,7 @@ func TestKilled(t *testing.T) {
 // TestKillsItsBuilder has a function that ends every builder: it is not tried
 // for ever.
 func TestKillsItsBuilder(t *testing.T) {
-	f := newFleet(t)
+	f := newFleetFor(t, shortTTL)
 	id := f.create("f")
 	for range defaultTries {
 		c := f.child("die")

@@ -14,7 +14,7 @@ import (
 func newLogins(t *testing.T) *Logins {
 	t.Helper()
 	f := newFleet(t)
-	o, closeAll, err := connect(t.Context(), f.url)
+	o, closeAll, err := connect(t.Context(), f.url, f.ttl)
 	if err != nil {
 		t.Fatal(err)
 	}
