@@ -20,10 +20,7 @@ func onDisk(t *testing.T, bytes string) (r *rig, remount func(flags uintptr) err
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
-	f, err := OpenFolder(filepath.Join(disk, "cache"), 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := open(t, filepath.Join(disk, "cache"), 1<<20)
 	r = &rig{origin: new(fakeOrigin), folder: f}
 	r.chunks = r.origin.put(t, 100, small)
 	r.fetcher = serve(t, FetcherOptions{Folder: f, Upstreams: upstream(r.origin)})
@@ -55,10 +52,7 @@ func TestDiskNeverWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.remountWhenIdle(t, remount, unix.MS_RDONLY)
-	f, err := OpenFolder(r.folder.dir, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := open(t, r.folder.dir, 1<<20)
 	warned := 0
 	f.Warn = func(error) { warned++ }
 	for _, c := range r.chunks {

@@ -88,10 +88,7 @@ func TestFolderAttacked(t *testing.T) {
 	o := new(fakeOrigin)
 	chunks := o.put(t, 60, small)
 	f := newFolder(t, 40*small) // evicts all the time
-	g, err := OpenFolder(f.dir, f.limit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := open(t, f.dir, f.limit)
 	one := serve(t, FetcherOptions{Folder: f, Upstreams: upstream(o)})
 	other := serve(t, FetcherOptions{Folder: g, Upstreams: upstream(o)})
 	var readers sync.WaitGroup

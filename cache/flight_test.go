@@ -51,8 +51,8 @@ func TestFlightAbandoned(t *testing.T) {
 		var g flights[string, int]
 		ended, goOn := false, make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
-		go cancel()
 		_, err := g.do(ctx, "a", func(ctx context.Context, _ under[int]) (int, error) {
+			cancel() // not before the work has begun: nothing would be waited for
 			<-ctx.Done()
 			ended = true
 			<-goOn

@@ -57,9 +57,11 @@ type Folder struct {
 	Warn func(error)
 
 	dir   string
-	limit int64            // bytes
-	named bool             // tests: as where files without a name do not work
-	now   func() time.Time // tests: in place of time.Now for uses
+	limit int64 // bytes
+	named bool  // tests: as where files without a name do not work
+	// patience and keepWithin are the constants above: tests have others.
+	patience, keepWithin time.Duration
+	now                  func() time.Time // tests: in place of time.Now for uses
 
 	evicting sync.Mutex // held by who evicts, so that one goroutine polls for the lock
 	corrupt  atomic.Int64
@@ -85,7 +87,7 @@ func OpenFolder(dir string, limit int64) (*Folder, error) {
 	if limit <= 0 || !filepath.IsAbs(dir) {
 		return nil, fmt.Errorf("cache: folder %q with a limit of %d bytes: give an absolute path and a limit above 0", dir, limit)
 	}
-	f := &Folder{dir: filepath.Clean(dir), limit: limit}
+	f := &Folder{dir: filepath.Clean(dir), limit: limit, patience: patience, keepWithin: keepWithin}
 	if err := f.make(); errors.Is(err, syscall.ENOTDIR) {
 		return nil, fmt.Errorf("cache: make folder: %w", err)
 	}
@@ -229,7 +231,7 @@ func (f *Folder) claim(ctx context.Context, name chunk.Name, size int) (lock *os
 	if err != nil {
 		return nil, nil, nil // keeping the chunk will fail, and be reported
 	}
-	until := time.Now().Add(patience)
+	until := time.Now().Add(f.patience)
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		ok, err := tryLock(lock, unix.F_WRLCK, chunkByte(name))
 		if ok {

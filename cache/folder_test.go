@@ -215,10 +215,7 @@ func TestTouch(t *testing.T) {
 // on the same folder, as another process would.
 func TestOneGets(t *testing.T) {
 	f := newFolder(t, 1<<20)
-	g, err := OpenFolder(f.dir, f.limit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := open(t, f.dir, f.limit)
 	c := sample(1, small)
 	var gets atomic.Int64
 	begun, goOn := make(chan struct{}), make(chan struct{})
@@ -353,10 +350,7 @@ func TestDistrust(t *testing.T) {
 	if err := os.Chtimes(used, time.Unix(1, 0), time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
-	f, err := OpenFolder(f.dir, f.limit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f = open(t, f.dir, f.limit)
 	filled(t, f, sample(4, small))
 	checkFolder(t, f)
 }
@@ -365,10 +359,7 @@ func TestDistrust(t *testing.T) {
 // two processes would: nobody waits in vain for a lock, and the limit holds.
 func TestCrowd(t *testing.T) {
 	f := newFolder(t, 5*small)
-	g, err := OpenFolder(f.dir, f.limit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := open(t, f.dir, f.limit)
 	var all sync.WaitGroup
 	for i := range 16 {
 		all.Go(func() {

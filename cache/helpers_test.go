@@ -81,11 +81,27 @@ func sample(i, size int) chunk.Sealed {
 
 func newFolder(t testing.TB, limit int64) *Folder {
 	t.Helper()
-	f, err := OpenFolder(filepath.Join(t.TempDir(), "cache"), limit)
+	return open(t, filepath.Join(t.TempDir(), "cache"), limit)
+}
+
+func open(t testing.TB, dir string, limit int64) *Folder {
+	t.Helper()
+	f, err := openPatiently(dir, limit)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// openPatiently opens a folder for which others are waited for as long as it
+// takes: that a machine is slow is no reason to get a chunk twice, or to keep
+// none.
+func openPatiently(dir string, limit int64) (*Folder, error) {
+	f, err := OpenFolder(dir, limit)
+	if err == nil {
+		f.patience, f.keepWithin = testPatience, testPatience
+	}
+	return f, err
 }
 
 // upstream is the origin as a fetcher is given it.
@@ -188,10 +204,11 @@ func (r *rig) read(t testing.TB, want chunk.Sealed) {
 	r.fetcher.settle(t)
 }
 
-// settle waits until nothing is under way.
+// settle waits until nothing is under way: who was answered has its chunk a
+// moment before the fetcher gives its bytes back.
 func (f *fetcher) settle(t testing.TB) {
 	t.Helper()
-	eventually(t, func() bool { return f.flights.count() == 0 })
+	eventually(t, func() bool { return f.flights.count() == 0 && f.now.requests.Load() == 0 })
 }
 
 // read reads a whole chunk through the client, and holds it to its bytes.

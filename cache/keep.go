@@ -49,7 +49,7 @@ func (f *Folder) keep(name chunk.Name, data []byte) error {
 // reserve makes room for a chunk and counts it. The caller holds the guard,
 // shared, until the chunk has its name.
 func (f *Folder) reserve(size int64) (guard *os.File, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), keepWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), f.keepWithin)
 	defer cancel()
 	guard, err = f.guard(ctx, unix.F_RDLCK)
 	if err != nil {
@@ -107,7 +107,7 @@ func (f *Folder) reserveByForce(ctx context.Context, size int64) (guard *os.File
 
 // release gives back what reserve counted. The caller holds the guard.
 func (f *Folder) release(size int64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), keepWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), f.keepWithin)
 	defer cancel()
 	return f.account(ctx, func(used int64, known bool) (int64, bool) {
 		return used - size, known && used >= size
@@ -226,7 +226,7 @@ func (f *Folder) scan() (chunks []stored, total int64, err error) {
 
 // discard removes a bad file. The caller has the chunk's lock.
 func (f *Folder) discard(name chunk.Name, size int64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), keepWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), f.keepWithin)
 	defer cancel()
 	guard, err := f.guard(ctx, unix.F_RDLCK)
 	if err != nil {

@@ -25,10 +25,7 @@ func TestPin(t *testing.T) {
 	for _, c := range pinned {
 		filled(t, f, c)
 	}
-	other, err := OpenFolder(f.dir, 8*small)
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := open(t, f.dir, 8*small)
 	for i := range 40 {
 		filled(t, []*Folder{f, other}[i%2], sample(100+i, small))
 	}

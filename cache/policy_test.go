@@ -25,10 +25,7 @@ func newClocked(t testing.TB, chunks int) *clocked {
 // reopen is a restart.
 func (c *clocked) reopen(t testing.TB) {
 	t.Helper()
-	f, err := OpenFolder(c.dir, c.limit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := open(t, c.dir, c.limit)
 	f.now = c.now
 	c.Folder = f
 }

@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 func child(how []string) error {
 	switch how[0] {
 	case "once":
-		f, err := OpenFolder(how[1], 1<<20)
+		f, err := openPatiently(how[1], 1<<20)
 		if err != nil {
 			return err
 		}
@@ -55,7 +55,7 @@ func child(how []string) error {
 		}
 		return churn(how[1], uint64(seed))
 	case "serve":
-		f, err := OpenFolder(how[1], 1<<20)
+		f, err := openPatiently(how[1], 1<<20)
 		if err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func fillOnce(f *Folder) error {
 const churnLimit = 10 * small
 
 func churn(dir string, seed uint64) error {
-	f, err := OpenFolder(dir, churnLimit)
+	f, err := openPatiently(dir, churnLimit)
 	if err != nil {
 		return err
 	}
@@ -205,10 +205,7 @@ func TestOneGetsOfProcesses(t *testing.T) {
 	if n := bytes.Count(log, []byte("\n")); err != nil || n != onceChunks {
 		t.Errorf("%d gets of %d chunks (%v)", n, onceChunks, err)
 	}
-	f, err := OpenFolder(dir, 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := open(t, dir, 1<<20)
 	if n := checkFolder(t, f); n != onceChunks {
 		t.Errorf("%d chunks stored", n)
 	}
@@ -242,11 +239,7 @@ func TestKill(t *testing.T) {
 		} else {
 			other.end(t)
 		}
-		f, err := OpenFolder(dir, churnLimit)
-		if err != nil {
-			t.Fatal(err)
-		}
-		checkFolder(t, f)
+		checkFolder(t, open(t, dir, churnLimit))
 	}
 	if hits < rounds*9/10 {
 		t.Errorf("%d of %d kills hit", hits, rounds)
@@ -257,10 +250,7 @@ func TestKill(t *testing.T) {
 // countsAgain fills a folder until it evicts: then the counter is exact.
 func countsAgain(t *testing.T, dir string) {
 	t.Helper()
-	f, err := OpenFolder(dir, churnLimit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := open(t, dir, churnLimit)
 	for i := 100; f.evicted.Load() == 0; i++ {
 		filled(t, f, sample(i, small))
 	}
