@@ -25,7 +25,9 @@ type launcher struct {
 	hideUnified bool
 	shared      bool          // each waits for its own
 	reaping     chan struct{} // holds something while one who waits reaps for all
-	dead        map[int]bool  // of Sweep: who had ended when it was called last
+
+	dead   map[int]time.Time // of Sweep: who had ended when it was called last, and when that was first seen
+	linger time.Duration     // how long Sweep leaves them
 
 	mu      sync.Mutex // guards running; held while a command starts, so that none is taken for an orphan
 	running map[int]chan struct{}
@@ -41,7 +43,7 @@ func newLauncher(hideUnified bool) (*launcher, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become a child subreaper: %w", err)
 	}
-	l := &launcher{jobs: make(chan func() error), hideUnified: hideUnified, reaping: make(chan struct{}, 1), running: map[int]chan struct{}{}}
+	l := &launcher{jobs: make(chan func() error), hideUnified: hideUnified, reaping: make(chan struct{}, 1), linger: linger, running: map[int]chan struct{}{}}
 	go l.work()
 	return l, nil
 }

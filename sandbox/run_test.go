@@ -383,6 +383,8 @@ func TestWaitReaps(t *testing.T) {
 				t.Errorf("state %q, %v", state, err)
 			}
 		}
+		// Once the instance has ended nobody reaps any more.
+		eventually(t, "the orphan to be taken away", func() bool { return errors.Is(unix.Kill(other, 0), unix.ESRCH) })
 		if err := p.Signal(unix.SIGTERM); err != nil {
 			t.Error(err)
 		}

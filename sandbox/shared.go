@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -63,10 +64,14 @@ func waitPidfd(pidfd *os.File, pid int) (status syscall.WaitStatus, err error) {
 	return status, err
 }
 
-// Sweep reaps, in a process with a shared supervisor, children that had ended when it was called last and that nobody has waited for: what
-// instances and their runtimes left behind. It is for one goroutine.
+// linger is how long one who has ended stays for who started it, however late that one gets the processor to wait: a child that was taken
+// away from under it would look as if it had failed. Who has ended holds a process id and next to no memory.
+const linger = 10 * time.Second
+
+// Sweep reaps, in a process with a shared supervisor, children that have ended some time ago, as it has seen whenever it was called since,
+// and that nobody has waited for: what instances and their runtimes left behind. It is for one goroutine.
 func (s *Supervisor) Sweep() {
-	l, dead := s.launcher, map[int]bool{}
+	l, dead, now := s.launcher, map[int]time.Time{}, time.Now()
 	for _, pid := range zombies() {
 		l.mu.Lock()
 		_, running := l.running[pid]
@@ -74,11 +79,15 @@ func (s *Supervisor) Sweep() {
 		if _, instance := l.instances.Load(pid); running || instance {
 			continue
 		}
-		if l.dead[pid] {
+		first, known := l.dead[pid]
+		switch {
+		case !known:
+			dead[pid] = now
+		case now.Sub(first) < l.linger:
+			dead[pid] = first
+		default:
 			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil) // somebody may have waited meanwhile
-			continue
 		}
-		dead[pid] = true
 	}
 	l.dead = dead
 }
