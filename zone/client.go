@@ -99,7 +99,7 @@ type Client struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup // all goroutines, and all calls
 
-	missGrace time.Duration // the constant; tests wait longer
+	missGrace, settle time.Duration // the constants; tests wait longer
 
 	fills   chan struct{} // a place for each that is being put
 	repairs chan chunk.Name
@@ -153,7 +153,7 @@ func NewClient(o Options) (*Client, error) {
 	c := &Client{
 		o: o, source: s, plain: http.Header{"User-Agent": {"thaw"}},
 		fills: make(chan struct{}, maxFills), repairs: make(chan chunk.Name, maxRepairs),
-		filling: map[chunk.Name]int{}, repairing: map[chunk.Name]bool{}, missGrace: missGrace,
+		filling: map[chunk.Name]int{}, repairing: map[chunk.Name]bool{}, missGrace: missGrace, settle: settle,
 	}
 	c.asking = c.plain.Clone()
 	c.asking.Set(LeaseHeader, o.Worker)

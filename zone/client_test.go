@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"thaw/chunk"
 	"thaw/chunk/chunktest"
 )
@@ -125,7 +127,7 @@ func TestPatient(t *testing.T) {
 		t.Fatal(err)
 	}
 	warned := make(chan error, 10)
-	c, err := NewClient(Options{Zone: "file:" + path, Patient: true, Warn: func(err error) { warned <- err }})
+	c, err := NewClient(Options{Zone: "file:" + path, Patient: true, Deadline: time.Minute, Warn: func(err error) { warned <- err }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +137,8 @@ func TestPatient(t *testing.T) {
 		t.Errorf("without a list: %v", err)
 	}
 	write(t, path+".new", n.addr()+"\n", 0)
-	if err := errors.Join(os.Remove(path), os.Rename(path+".new", path)); err != nil {
+	// At once: that nothing is there would be another warning.
+	if err := unix.Renameat2(unix.AT_FDCWD, path+".new", unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the list is used", func() bool { return c.Put(t.Context(), s.Name, s.Data) == nil })
@@ -440,7 +443,7 @@ func TestNotANode(t *testing.T) {
 			s := httptest.NewServer(handler)
 			defer s.Close()
 			warned := make(chan error, 10)
-			c, err := NewClient(Options{Zone: s.Listener.Addr().String(), Worker: "w", Warn: func(err error) { warned <- err }})
+			c, err := NewClient(Options{Zone: s.Listener.Addr().String(), Worker: "w", Deadline: time.Minute, Warn: func(err error) { warned <- err }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -465,7 +468,7 @@ func TestUnheardTLS(t *testing.T) {
 			s.Config.ErrorLog = log.New(io.Discard, "", 0)
 			s.StartTLS()
 			defer s.Close()
-			c, err := NewClient(Options{Zone: s.Listener.Addr().String(), TLS: wrong})
+			c, err := NewClient(Options{Zone: s.Listener.Addr().String(), Deadline: time.Minute, TLS: wrong})
 			if err != nil {
 				t.Fatal(err)
 			}

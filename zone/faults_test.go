@@ -2,6 +2,7 @@ package zone
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -138,7 +139,9 @@ func TestTwoFaults(t *testing.T) {
 		t.Run(fmt.Sprintf("%s, %s, 4 of %d", one, other, n), func(t *testing.T) {
 			z := newZone(t, n, Options{K: 4, N: n, Repairs: -1})
 			s := z.fill(2, 70_000)
-			z.o.Deadline = 300 * time.Millisecond // for nodes that hang
+			if n == 5 { // of six, enough answer
+				z.o.Deadline = 300 * time.Millisecond // for nodes that hang
+			}
 			at := r.Perm(n)
 			z.inflict(s.Name, at[0], all[one])
 			z.inflict(s.Name, at[1], all[other])
@@ -146,8 +149,8 @@ func TestTwoFaults(t *testing.T) {
 			if err == nil && !bytes.Equal(got, s.Data) {
 				t.Fatal("wrong bytes")
 			}
-			if err != nil && n == 6 && !strings.Contains(err.Error(), "did not answer in") {
-				t.Errorf("two of six: %v", err) // a loaded machine may miss the deadline
+			if err != nil && n == 6 {
+				t.Errorf("two of six: %v", err)
 			}
 			if err == nil && n == 5 && one != other {
 				t.Logf("two of five borne")
@@ -162,7 +165,9 @@ func TestAllFault(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			z := newZone(t, 5, Options{K: 4, N: 5, Repairs: -1})
 			s := z.fill(3, 70_000)
-			z.o.Deadline = 200 * time.Millisecond // for nodes that hang
+			if what == "hangs" || what == "trickles" {
+				z.o.Deadline = 200 * time.Millisecond
+			}
 			for index := range 5 {
 				z.inflict(s.Name, index, f)
 			}
@@ -174,11 +179,10 @@ func TestAllFault(t *testing.T) {
 			case "empty", "bit", "forged", "other", "stale k/n", "other name", "noise", "endless", "huge", "other size":
 				want = chunk.ErrCorrupt
 			}
-			slow := err != nil && strings.Contains(err.Error(), "did not answer in")
 			switch {
 			case err == nil:
 				t.Fatalf("%d bytes from nowhere", len(got))
-			case want != nil && !errors.Is(err, want) && !slow:
+			case want != nil && !errors.Is(err, want):
 				t.Errorf("%v, want %v", err, want)
 			case want == nil && (errors.Is(err, chunk.ErrNotFound) || errors.Is(err, chunk.ErrCorrupt)):
 				t.Errorf("%v: says something of the chunk", err)
@@ -275,7 +279,13 @@ func TestSoak(t *testing.T) {
 	go func() { wg.Wait(); close(done) }()
 	for i, addrs := 0, sorted(z.nodes); ; i++ {
 		n := z.nodes[addrs[i%len(addrs)]]
-		n.behave(behaviours[i%len(behaviours)])
+		faulty, mend := context.WithCancel(t.Context())
+		n.behave(func(w http.ResponseWriter, r *http.Request) {
+			ctx, cancel := context.WithCancel(r.Context())
+			defer cancel()
+			defer context.AfterFunc(faulty, cancel)() // who hangs takes no places from the next fault's reads
+			behaviours[i%len(behaviours)](w, r.WithContext(ctx))
+		})
 		before := n.gets.Load()
 		until(t, "the fault has been met", func() bool {
 			select {
@@ -286,6 +296,7 @@ func TestSoak(t *testing.T) {
 			}
 		})
 		n.behave(nil)
+		mend()
 		select {
 		case <-done:
 			return

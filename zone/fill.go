@@ -152,7 +152,7 @@ func (u *put) first(ctx context.Context) {
 	for u.out > u.v.n-u.v.k {
 		u.hear()
 	}
-	timer := time.NewTimer(settle)
+	timer := time.NewTimer(u.c.settle)
 	defer timer.Stop()
 	for late := false; u.out > 0 && !late; {
 		select {

@@ -162,13 +162,13 @@ func (r *round) send(index int) {
 	a := r.c.ask(r.ask, r.nodes[index], question{id: r.id(index), ask: r.lease && index == 0}, r.won)
 	r.mu.Lock()
 	late, given := r.over, r.given
+	r.c.note(r.nodes[index], a, late) // before Get returns with it
 	if !late {
 		r.answers <- a
 	}
 	r.left--
 	last := late && r.left == 0
 	r.mu.Unlock()
-	r.c.note(r.nodes[index], a, late)
 	if late {
 		r.c.buffers.put(a.buf)
 	}
