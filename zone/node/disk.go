@@ -137,6 +137,21 @@ func (d *disk) write() {
 	}
 }
 
+// put writes a stripe. One that has just been replaced in memory may have been on
+// its way here when keep removed it: what flash has then is not what was put last.
+func (d *disk) put(id zone.StripeID, b []byte) error {
+	added, err := d.store.Put(key(id), b)
+	if added || err != nil {
+		return err
+	}
+	if tag, err := d.tag(id); err != nil || tag == zone.ETag(b) {
+		return err
+	}
+	d.remove(id)
+	_, err = d.store.Put(key(id), b)
+	return err
+}
+
 // demote copies a stripe from memory to flash.
 func (d *disk) demote(id zone.StripeID, buf []byte) {
 	var f found
@@ -149,7 +164,7 @@ func (d *disk) demote(id zone.StripeID, buf []byte) {
 	copy(b, f.head[:])
 	err := d.n.mem.arena.read(f.slot, b[zone.HeaderSize:], 0)
 	if err == nil {
-		_, err = d.store.Put(key(id), b)
+		err = d.put(id, b)
 	}
 	if err != nil {
 		d.n.counts.flashFailed.Add(1)

@@ -188,6 +188,25 @@ func TestRottenFlash(t *testing.T) {
 	}
 }
 
+// A copy that was on its way to flash when it was replaced does not stay there.
+func TestReplacedOnItsWayToFlash(t *testing.T) {
+	n := open(t, Options{Flash: t.TempDir(), FlashSize: flashSize})
+	id, old := stripe(1, code{4, 5, 0}, 512<<10, 1)
+	_, right := stripe(1, code{4, 5, 0}, 512<<10, 2)
+	for _, b := range [][]byte{old, right, right} {
+		if err := n.disk.put(id, b); err != nil {
+			t.Fatal(err)
+		}
+		if got := bytesOf(t, n, id); !bytes.Equal(got, b) {
+			t.Error("flash gives another copy than was put last")
+		}
+		n.mem.remove(id)
+	}
+	if s := n.Stats(); s.Store.Added != 2 {
+		t.Errorf("%d copies written, want 2", s.Store.Added)
+	}
+}
+
 // What is under another name on flash is not given under this one.
 func TestFlashOfAnother(t *testing.T) {
 	n := open(t, Options{Flash: t.TempDir(), FlashSize: flashSize})

@@ -208,6 +208,17 @@ func TestSmallPages(t *testing.T) {
 	}
 }
 
+// takeBuffer takes the one buffer, once whoever was answered has given it back.
+func takeBuffer(t *testing.T, n *Node) (b *buffer) {
+	t.Helper()
+	waitFor(t, "the one buffer", func() (ok bool) {
+		var err error
+		b, err = n.buffers.get()
+		return err == nil
+	})
+	return b
+}
+
 func TestBuffers(t *testing.T) {
 	p := newBuffers(2)
 	a, err := p.get()

@@ -57,6 +57,7 @@ func readAnswer(t *testing.T, in *bufio.Reader) reply {
 // when net/http takes over on the way.
 func TestPipeline(t *testing.T) {
 	n := open(t, Options{})
+	n.bounds.head, n.bounds.body = patience, patience
 	address := serve(t, n, nil)
 	id, b := usualStripe(1)
 	text := fmt.Sprintf("PUT %[1]s HTTP/1.1\r\nHost: x\r\nContent-Length: %[2]d\r\n\r\n%[3]sGET %[1]s HTTP/1.1\r\nHost: x\r\n\r\n"+
@@ -93,6 +94,7 @@ func TestPipeline(t *testing.T) {
 // it: what comes are the bytes it had.
 func TestEvictedOnItsWay(t *testing.T) {
 	n := open(t, Options{Memory: 3 * MinMemory})
+	n.bounds.send = patience
 	address := serve(t, n, nil)
 	id, b := stripe(1, code{1, 1, 0}, 2<<20, 0)
 	if out, err := n.put(id, b, ""); out != stored {
@@ -182,10 +184,7 @@ func TestBusy(t *testing.T) {
 			f := to(t, n)
 			id, b := usualStripe(1)
 			f.want(t, 201, "PUT "+id.Path(), b)
-			buf, err := n.buffers.get()
-			if err != nil {
-				t.Fatal(err)
-			}
+			buf := takeBuffer(t, n)
 			other, ob := usualStripe(2)
 			if r := f.want(t, 503, "PUT "+other.Path(), ob); r.header.Get("Retry-After") == "" {
 				t.Error("no Retry-After")
@@ -209,7 +208,7 @@ func TestBusy(t *testing.T) {
 func TestConnectionsAreBounded(t *testing.T) {
 	warned := make(chan error, 10)
 	n := open(t, Options{Warn: func(err error) { warned <- err }})
-	n.bounds.conns = 2
+	n.bounds.conns, n.bounds.head, n.bounds.body = 2, patience, patience
 	l := listen(t)
 	address, s := l.Addr().String(), n.newServer(l)
 	runs(t, func(ctx context.Context) error { return s.run(ctx, l) })
@@ -275,7 +274,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 // Connections that work are closed for nobody.
 func TestConnectionsAtWork(t *testing.T) {
 	n := open(t, Options{})
-	n.bounds.conns = 1
+	n.bounds.conns, n.bounds.body = 1, patience
 	address := serve(t, n, nil)
 	id, _ := usualStripe(1)
 	busy := dial(t, address)
@@ -293,7 +292,7 @@ func TestConnectionsAtWork(t *testing.T) {
 // Bodies that find no buffer, and trickle in, keep nobody out.
 func TestRefusedBodiesMakeRoom(t *testing.T) {
 	n := open(t, Options{Buffers: 1})
-	n.bounds.conns = 2
+	n.bounds.conns, n.bounds.body = 2, patience
 	address := serve(t, n, nil)
 	id, b := usualStripe(1)
 	kept, refused := dial(t, address), dial(t, address)
@@ -348,8 +347,10 @@ func TestHTTP2IsBounded(t *testing.T) {
 				_ = res.Body.Close()
 				t.Fatal("a second connection is served")
 			}
-			f.CloseIdleConnections()
-			waitFor(t, "room", func() bool { return n.http2.Load() == 0 })
+			waitFor(t, "room", func() bool { // a stream ends a moment after its answer, and is not idle until then
+				f.CloseIdleConnections()
+				return n.http2.Load() == 0
+			})
 			(front{&http.Client{Transport: other}, f.url}).want(t, 200, "GET /status", nil)
 		})
 	}
@@ -360,10 +361,7 @@ func TestHaveTakesABuffer(t *testing.T) {
 	everywhere(t, Options{Buffers: 1}, func(t *testing.T, n *Node, f front) {
 		id, b := usualStripe(1)
 		f.want(t, 201, "PUT "+id.Path(), b)
-		buf, err := n.buffers.get()
-		if err != nil {
-			t.Fatal(err)
-		}
+		buf := takeBuffer(t, n)
 		if r := f.want(t, 503, "POST "+zone.HavePath, id.Append(nil)); r.header.Get("Retry-After") == "" {
 			t.Error("no Retry-After")
 		}
@@ -374,40 +372,46 @@ func TestHaveTakesABuffer(t *testing.T) {
 	})
 }
 
-// At its end a node answers what it has begun, and waits for nobody else.
+// At its end a node answers what it has begun, and waits for nobody else: for who
+// has begun to say something a moment, for who has not none.
 func TestEnd(t *testing.T) {
-	n := open(t, Options{Lease: zone.MaxWait})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- n.Serve(ctx, l) }()
-	id, _ := usualStripe(1)
-	waiting, idle, half := dial(t, l.Addr().String()), dial(t, l.Addr().String()), dial(t, l.Addr().String())
-	var f found
-	if _, err := n.get(id, ask{token: "a"}, nil, &f); err != nil {
-		t.Fatal(err)
-	}
-	send(t, waiting, "GET %s?wait=5000 HTTP/1.1\r\nHost: x\r\nThaw-Lease: b\r\n\r\n", id.Path())
-	send(t, half, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", id.Path())
-	waitFor(t, "one that waits", func() bool { return n.Stats().Leases.Waiting == 1 && n.conns.Load() == 3 })
-	n.bounds.grace = 10 * time.Millisecond
-	cancel()
-	if r := readAnswer(t, bufio.NewReader(waiting)); r.status != 404 || !strings.HasPrefix(r.header.Get(zone.LeaseHeader), "held ") {
-		t.Errorf("%+v", r)
-	}
-	if err := <-ended; err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []net.Conn{idle, half} {
-		if _, err := c.Read(make([]byte, 1)); err == nil {
-			t.Error("a connection is still served")
-		}
-	}
-	if n.conns.Load() != 0 {
-		t.Errorf("%d connections", n.conns.Load())
+	for name, grace := range map[string]time.Duration{"waiting": patience, "half": 10 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			n := open(t, Options{Lease: zone.MaxWait})
+			n.bounds.grace = grace
+			l := listen(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- n.Serve(ctx, l) }()
+			id, _ := usualStripe(1)
+			begun, idle := dial(t, l.Addr().String()), dial(t, l.Addr().String())
+			if name == "waiting" {
+				grantForLong(t, n, id)
+				send(t, begun, "GET %s?wait=5000 HTTP/1.1\r\nHost: x\r\nThaw-Lease: b\r\n\r\n", id.Path())
+			} else {
+				send(t, begun, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", id.Path())
+			}
+			waitFor(t, "one that waits, or its body's buffer", func() bool {
+				return n.Stats().Leases.Waiting+int64(len(n.buffers.room)) == 1 && n.conns.Load() == 2
+			})
+			cancel()
+			if name == "waiting" {
+				if r := readAnswer(t, bufio.NewReader(begun)); r.status != 404 || !strings.HasPrefix(r.header.Get(zone.LeaseHeader), "held ") {
+					t.Errorf("%+v", r)
+				}
+			}
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range []net.Conn{idle, begun} {
+				if _, err := c.Read(make([]byte, 1)); err == nil {
+					t.Error("a connection is still served")
+				}
+			}
+			if n.conns.Load() != 0 {
+				t.Errorf("%d connections", n.conns.Load())
+			}
+		})
 	}
 }
 
