@@ -114,6 +114,7 @@ type control struct {
 	listener *net.UnixListener
 	work     sync.WaitGroup
 	slots    chan struct{}
+	now      func() time.Time // tests: in place of time.Now
 
 	mu        sync.Mutex // guards what follows
 	listeners map[chan string]told
@@ -135,7 +136,7 @@ func newControl(f *os.File, image string, dev *device.Device, chunks *cache.Clie
 	}
 	u.SetUnlinkOnClose(false)
 	return &control{
-		image: image, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls), traces: new(traces),
+		image: image, dev: dev, chunks: chunks, listener: u, slots: make(chan struct{}, maxControls), traces: new(traces), now: time.Now,
 		listeners: map[chan string]told{}, conns: map[net.Conn]struct{}{}, files: map[string]*os.File{},
 	}, nil
 }
@@ -317,7 +318,7 @@ func (c *control) forget(name string) error {
 // report tells those who listen of a failed read or write.
 func (c *control) report(f mount.Fault) {
 	text := bounded(fmt.Sprintf("image %s: %s of %s: %v", c.image, f.Op, f.File, f.Err))
-	now := time.Now()
+	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.fault = text

@@ -10,9 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,6 +53,8 @@ func newTestControl(t *testing.T) (*control, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	at := time.Now() // which it stays: what is told once in a second is told once in a test
+	c.now = func() time.Time { return at }
 	c.start()
 	t.Cleanup(c.close)
 	return c, path
@@ -295,7 +299,8 @@ func TestFaultOfAgent(t *testing.T) {
 	var told []string
 	listens.Events(func(line string) { told = append(told, line) })
 	want := regexp.MustCompile(`^image app: read of image: .*chunk ` + gone.Name.String()[:12] + `.*origin: .*not found`)
-	if len(told) != 1 || !want.MatchString(told[0]) {
+	// The kernel may ask again, and that may be a second later.
+	if len(told) == 0 || slices.ContainsFunc(told, func(line string) bool { return !want.MatchString(line) }) {
 		t.Errorf("told %q", told)
 	}
 }

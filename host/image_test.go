@@ -342,6 +342,11 @@ func TestImageFails(t *testing.T) {
 	if _, err := h.UseImage(ctx, ended, good); !errors.Is(err, errFetcherEnded) || !strings.Contains(err.Error(), "no luck today") {
 		t.Errorf("no fetcher: %v", err)
 	}
+	var gone fetcherRecord
+	if err := readRecord(h.dir("fetchers", ended.key, "fetcher.json"), &gone); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, gone.Process) // its pipe ends a moment before it does
 	if f, err := h.ReviveFetcher(ctx, ended); err == nil || !strings.Contains(err.Error(), "ended: no luck today") {
 		t.Errorf("no fetcher again: %v, %v", f, err)
 	} else if f != nil {
