@@ -31,6 +31,9 @@ const (
 	maxRoleText = 4 << 20
 	// maxRoles bounds the roles that are asked, all at once.
 	maxRoles = 64
+	// listensWithin is how long after its socket is there a role listens at the
+	// latest: at an older one that refuses, nobody ever will.
+	listensWithin = time.Minute
 )
 
 // ServeRole answers scrapes with a role's numbers, at a socket of its own in a folder, until ctx ends. Who may enter
@@ -71,7 +74,8 @@ func socketIn(dir *os.File, name string) string {
 }
 
 // Roles gives what ServeRole offers in a folder, each process's series with its
-// name as the label process. Sockets of processes that were killed are removed.
+// name as the label process. Sockets of processes that were killed are
+// passed over, and removed once they are old.
 func Roles(dir string) prometheus.Gatherer {
 	return prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
 		at, err := os.Open(dir)
@@ -96,7 +100,7 @@ func Roles(dir string) prometheus.Gatherer {
 				answers[i], err = askRole(at, name)
 				up[i] = err == nil
 				if errors.Is(err, syscall.ECONNREFUSED) {
-					_ = os.Remove(filepath.Join(dir, name)) // nobody listens, and nobody will under its number
+					removeOld(filepath.Join(dir, name))
 					names[i] = ""
 				}
 			})
@@ -104,6 +108,14 @@ func Roles(dir string) prometheus.Gatherer {
 		work.Wait()
 		return merged(names, answers, up), nil
 	})
+}
+
+// removeOld removes a socket at which nobody listens, unless somebody has just
+// made it, perhaps in the place of the one that refused.
+func removeOld(path string) {
+	if info, err := os.Stat(path); err == nil && time.Since(info.ModTime()) > listensWithin {
+		_ = os.Remove(path)
+	}
 }
 
 // askRole reads one role's numbers.

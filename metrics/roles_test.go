@@ -74,6 +74,14 @@ func TestRoles(t *testing.T) {
 	}
 	killed.Close()
 	awaitRoles(t, dir, 2)
+	if _, err := os.Stat(dead); err != nil {
+		t.Errorf("the socket of one that is about to listen: %v", err)
+	}
+	old := time.Now().Add(-2 * listensWithin)
+	if err := os.Chtimes(dead, old, old); err != nil {
+		t.Fatal(err)
+	}
+	awaitRoles(t, dir, 2)
 	if _, err := os.Stat(dead); err == nil {
 		t.Error("a killed role's socket stays")
 	}
