@@ -291,6 +291,16 @@ func TestImageAgain(t *testing.T) {
 	h.empty(t)
 }
 
+// fetcherEnds waits until a fetcher has gone: its pipe ends a moment before it does.
+func (h *Host) fetcherEnds(t *testing.T, u *Use) {
+	t.Helper()
+	var r fetcherRecord
+	if err := readRecord(h.dir("fetchers", u.key, "fetcher.json"), &r); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, r.Process)
+}
+
 // An image that cannot be mounted says why, and leaves nothing.
 func TestImageFails(t *testing.T) {
 	h, fetcher, good := openImage(t)
@@ -342,11 +352,7 @@ func TestImageFails(t *testing.T) {
 	if _, err := h.UseImage(ctx, ended, good); !errors.Is(err, errFetcherEnded) || !strings.Contains(err.Error(), "no luck today") {
 		t.Errorf("no fetcher: %v", err)
 	}
-	var gone fetcherRecord
-	if err := readRecord(h.dir("fetchers", ended.key, "fetcher.json"), &gone); err != nil {
-		t.Fatal(err)
-	}
-	ends(t, gone.Process) // its pipe ends a moment before it does
+	h.fetcherEnds(t, ended)
 	if f, err := h.ReviveFetcher(ctx, ended); err == nil || !strings.Contains(err.Error(), "ended: no luck today") {
 		t.Errorf("no fetcher again: %v, %v", f, err)
 	} else if f != nil {
