@@ -219,7 +219,7 @@ func (p *Proxy) accept(l net.Listener) {
 		}
 		p.counts.connections.Add(1)
 		p.counts.open.Add(1)
-		c, target := p.admit(client.(*net.TCPConn))
+		c, target := p.admit(l, client.(*net.TCPConn))
 		p.wg.Go(func() {
 			c.serve(target)
 			p.mu.Lock()
@@ -231,15 +231,16 @@ func (p *Proxy) accept(l net.Listener) {
 	}
 }
 
-// admit numbers a connection, and makes it known to Cut and Close.
-func (p *Proxy) admit(client *net.TCPConn) (c *conn, target string) {
+// admit numbers a connection, and makes it known to Cut and Close. One that l
+// took just before it was closed is refused: a Cut after that has not seen it.
+func (p *Proxy) admit(l net.Listener, client *net.TCPConn) (c *conn, target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c = &conn{p: p, number: p.accepted, client: client}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	p.accepted++
 	p.conns[c] = struct{}{}
-	if p.closed {
+	if p.closed || p.listener != l {
 		c.end(true)
 	}
 	return c, p.target

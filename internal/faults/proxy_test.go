@@ -469,3 +469,45 @@ func TestSlowIsSeeded(t *testing.T) {
 		t.Errorf("%d calls alike under another seed; %d of 1000 below the median", alike, below)
 	}
 }
+
+// A connection that was accepted, and not more, when its port was closed is not
+// let through afterwards: who cuts then has cut all.
+func TestRefuseWhileAccepting(t *testing.T) {
+	p := newProxy(t, echo(t), 1)
+	p.mu.Lock()
+	l := p.listener
+	p.mu.Unlock()
+	near, err := net.Dial("tcp", echo(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Set(Link{Refuse: true})
+	p.Cut()
+	c, _ := p.admit(l, near.(*net.TCPConn))
+	if c.ctx.Err() == nil {
+		t.Error("it was let through")
+	}
+	p.mu.Lock()
+	delete(p.conns, c)
+	p.mu.Unlock()
+	p.Set(Link{})
+}
+
+// A port that is closed stays the proxy's: nobody gets it but a server that is
+// told of it, as one of Go's may be.
+func TestRefusedPortIsHeld(t *testing.T) {
+	p := newProxy(t, echo(t), 1)
+	p.Set(Link{Refuse: true})
+	if conn, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("%v, %v", conn, err)
+	}
+	for range 2 {
+		l, err := net.Listen("tcp", p.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
