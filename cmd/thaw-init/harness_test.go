@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"thaw/internal/faults"
 	"thaw/invokewire"
 )
 
@@ -158,13 +159,16 @@ func (w *worker) start(socket *os.File, args ...string) {
 	})
 }
 
+// freeAddress gives one that nobody else gets until the test has ended: instances
+// of tests have the machine's network.
 func freeAddress(t testing.TB) string {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	p, err := faults.NewProxy("127.0.0.1:1", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(func() { _ = p.Close() })
+	p.Set(faults.Link{Refuse: true}) // the port is held, and another may listen
+	return p.Addr()
 }
 
 // meet takes a connection and the hello on it.

@@ -26,6 +26,8 @@ func play(role string) {
 		lambda.Start(function)
 	case "sigterm": // with Lambda's own internal extension
 		lambda.StartWithOptions(function, lambda.WithEnableSIGTERM(func() { fmt.Println("got SIGTERM") }))
+	case "leaves": // when it is asked to
+		lambda.StartWithOptions(function, lambda.WithEnableSIGTERM(func() { fmt.Println("got SIGTERM"); os.Exit(0) }))
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		lambda.StartWithOptions(function, lambda.WithEnableSIGTERM(func() {}))
