@@ -4,11 +4,14 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +24,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"thaw/agent"
+	"thaw/cache"
 	"thaw/internal/testoci"
 	"thaw/mount"
 	"thaw/sandbox"
@@ -289,6 +294,66 @@ func (r *running) wait() ended {
 	return ended{r.cmd.ProcessState.ExitCode(), string(rest), r.stderr.String()}
 }
 
+// settled waits until what was read through the fetcher at a socket is stored,
+// which readers do not wait for; so its zone is filled, if the test wants that.
+func settled(tb testing.TB, socket string, filled bool) {
+	tb.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.Now().Add(patience); ; <-tick.C {
+		n, err := askFetcher(socket)
+		var more struct {
+			Zone struct{ Fills, Dropped int64 }
+		}
+		if err == nil && filled {
+			err = json.Unmarshal(n.More, &more)
+		}
+		if err == nil && n.Fetching == 0 && (!filled || more.Zone.Fills+more.Zone.Dropped >= n.Origin.Hits) {
+			return
+		}
+		if time.Now().After(late) {
+			tb.Fatal("the fetcher is at work still: ", n, ", ", err)
+		}
+	}
+}
+
+func askFetcher(socket string) (cache.FetcherStats, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return cache.FetcherStats{}, err
+	}
+	defer conn.Close()
+	return cache.AskStats(ctx, conn)
+}
+
+// settled is that of the state's fetchers. One ends with its last user, whatever
+// it was about to store: somebody has to use it until then.
+func (m *machine) settled(tb testing.TB, filled bool) {
+	tb.Helper()
+	sockets, err := filepath.Glob(m.runDir() + "/fetchers/*/" + agent.SocketName)
+	if err != nil || len(sockets) == 0 {
+		tb.Fatal("no fetcher runs: ", err)
+	}
+	for _, socket := range sockets {
+		settled(tb, socket, filled)
+	}
+}
+
+// keep starts a program of an image, and leaves all that was read in the cache.
+func (m *machine) keep(image string) {
+	m.t.Helper()
+	user := m.serve(image)
+	if out := m.must("run", image, "/bin/inside", "echo", "first"); out != "first\n" {
+		m.t.Fatal(out)
+	}
+	m.settled(m.t, false)
+	if e := user.end(); e.code != 0 {
+		m.t.Fatal(e)
+	}
+}
+
 // runDir is where the state's runtime files are (package host).
 func (m *machine) runDir() string {
 	sum := sha256.Sum256([]byte(m.state))
@@ -384,6 +449,10 @@ func cmdApp(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		ts.Check(os.RemoveAll(m.runDir()))
 	})
+}
+
+func cmdSettles(ts *testscript.TestScript, _ bool, args []string) {
+	(&machine{state: ts.Getenv("THAW_STATE")}).settled(scriptTB{ts: ts}, len(args) > 0)
 }
 
 func cmdAppears(ts *testscript.TestScript, _ bool, args []string) {

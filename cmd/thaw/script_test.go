@@ -62,6 +62,7 @@ const patience = 3 * time.Minute
 //	starts VAR COMMAND...              in the background; VAR is the first line it prints: where it listens
 //	ends VAR TERM|INT|KILL             a signal to it; then nobody listens there
 //	loses VAR                          its first child is killed
+//	settles [filled]                   waits until the state's fetchers have stored all that was read, also in their zone
 func TestScripts(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/script/*.txt")
 	if err != nil || len(scripts) == 0 {
@@ -87,7 +88,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"layout": cmdLayout, "exits": cmdExits, "pick": cmdPick, "content": cmdContent, "spoil": cmdSpoil, "count": cmdCount, "absent": cmdAbsent,
 			"app": cmdApp, "appears": cmdAppears, "adds": cmdAdds, "serve": cmdServe, "interrupt": cmdInterrupt, "closed": cmdClosed, "tmpfs": cmdTmpfs, "sparse": cmdSparse,
-			"starts": cmdStarts, "ends": cmdEnds, "loses": cmdLoses,
+			"starts": cmdStarts, "ends": cmdEnds, "loses": cmdLoses, "settles": cmdSettles,
 		},
 	})
 }

@@ -342,14 +342,9 @@ func (f *zoneFleet) beyond(wreck func(*member) func(), broken int) {
 }
 
 // failing reads every chunk and wants each read to fail, for one of some reasons.
-// What came for the last pass may be stored after its reader has it, and be found
-// by the next one; not by all that follow.
 func (f *zoneFleet) failing(deadline time.Duration, reasons ...error) {
 	f.t.Helper()
 	failed := f.pass(deadline)
-	for late := time.Now().Add(3 * time.Minute); len(failed) != len(f.names) && time.Now().Before(late); {
-		failed = f.pass(deadline)
-	}
 	if len(failed) != len(f.names) {
 		f.t.Errorf("%d of %d reads failed", len(failed), len(f.names))
 	}
