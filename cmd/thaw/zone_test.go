@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -36,8 +37,10 @@ func cmdStarts(ts *testscript.TestScript, _ bool, args []string) {
 	})
 	late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 	defer late.Stop()
-	line, err := bufio.NewReader(out).ReadString('\n')
+	read := bufio.NewReader(out)
+	line, err := read.ReadString('\n')
 	ts.Check(err)
+	go func() { _, _ = io.Copy(io.Discard, read) }() // until it ends: or it would wait for a reader
 	ts.Setenv(args[0], strings.TrimSpace(line))
 	nodesOf(ts)[args[0]] = cmd
 }
