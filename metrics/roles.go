@@ -53,9 +53,7 @@ func ServeRole(ctx context.Context, dir, role string, all ...prometheus.Collecto
 		return err
 	}
 	defer at.Close()
-	name := role + "-" + strconv.Itoa(os.Getpid())
-	_ = os.Remove(filepath.Join(dir, name)) // of one that was killed and had our number, as in a container
-	l, err := net.Listen("unix", socketIn(at, name))
+	l, err := listenIn(at, role+"-"+strconv.Itoa(os.Getpid()))
 	if err != nil {
 		return fmt.Errorf("metrics of the %s: %w", role, err)
 	}
@@ -66,6 +64,37 @@ func ServeRole(ctx context.Context, dir, role string, all ...prometheus.Collecto
 		return err
 	}
 	return nil
+}
+
+// listenIn makes a socket in a folder. Its name is there once it takes
+// connections: one that refuses them is taken for that of a process that was
+// killed.
+func listenIn(dir *os.File, name string) (net.Listener, error) {
+	path, early := filepath.Join(dir.Name(), name), filepath.Join(dir.Name(), unready+name)
+	_ = os.Remove(early) // of one that was killed and had our number, as in a container
+	l, err := net.Listen("unix", socketIn(dir, unready+name))
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // that is another name
+	if err := os.Rename(early, path); err != nil {
+		return nil, errors.Join(err, l.Close(), os.Remove(early))
+	}
+	return named{l, path}, nil
+}
+
+// unready begins the names of sockets that take no connections yet.
+const unready = "."
+
+// named is a listener that takes its socket's name away when it closes.
+type named struct {
+	net.Listener
+	path string
+}
+
+func (n named) Close() error {
+	_ = os.Remove(n.path) // or it was closed before
+	return n.Listener.Close()
 }
 
 // socketIn is a socket's path that is short, however long the folder's is.
@@ -90,6 +119,7 @@ func Roles(dir string) prometheus.Gatherer {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}
+		names = slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, unready) })
 		slices.Sort(names)
 		answers := make([]map[string]*dto.MetricFamily, len(names))
 		up := make([]bool, len(names))
