@@ -69,7 +69,7 @@ func (c *psCmd) Run(g *Globals) error {
 		if i.Keeper > 0 {
 			pid = strconv.Itoa(i.Keeper)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, cmp.Or(text.Line(i.Image), "-"), instanceStatus(&i), since(i.Started, time.Now()), pid, text.Line(instanceWhat(&i)))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, cmp.Or(text.Line(i.Image), "-"), instanceStatus(&i), since(i.Started, time.Now()), pid, text.Line(instanceWhat(&i, i.Kind == host.KindMount && i.Mounted())))
 	}
 	return t.Flush()
 }
@@ -86,13 +86,16 @@ func instanceStatus(i *host.Instance) string {
 	return "running"
 }
 
-// instanceWhat says what an instance does.
-func instanceWhat(i *host.Instance) string {
+// instanceWhat says what an instance does. The record of a mount is there before
+// the mount is, and after it: who waits for "mounted" finds the files.
+func instanceWhat(i *host.Instance, mounted bool) string {
 	switch {
 	case i.Damaged():
 		return "(its record is damaged)"
-	case i.Kind == host.KindMount:
+	case mounted:
 		return "mounted at " + i.Target
+	case i.Kind == host.KindMount:
+		return "mount at " + i.Target
 	case len(i.Command) == 0:
 		return "(the image's own command)"
 	}
