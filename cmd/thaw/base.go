@@ -114,15 +114,16 @@ func putBase(ctx context.Context, records *cluster.Records, base baseImage) erro
 	}
 }
 
-// awaitPins waits until all workers keep the image, and gives what they say of
-// it, by their ids. It gives up when none has made progress for pinPatience.
+// awaitPins waits until all workers, one at least, keep the image, and gives what
+// they say of it, by their ids. It gives up when none has made progress for
+// pinPatience.
 func (m *joined) awaitPins(ctx context.Context, base baseImage) (map[string]invokewire.Pin, error) {
 	look := time.NewTicker(pinLook)
 	defer look.Stop()
 	late := time.NewTimer(pinPatience)
 	defer late.Stop()
 	for before := -1; ; {
-		workers, err := m.workers(ctx)
+		workers, err := m.someWorkers(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -20,6 +20,12 @@ const (
 	// maxRoleAnswer bounds what a role answers, in bytes: a thousand starts with
 	// their stages take some 500 KiB.
 	maxRoleAnswer = 16 << 20
+	// workerPatience is how long it may take until a worker is known: one that has
+	// just come up clears what its predecessor left, and one whose lease has ended
+	// on a machine that is busy takes it anew.
+	workerPatience = time.Minute
+	// workerLook is how often it is looked for.
+	workerLook = 100 * time.Millisecond
 )
 
 // ask sends a request without a body to a role, and reads its JSON.
@@ -60,6 +66,24 @@ func (m *joined) workers(ctx context.Context) (all []invokewire.WorkerState, err
 		all = append(all, w)
 	}
 	return all, err
+}
+
+// someWorkers is workers, and waits until one is there.
+func (m *joined) someWorkers(ctx context.Context) ([]invokewire.WorkerState, error) {
+	look := time.NewTicker(workerLook)
+	defer look.Stop()
+	for late := time.After(workerPatience); ; {
+		if all, err := m.workers(ctx); err != nil || len(all) > 0 {
+			return all, err
+		}
+		select {
+		case <-look.C:
+		case <-late:
+			return nil, errNoWorker
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // errNoWorker says why nothing can be measured or kept.
