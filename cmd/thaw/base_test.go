@@ -43,11 +43,11 @@ func TestBase(t *testing.T) {
 	file.Mode = 0o755
 	over := testoci.Layout(t, filepath.Join(t.TempDir(), "over"), []string{"FROM=image"}, testoci.Tar(t, testoci.File("random", testoci.Noise(1, 3<<20))), testoci.Tar(t, file))
 	args := []string{"bench", "coldstart", "--large", over, "--rows", "large", "--command", "/function", "--parallel", "1", "--hold", "0s", "--json"}
-	if e := r.thaw(args...); e.code != 1 || !strings.Contains(e.stderr, "thaw base rm") {
+	if e := r.thawWithin(benchLife, args...); e.code != 1 || !strings.Contains(e.stderr, "thaw base rm") {
 		t.Errorf("a start from nothing is measured with a base in the cache: %+v", e)
 	}
 	var m measuredColdstarts
-	if err := json.Unmarshal([]byte(r.must(append(args, "--pinned")...)), &m); err != nil {
+	if err := json.Unmarshal([]byte(r.mustWithin(benchLife, append(args, "--pinned")...)), &m); err != nil {
 		t.Fatal(err)
 	}
 	if row := m.Rows[0]; row.Cold != 1 || row.Left < 3<<20 {

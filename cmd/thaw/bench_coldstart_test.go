@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"thaw/internal/testoci"
 )
@@ -74,12 +75,28 @@ type measuredColdstarts struct {
 	}
 }
 
+// benchLife bounds one experiment, of many deployments and starts.
+const benchLife = 10 * time.Minute
+
 func (r *region) benchColdstart(args ...string) (m measuredColdstarts) {
 	r.t.Helper()
-	if err := json.Unmarshal([]byte(r.must(append([]string{"bench", "coldstart", "--json"}, args...)...)), &m); err != nil {
+	if err := json.Unmarshal([]byte(r.mustWithin(benchLife, append([]string{"bench", "coldstart", "--json"}, args...)...)), &m); err != nil {
 		r.t.Fatal(err)
 	}
 	return m
+}
+
+// apart calls try with how long each invoke is to hold its instance, longer each
+// time, until it says that each invoke had its own: one whose start takes longer
+// than another's start and hold gets that one's instance.
+func apart(t *testing.T, try func(hold time.Duration) bool) {
+	t.Helper()
+	for hold := 2 * time.Second; !try(hold); hold *= 2 {
+		if hold > time.Minute {
+			t.Fatalf("held for %v, instances are used twice", hold)
+		}
+		t.Logf("held for %v, an instance was used twice", hold)
+	}
 }
 
 // The experiment over all rows: each event has an instance of its own, each
@@ -87,7 +104,16 @@ func (r *region) benchColdstart(args ...string) (m measuredColdstarts) {
 func TestBenchColdstart(t *testing.T) {
 	r := newRegion(t, "--nodes=5")
 	small, large, svg := sampleLayout(t), largeLayout(t, 1, 4<<20), filepath.Join(t.TempDir(), "cold.svg")
-	m := r.benchColdstart("--small", small, "--large", large, "--zip", sampleZip(t), "--command", "/function", "--parallel", "2", "--hold", "2s", "--svg", svg)
+	zip := sampleZip(t)
+	var m measuredColdstarts
+	apart(t, func(hold time.Duration) bool {
+		m = r.benchColdstart("--small", small, "--large", large, "--zip", zip, "--command", "/function", "--parallel", "2", "--hold", hold.String(), "--svg", svg)
+		warm := 0
+		for _, row := range m.Rows {
+			warm += row.Warm
+		}
+		return warm == 0
+	})
 	if len(m.Rows) != 4 || m.By != "events" {
 		t.Fatalf("%+v", m)
 	}
@@ -127,8 +153,12 @@ func TestBenchColdstart(t *testing.T) {
 func TestBenchColdstartInvokes(t *testing.T) {
 	r := newRegion(t)
 	small := sampleLayout(t)
-	out := r.must("bench", "coldstart", "--small", small, "--command", "/function", "--parallel", "3", "--hold", "2s", "--by", "invokes")
-	for _, want := range []string{"ROW    MEMORY  MS        COUNT", "\nsmall  128 MB  init      3 ", "\nsmall  128 MB  platform  3 ", "full"} {
+	var out string
+	apart(t, func(hold time.Duration) bool {
+		out = r.mustWithin(benchLife, "bench", "coldstart", "--small", small, "--command", "/function", "--parallel", "3", "--hold", hold.String(), "--by", "invokes")
+		return strings.Contains(out, "\nsmall  128 MB  init      3 ")
+	})
+	for _, want := range []string{"ROW    MEMORY  MS        COUNT", "\nsmall  128 MB  platform  3 ", "full"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}

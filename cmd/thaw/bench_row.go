@@ -135,19 +135,33 @@ func (b *coldBench) prepareFull(ctx context.Context, row *coldRow, _ string) err
 	if lists, err := folder.Pins(); err != nil || len(lists) > 0 && !b.Pinned {
 		return errors.Join(err, errors.New("base images stay in the cache, and would be fetched again: remove them (thaw base rm), or measure with --pinned"))
 	}
-	if row.CacheLeft, err = folder.Empty(ctx, !b.Pinned); err != nil {
+	if err := b.emptyCache(ctx, folder, row); err != nil {
 		return err
-	}
-	unix.Sync() // dirty pages are not dropped
-	if err := os.WriteFile(dropCaches, []byte("3\n"), 0); err != nil {
-		return fmt.Errorf("dropping the page cache: %w", err)
-	}
-	if s := folder.Stats(); s.Used != row.CacheLeft {
-		return fmt.Errorf("the cache is not empty: it has %d bytes: does somebody else use the worker?", s.Used)
 	}
 	left, err := b.host.Attached()
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("something is there before the start: %s, and %d more", left[0], len(left)-1)
+	}
+	return err
+}
+
+// emptyCache has nothing but what is pinned in the worker's cache, nor in the page
+// cache. A chunk that was read before may be stored after its reader has it.
+func (b *coldBench) emptyCache(ctx context.Context, folder *cache.Folder, row *coldRow) error {
+	var used int64
+	err := b.until(ctx, "", emptyPatience, func() (_ bool, err error) {
+		if row.CacheLeft, err = folder.Empty(ctx, !b.Pinned); err != nil {
+			return false, err
+		}
+		unix.Sync() // dirty pages are not dropped
+		if err := os.WriteFile(dropCaches, []byte("3\n"), 0); err != nil {
+			return false, fmt.Errorf("dropping the page cache: %w", err)
+		}
+		used = folder.Stats().Used
+		return used == row.CacheLeft, nil
+	})
+	if errors.Is(err, errLate) {
+		return fmt.Errorf("the cache cannot be emptied: it has %d bytes: does somebody else use the worker?", used)
 	}
 	return err
 }

@@ -157,13 +157,19 @@ type ended struct {
 // thaw runs a command to its end.
 func (m *machine) thaw(args ...string) ended {
 	m.t.Helper()
+	return m.thawWithin(patience, args...)
+}
+
+// thawWithin is thaw for a command that waits for many others.
+func (m *machine) thawWithin(limit time.Duration, args ...string) ended {
+	m.t.Helper()
 	var out, stderr bytes.Buffer
 	cmd := m.command(args...)
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	if err := cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
-	late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	late := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
 	defer late.Stop()
 	_ = cmd.Wait() // the status says it
 	return ended{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
@@ -172,7 +178,12 @@ func (m *machine) thaw(args ...string) ended {
 // must runs a command that has to succeed and gives its output.
 func (m *machine) must(args ...string) string {
 	m.t.Helper()
-	e := m.thaw(args...)
+	return m.mustWithin(patience, args...)
+}
+
+func (m *machine) mustWithin(limit time.Duration, args ...string) string {
+	m.t.Helper()
+	e := m.thawWithin(limit, args...)
 	if e.code != 0 {
 		m.t.Fatalf("thaw %q: status %d\n%s%s", args, e.code, e.out, e.stderr)
 	}
