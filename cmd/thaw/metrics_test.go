@@ -18,11 +18,16 @@ import (
 	"thaw/internal/testpty"
 )
 
-// scrape gives the numbers at an address: each as the sum of its series.
+// scrape gives the sums of the numbers at an address.
 func scrape(t *testing.T, address string) map[string]float64 {
 	t.Helper()
+	return sums(scraped(t, address))
+}
+
+// sums gives each number as the sum of its series.
+func sums(families map[string]*dto.MetricFamily) map[string]float64 {
 	values := map[string]float64{}
-	for name, f := range scraped(t, address) {
+	for name, f := range families {
 		for _, m := range f.GetMetric() {
 			values[name] += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
