@@ -29,8 +29,11 @@ const (
 	// roleReady is how long a role may take to say its address: a worker that
 	// ends what its predecessor left takes seconds.
 	roleReady = time.Minute
-	// roleEnd is how long a role may take to end before it is killed.
-	roleEnd = 20 * time.Second
+	// roleEnd is how long a role may take to end before it is killed: a worker
+	// with hundreds of instances, or on a machine that is busy, takes more than half
+	// a minute, and what it had is left behind if it is killed. Who has no time for
+	// that sends a second signal.
+	roleEnd = 90 * time.Second
 	// addressLine bounds what a role says first, in bytes.
 	addressLine = 4096
 )
