@@ -14,7 +14,7 @@ import (
 )
 
 // patience bounds every wait: nothing takes it all unless it hangs.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // Terminal is one, and what was drawn on it.
 type Terminal struct {
