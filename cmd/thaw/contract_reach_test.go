@@ -25,7 +25,7 @@ import (
 func TestContractReach(t *testing.T) {
 	k := newContract(t, "--budget=6GiB") // for 32 instances of 128 MB
 	t.Run("memory", k.memory)            // first: the peak is since the start
-	k.order(t, "f", timeout(20))
+	k.order(t, "f", timeout(120))        // it has a second for each address
 	k.active(t, "f")
 	t.Run("network", k.network)
 	t.Run("calls", k.calls)
@@ -53,7 +53,6 @@ func (k *contract) memory(t *testing.T) {
 	const callers, payload = 32, 6 << 20
 	k.create(t, "echo", func(in *lambda.CreateFunctionInput) { in.MemorySize, in.Timeout = aws.Int32(128), aws.Int32(120) })
 	k.invoke(t, "echo", `1`)
-	roles := children(k.up.cmd.Process.Pid)
 	event := jsonText(payload)
 	var work errgroup.Group
 	var ready sync.WaitGroup
@@ -74,7 +73,7 @@ func (k *contract) memory(t *testing.T) {
 	}
 	var all int64
 	for _, role := range []string{"frontend", "worker"} {
-		pid := roles[role]
+		pid := k.role(t, role)
 		peak, file := memoryOf(t, pid, "VmHWM"), memoryOf(t, pid, "RssFile")
 		t.Logf("%s: peak %d MiB, of which %d MiB of the program's file", role, peak>>20, file>>20)
 		all += peak - file
@@ -184,7 +183,7 @@ func (k *contract) calls(t *testing.T) {
 	}
 	file := testoci.File("caller", data)
 	file.Mode = 0o755
-	k.create(t, "caller", timeout(20), entryPoint(testoci.Layout(t, t.TempDir(), nil, testoci.Tar(t, file)), "/caller"))
+	k.create(t, "caller", timeout(60), entryPoint(testoci.Layout(t, t.TempDir(), nil, testoci.Tar(t, file)), "/caller"))
 	if a := k.invoke(t, "caller", `{"function":"f","payload":{"from":"caller"}}`); string(a.Payload) != `{"from":"caller"}` || a.FunctionError != nil {
 		t.Errorf("a function that invokes another: %v %s\n%s", aws.ToString(a.FunctionError), a.Payload, a.log)
 	}

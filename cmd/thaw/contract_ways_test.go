@@ -30,7 +30,7 @@ func TestContractWays(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := newContract(t, "--runtimes="+runtimes)
-	k.order(t, "f", timeout(20))
+	k.order(t, "f", timeout(60))
 	k.order(t, "brief", timeout(3))
 	k.active(t, "f")
 	k.active(t, "brief")
@@ -74,20 +74,29 @@ func (k *contract) stream(t *testing.T, name, do string) (s streamed) {
 }
 
 func (k *contract) streams(t *testing.T) {
-	if s := k.stream(t, "f", `{"stream":{"pieces":3,"bytes":2,"every_ms":300}}`); string(s.body) != "aabbcc" || s.pieces != 3 || s.end.ErrorCode != nil {
-		t.Errorf("three pieces: %q in %d, %v", s.body, s.pieces, aws.ToString(s.end.ErrorCode))
-	}
+	k.until(t, "three pieces come one by one", func() bool { // what has waited for somebody comes at once
+		s := k.stream(t, "f", `{"stream":{"pieces":3,"bytes":2,"every_ms":300}}`)
+		if string(s.body) != "aabbcc" || s.pieces > 3 || s.end.ErrorCode != nil {
+			t.Fatalf("three pieces: %q in %d, %v", s.body, s.pieces, aws.ToString(s.end.ErrorCode))
+		}
+		return s.pieces == 3
+	})
 	if s := k.stream(t, "f", `{"stream":{"pieces":7,"bytes":1048576}}`); len(s.body) != 7<<20 || s.body[len(s.body)-1] != 'g' || s.end.ErrorCode != nil {
 		t.Errorf("7 MB: %d bytes, %v: %s", len(s.body), aws.ToString(s.end.ErrorCode), aws.ToString(s.end.ErrorDetails))
 	}
 	for _, c := range []struct{ name, function, do, body, code, details string }{
 		{"fails midway", "f", `{"stream":{"pieces":2,"bytes":2,"fail":"no more"}}`, "aabb", "Unhandled", "no more"},
 		{"fails at once", "f", `{"error":"no luck"}`, "", "Unhandled", "no luck"},
-		{"takes too long midway", "brief", `{"stream":{"pieces":3,"bytes":1,"every_ms":2000}}`, "ab", "Unhandled", "Task timed out after 3.00 seconds"},
+		{"takes too long midway", "brief", `{"stream":{"pieces":2,"bytes":3,"every_ms":30000}}`, "aaa", "Unhandled", "Task timed out after 3.00 seconds"},
 		{"takes too long at once", "brief", `{"sleep_ms":30000}`, "", "Unhandled", "Task timed out after 3.00 seconds"},
 		{"ends", "f", `{"exit":4}`, "", "Unhandled", "exit status 4"},
 	} {
-		if s := k.stream(t, c.function, c.do); string(s.body) != c.body || aws.ToString(s.end.ErrorCode) != c.code || !strings.Contains(aws.ToString(s.end.ErrorDetails), c.details) {
+		var s streamed
+		k.until(t, c.name, func() bool { // three seconds may be few even for the first piece
+			s = k.stream(t, c.function, c.do)
+			return len(s.body) >= len(c.body)
+		})
+		if string(s.body) != c.body || aws.ToString(s.end.ErrorCode) != c.code || !strings.Contains(aws.ToString(s.end.ErrorDetails), c.details) {
 			t.Errorf("%s: %.300q, %s: %.1000s", c.name, s.body, aws.ToString(s.end.ErrorCode), aws.ToString(s.end.ErrorDetails))
 		}
 	}
@@ -221,7 +230,7 @@ func pack(t *testing.T, files map[string][]byte) string {
 }
 
 func (k *contract) zips(t *testing.T) {
-	k.must("deploy", "zipped", pack(t, map[string][]byte{"bootstrap": sample.data, "data.txt": []byte("inside")}), "--runtime", "provided.al2023", "--handler", "x.y")
+	k.must("deploy", "zipped", pack(t, map[string][]byte{"bootstrap": sample.data, "data.txt": []byte("inside")}), "--runtime", "provided.al2023", "--handler", "x.y", "--timeout", "60")
 	told := k.told(t, "zipped", `{"env":["_HANDLER","LAMBDA_TASK_ROOT","AWS_EXECUTION_ENV","PWD"],"files":["/var/task/data.txt"]}`)
 	if told.Env["_HANDLER"] != "x.y" || told.Env["LAMBDA_TASK_ROOT"] != "/var/task" || told.Env["AWS_EXECUTION_ENV"] != "" || told.Files["/var/task/data.txt"] != "inside" {
 		t.Errorf("a zip package knows %+v, %v", told.Env, told.Files)
@@ -244,7 +253,7 @@ while :; do
 	curl -sS -o /tmp/answer -d "\"$1 $AWS_EXECUTION_ENV\"" "http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime/invocation/$id/response"
 done
 `
-	k.must("deploy", "mapped", pack(t, map[string][]byte{"bootstrap": []byte(script)}), "--runtime", "ruby3.4", "--handler", "app.handler")
+	k.must("deploy", "mapped", pack(t, map[string][]byte{"bootstrap": []byte(script)}), "--runtime", "ruby3.4", "--handler", "app.handler", "--timeout", "60")
 	if a := k.invoke(t, "mapped", `1`); string(a.Payload) != `"app.handler AWS_Lambda_ruby3.4"` {
 		t.Errorf("over a mapped base: %s\n%s", a.Payload, a.log)
 	}

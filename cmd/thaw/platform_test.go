@@ -138,7 +138,7 @@ func nowhere(t *testing.T, folder, text string) {
 func TestPlatform(t *testing.T) {
 	r := newRegion(t, "--metrics=127.0.0.1:0")
 	layout := sampleLayout(t)
-	r.must("deploy", "hello", layout, "--command", "/function", "--memory", "256", "-e", "GREETING="+canary)
+	r.must("deploy", "hello", layout, "--command", "/function", "--memory", "256", "--timeout", "60", "-e", "GREETING="+canary)
 	var cold, warm struct {
 		Status int
 		Answer json.RawMessage
@@ -278,7 +278,7 @@ func TestPlatformAWSCLI(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.mustAWS("lambda", "create-function", "--function-name", "f", "--package-type", "Image", "--code", "ImageUri="+layout,
-		"--role", "arn:aws:iam::000000000000:role/any", "--image-config", `{"EntryPoint":["/function"]}`, "--timeout", "5")
+		"--role", "arn:aws:iam::000000000000:role/any", "--image-config", `{"EntryPoint":["/function"]}`, "--timeout", "60")
 	r.mustAWS("lambda", "wait", "function-active-v2", "--function-name", "f")
 	invoke := func(more ...string) string {
 		return r.mustAWS(append([]string{"lambda", "invoke", "--function-name", "f", "--payload", "fileb://" + payload, answer}, more...)...)
@@ -329,13 +329,12 @@ func TestPlatformAWSCLI(t *testing.T) {
 // another state folder that has the same images.
 func TestPlatformRestart(t *testing.T) {
 	r := newRegion(t)
-	r.must("deploy", "hello", sampleLayout(t), "--command", "/function", "--publish")
+	r.must("deploy", "hello", sampleLayout(t), "--command", "/function", "--timeout", "60", "--publish")
 	key := r.must("keys", "create", "--json")
 	backup := filepath.Join(t.TempDir(), "backup")
 	r.must("cluster", "backup", backup)
 	r.down()
-	again := &region{machine: r.machine, up: r.start("up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB")}
-	again.ready(t)
+	again := restarted(t, r)
 	if out := again.must("invoke", "hello:1", `{"a":1}`); out != "{\"a\":1}\n" {
 		t.Errorf("after a restart: %q", out)
 	}
@@ -347,8 +346,7 @@ func TestPlatformRestart(t *testing.T) {
 	if e := r.thaw("cluster", "restore", backup); e.code != 1 {
 		t.Errorf("restoring over what is there: %+v", e)
 	}
-	third := &region{machine: r.machine, up: r.start("up", "--listen=127.0.0.1:0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB")}
-	third.ready(t)
+	third := restarted(t, r)
 	if out := third.must("invoke", "hello", `{"a":2}`); out != "{\"a\":2}\n" {
 		t.Errorf("from a backup: %q", out)
 	}
