@@ -120,6 +120,7 @@ type logEntry struct {
 	path string
 	size int64
 	last time.Time
+	info os.FileInfo
 }
 
 // streams lists a function's, the newest last.
@@ -163,7 +164,7 @@ func filesOf(dir string) ([]logEntry, error) {
 	var all []logEntry
 	for _, item := range items {
 		if info, ierr := item.Info(); ierr == nil && info.Mode().IsRegular() {
-			all = append(all, logEntry{filepath.Join(dir, item.Name()), info.Size(), info.ModTime()})
+			all = append(all, logEntry{filepath.Join(dir, item.Name()), info.Size(), info.ModTime(), info})
 		}
 	}
 	slices.SortFunc(all, func(a, b logEntry) int { return a.last.Compare(b.last) })
@@ -271,11 +272,11 @@ func (l *logStore) read(ctx context.Context, q query, yield func([]invokewire.Lo
 	if err != nil {
 		return err
 	}
-	offsets := map[string]int64{}
+	marks := map[string]mark{}
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for first := true; ; first = false {
-		events, err := l.collect(dir, q, offsets, first)
+		events, err := l.collect(dir, q, marks, first)
 		if err != nil {
 			return err
 		}
@@ -290,8 +291,20 @@ func (l *logStore) read(ctx context.Context, q query, yield func([]invokewire.Lo
 	}
 }
 
-// collect gives what has come since offsets, which it moves.
-func (l *logStore) collect(dir string, q query, offsets map[string]int64, first bool) ([]invokewire.LogEvent, error) {
+// mark is how far a log was read, and in which file.
+type mark struct {
+	file os.FileInfo // nil: it was not
+	at   int64
+}
+
+// has tells whether a file has nothing that was not read. What was rotated away is
+// read with the file that is in its place.
+func (p mark) has(e logEntry) bool {
+	return p.file != nil && (strings.HasSuffix(e.path, olderSuffix) || e.size == p.at && os.SameFile(p.file, e.info))
+}
+
+// collect gives what has come since marks, by log, which it moves.
+func (l *logStore) collect(dir string, q query, marks map[string]mark, first bool) ([]invokewire.LogEvent, error) {
 	entries, err := filesOf(dir)
 	if err != nil {
 		return nil, err
@@ -302,26 +315,14 @@ func (l *logStore) collect(dir string, q query, offsets map[string]int64, first 
 	}
 	var events []invokewire.LogEvent
 	for _, e := range entries {
-		base := filepath.Base(e.path)
-		older := strings.HasSuffix(base, olderSuffix)
-		name, err := url.PathUnescape(strings.TrimSuffix(base, olderSuffix))
-		if err != nil || q.stream != "" && name != q.stream || older && !first {
+		path := strings.TrimSuffix(e.path, olderSuffix)
+		name, err := url.PathUnescape(filepath.Base(path))
+		if err != nil || q.stream != "" && name != q.stream || e.last.Add(fileTick).UnixMilli() < q.since || marks[path].has(e) {
 			continue
 		}
-		if e.last.Add(fileTick).UnixMilli() < q.since || e.size == offsets[e.path] {
-			offsets[e.path] = e.size
-			continue
-		}
-		from := offsets[e.path]
-		if from > e.size {
-			from = 0 // it was rotated
-		}
-		read, end, err := readLines(e.path, name, from, q.since)
+		read, err := readOn(path, name, q.since, marks)
 		if err != nil {
 			return nil, err
-		}
-		if offsets[e.path] = end; older {
-			delete(offsets, e.path)
 		}
 		events = append(events, read...)
 		if len(events) > 4*mostEvents {
@@ -335,23 +336,62 @@ func (l *logStore) collect(dir string, q query, offsets map[string]int64, first 
 	return events, nil
 }
 
-// readLines reads whole lines of a file from an offset on, and gives where they
-// end.
-func readLines(path, name string, from, since int64) ([]invokewire.LogEvent, int64, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, from, nil // it was pruned meanwhile
-	}
+// readOn reads a log from its place on, first what was rotated away since.
+func readOn(path, name string, since int64, marks map[string]mark) (events []invokewire.LogEvent, err error) {
+	was := marks[path]
+	f, info, err := openLog(path)
 	if err != nil {
-		return nil, from, err
+		return nil, err
 	}
 	defer f.Close()
+	if f == nil || was.file == nil || !os.SameFile(was.file, info) || info.Size() < was.at {
+		older, rotated, err := openLog(path + olderSuffix)
+		if err != nil {
+			return nil, err
+		}
+		defer older.Close()
+		if older != nil && (f == nil || !os.SameFile(rotated, info)) { // else it has just become that
+			if was.file == nil || !os.SameFile(was.file, rotated) {
+				was.at = 0
+			}
+			events, was.at = readLines(older, name, was.at, since)
+			marks[path] = mark{rotated, was.at}
+		}
+		was.at = 0
+	}
+	if f == nil {
+		return events, nil
+	}
+	read, end := readLines(f, name, was.at, since)
+	marks[path] = mark{info, end}
+	return append(events, read...), nil
+}
+
+// openLog opens a file of a log; nil: there is none, or none any more.
+func openLog(path string) (*os.File, os.FileInfo, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, info, nil
+}
+
+// readLines reads whole lines of a file from an offset on, and gives where they
+// end.
+func readLines(f *os.File, name string, from, since int64) ([]invokewire.LogEvent, int64) {
 	var events []invokewire.LogEvent
 	in := bufio.NewReaderSize(io.NewSectionReader(f, from, 1<<62), 2*maxLine)
 	for {
 		line, err := in.ReadSlice('\n')
 		if err != nil {
-			return events, from, nil // an unfinished line comes with the next read
+			return events, from // an unfinished line comes with the next read
 		}
 		from += int64(len(line))
 		if e, ok := parseLine(line, name); ok && e.Time >= since {

@@ -208,6 +208,47 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// Who follows a log gets its lines once each, also those that were rotated away
+// before anybody has looked.
+func TestFollowRotated(t *testing.T) {
+	l := testLogs(t, LogLimits{Stream: 4 * leastLog})
+	s := openStream(t, l, "s")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got []string
+	rounds, wrote := 0, 0
+	write := func(n int) { // lines of 1 KiB; with 128 KiB a file is rotated
+		for range n {
+			s.write(fmt.Appendf(nil, "%06d%01017d\n", wrote, 0))
+			wrote++
+		}
+		s.flushNow()
+	}
+	write(5)
+	err := l.read(ctx, query{account: "000000000000", function: "f", follow: true}, func(events []invokewire.LogEvent) error {
+		for _, e := range events {
+			got = append(got, e.Message[:6])
+		}
+		if len(got) < wrote {
+			return fmt.Errorf("told %d lines of %d", len(got), wrote)
+		}
+		if rounds++; rounds == 5 {
+			cancel()
+			return nil
+		}
+		write(100)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, line := range got {
+		if line != fmt.Sprintf("%06d", n) {
+			t.Fatalf("line %d is %s", n, line)
+		}
+	}
+}
+
 // Old, many and large logs go, the oldest first; those in use stay.
 func TestPrune(t *testing.T) {
 	l := testLogs(t, LogLimits{Streams: 3, Age: time.Hour, Function: 3000})
