@@ -12,10 +12,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/miekg/dns"
@@ -402,6 +404,29 @@ func TestCloseBusy(t *testing.T) {
 	if err := unix.Access(ns.Path, 0); err == nil {
 		t.Errorf("%s is left", ns.Path)
 	}
+}
+
+// A resolv.conf that is written twice within a tick of the kernel's clock is read
+// again, and one that has not changed for long is not.
+func TestResolvWithinTick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &forwarder{resolv: filepath.Join(t.TempDir(), "resolv.conf")}
+		at := time.Now()
+		for n, want := range []string{"192.0.2.1:53", "192.0.2.2:53", "192.0.2.3:53", "192.0.2.3:53"} {
+			if n == 2 {
+				time.Sleep(fileTick)
+			}
+			host, _, _ := strings.Cut(want, ":")
+			if n == 3 {
+				host = "192.0.2.4" // which is not looked for: the time is old, and the same
+			}
+			must(t, os.WriteFile(f.resolv, []byte("nameserver "+host+"\n"), 0o600))
+			must(t, os.Chtimes(f.resolv, at, at))
+			if got, err := f.upstream(); err != nil || !slices.Equal(got, []string{want}) {
+				t.Errorf("%d: %q, %v, want %s", n, got, err, want)
+			}
+		}
+	})
 }
 
 // A question that nobody answers does not keep Close waiting either.

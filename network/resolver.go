@@ -26,6 +26,9 @@ const (
 	// udpBuffer holds some 5,000 questions: those of ten instances that send as
 	// many as they may.
 	udpBuffer = 4 << 20
+	// fileTick is more than a file's time may stand still while it is written: the
+	// kernel sets it at its ticks, 1 to 10 ms apart.
+	fileTick = time.Second
 	// defaultResolv names the host's resolvers.
 	defaultResolv = "/etc/resolv.conf"
 )
@@ -188,6 +191,9 @@ func (f *forwarder) upstream() ([]string, error) {
 		return nil, fmt.Errorf("%s names no server", f.resolv)
 	}
 	f.servers, f.read = nil, info.ModTime()
+	if age := time.Since(f.read); age >= 0 && age < fileTick {
+		f.read = time.Time{} // it may be written again without another time
+	}
 	for _, s := range c.Servers[:min(len(c.Servers), maxServers)] {
 		f.servers = append(f.servers, net.JoinHostPort(s, c.Port))
 	}
