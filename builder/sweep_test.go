@@ -215,6 +215,21 @@ func TestSweepsGoOn(t *testing.T) {
 	<-second.rounds
 }
 
+// records are those that functions are in.
+func (f *fleet) records() *cluster.Records {
+	f.t.Helper()
+	c, err := cluster.Dial(f.t.Context(), f.url, token)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(c.Close)
+	records, err := c.Records(f.t.Context(), "functions")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return records
+}
+
 // denied is an origin that cannot be looked through.
 type denied struct{ stock }
 
@@ -224,20 +239,12 @@ func (denied) Each(context.Context, func(Thing) error) error { return errKilled 
 // once it was so for long enough, whatever the origin is like; versions stay.
 func TestSweepRecords(t *testing.T) {
 	f := newFleet(t)
-	o, closeAll, err := connect(t.Context(), f.url)
+	o, closeAll, err := connect(t.Context(), f.url, f.ttl)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer closeAll()
-	c, err := cluster.Dial(t.Context(), f.url, token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	records, err := c.Records(t.Context(), "functions")
-	if err != nil {
-		t.Fatal(err)
-	}
+	records := f.records()
 	id := functions.ID{Account: account, Name: "f"}
 	if err := f.store.Create(t.Context(), functions.NewFunction(id, functions.Version{}, time.Now()), true); err != nil {
 		t.Fatal(err)

@@ -20,8 +20,8 @@ import (
 // begins so.
 const temporary = ".tmp-"
 
-// manifests serves a manifest by tag or digest, or takes one.
-func (g *registry) manifests(q request, read bool) error {
+// manifests serves a manifest by tag or digest, takes or deletes one.
+func (g *Registry) manifests(q request, read bool) error {
 	byDigest := digests.MatchString(q.ref)
 	if !byDigest && !tags.MatchString(q.ref) {
 		return refuse(http.StatusBadRequest, "MANIFEST_INVALID", "neither a tag nor a sha256 digest")
@@ -29,23 +29,29 @@ func (g *registry) manifests(q request, read bool) error {
 	switch {
 	case q.r.Method == http.MethodPut:
 		return g.putManifest(q, byDigest)
+	case q.r.Method == http.MethodDelete:
+		return g.deleteManifest(q, byDigest)
 	case !read:
 		return badMethod()
 	}
-	digest := q.ref
-	if !byDigest {
-		b, err := os.ReadFile(g.repoPath(q.repo, "tags", q.ref))
-		if err != nil {
-			return missing(err, q.ref)
+	return g.content(q, func() (string, error) {
+		digest := q.ref
+		if !byDigest {
+			b, err := os.ReadFile(g.repoPath(q.repo, "tags", q.ref))
+			if err != nil {
+				return "", missing(err, q.ref)
+			}
+			digest = string(b)
 		}
-		digest = string(b)
-	}
-	mediaType, err := os.ReadFile(g.repoPath(q.repo, "manifests", digest))
-	if err != nil {
-		return missing(err, q.ref)
-	}
-	q.w.Header().Set("Content-Type", string(mediaType))
-	return g.content(q, digest)
+		link := g.repoPath(q.repo, "manifests", digest)
+		mediaType, err := os.ReadFile(link)
+		if err != nil {
+			return "", missing(err, q.ref)
+		}
+		g.use(link)
+		q.w.Header().Set("Content-Type", string(mediaType))
+		return digest, nil
+	})
 }
 
 func missing(err error, ref string) error {
@@ -56,7 +62,7 @@ func missing(err error, ref string) error {
 }
 
 // putManifest stores a manifest, then its media type, then its tag.
-func (g *registry) putManifest(q request, byDigest bool) error {
+func (g *Registry) putManifest(q request, byDigest bool) error {
 	body, err := readBounded(q.r.Body, maxManifest)
 	if err != nil {
 		return err
@@ -65,14 +71,20 @@ func (g *registry) putManifest(q request, byDigest bool) error {
 	if byDigest && q.ref != digest {
 		return refuse(http.StatusBadRequest, "DIGEST_INVALID", "what came has digest %s", digest)
 	}
+	g.gate.RLock()
+	defer g.gate.RUnlock()
 	mediaType, err := g.checkManifest(q, body)
 	if err != nil {
 		return err
 	}
+	for hex := range references(body) { // those that are there stay
+		g.use(g.repoPath(q.repo, "blobs", hex))
+		g.use(g.repoPath(q.repo, "manifests", hex))
+	}
 	if g.o.MaxBytes > 0 && g.used.Load()+int64(len(body)) > g.o.MaxBytes {
 		return refuse(http.StatusInsufficientStorage, "DENIED", "the registry is full: it holds at most %d bytes", g.o.MaxBytes)
 	}
-	if _, err := os.Stat(g.blobPath(digest)); err != nil {
+	if !g.use(g.blobPath(digest)) {
 		if err := put(g.blobPath(digest), body); err != nil {
 			return err
 		}
@@ -82,6 +94,7 @@ func (g *registry) putManifest(q request, byDigest bool) error {
 		return err
 	}
 	if !byDigest {
+		g.untag(q.repo, q.ref)
 		if err := put(g.repoPath(q.repo, "tags", q.ref), []byte(digest)); err != nil {
 			return err
 		}
@@ -94,6 +107,70 @@ func (g *registry) putManifest(q request, byDigest bool) error {
 	return nil
 }
 
+// untag has the manifest that a tag names stay for a while without it.
+func (g *Registry) untag(repo, tag string) {
+	if b, err := os.ReadFile(g.repoPath(repo, "tags", tag)); err == nil && digests.Match(b) {
+		g.use(g.repoPath(repo, "manifests", string(b)))
+	}
+}
+
+// deleteManifest deletes a tag, or a manifest with its tags. What nothing refers
+// to then is removed later.
+func (g *Registry) deleteManifest(q request, byDigest bool) error {
+	g.gate.Lock()
+	defer g.gate.Unlock()
+	name, doomed := g.repoPath(q.repo, "tags", q.ref), []string{q.ref}
+	if byDigest {
+		name = g.repoPath(q.repo, "manifests", q.ref)
+	}
+	if _, err := os.Stat(name); err != nil {
+		return missing(err, q.ref)
+	}
+	if byDigest {
+		var err error
+		if doomed, err = g.tagsOf(q.repo, q.ref); err != nil {
+			return err
+		}
+	}
+	for _, tag := range doomed {
+		g.untag(q.repo, tag)
+		if err := removeDurably(g.repoPath(q.repo, "tags", tag)); err != nil {
+			return err
+		}
+	}
+	if byDigest {
+		if err := removeDurably(name); err != nil {
+			return err
+		}
+	}
+	q.w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
+// tagsOf gives the tags of a manifest.
+func (g *Registry) tagsOf(repo, digest string) ([]string, error) {
+	all, err := list(filepath.Dir(g.repoPath(repo, "tags", "x")))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var of []string
+	for _, tag := range all {
+		if b, err := os.ReadFile(g.repoPath(repo, "tags", tag)); err != nil {
+			return nil, err
+		} else if string(b) == digest {
+			of = append(of, tag)
+		}
+	}
+	return of, err
+}
+
+func removeDurably(name string) error {
+	if err := os.Remove(name); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(name))
+}
+
 // descriptor is what a manifest says of a blob.
 type descriptor struct {
 	MediaType string   `json:"mediaType"`
@@ -104,7 +181,7 @@ type descriptor struct {
 // checkManifest gives the media type. A manifest's blobs must be there; an
 // index may name images that are nowhere, as clients that push one platform
 // leave it.
-func (g *registry) checkManifest(q request, body []byte) (string, error) {
+func (g *Registry) checkManifest(q request, body []byte) (string, error) {
 	var m struct {
 		MediaType     string       `json:"mediaType"`
 		SchemaVersion int          `json:"schemaVersion"`
@@ -137,7 +214,7 @@ func (g *registry) checkManifest(q request, body []byte) (string, error) {
 }
 
 // listTags is a page of a repository's tags.
-func (g *registry) listTags(q request) error {
+func (g *Registry) listTags(q request) error {
 	list, err := list(filepath.Dir(g.repoPath(q.repo, "tags", "x")))
 	if errors.Is(err, fs.ErrNotExist) {
 		return refuse(http.StatusNotFound, "NAME_UNKNOWN", "no repository %s", q.repo)
@@ -150,7 +227,7 @@ func (g *registry) listTags(q request) error {
 }
 
 // catalog is a page of the repositories that whoever asks may pull from.
-func (g *registry) catalog(q request) error {
+func (g *Registry) catalog(q request) error {
 	all, err := list(g.path("repositories"))
 	if err != nil {
 		return err

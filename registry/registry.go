@@ -1,6 +1,7 @@
 // Package registry is a small OCI registry over a folder: what docker, skopeo,
 // crane and podman push to and pull from, by the distribution specification's
-// version 1.1. It has no deletion and no token service.
+// version 1.1. It has no token service, and clients delete tags and manifests, not
+// blobs.
 //
 //	DIR/blobs/<64 hex>                           contents, by their SHA-256; manifests too
 //	DIR/repositories/<name>/blobs/<64 hex>       empty: this repository has that blob
@@ -12,9 +13,16 @@
 // and synced, and contents come before what names them: whoever kills the
 // process loses what was not answered yet, and nothing else. A blob is served
 // from a repository only if it was pushed or mounted there.
+//
+// Tags stay until they are deleted or moved. A manifest that no tag and no other
+// manifest of its repository names, a blob that no manifest there names, and a
+// content that is in no repository, are removed once nobody has pushed, mounted
+// or asked for them for a day (Registry.Run). Files' times say since when: what
+// a client is told is there stays for about a day from then on.
 package registry
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -63,17 +71,25 @@ type Options struct {
 	MaxUploads int   // uploads at a time; 0: DefaultMaxUploads
 	// Allow says whether who gave these (empty: nobody) may use a repository. If
 	// it refuses, clients are asked for a user and a password. nil: everybody may.
-	Allow  func(user, password, repository string, push bool) bool
+	Allow func(user, password, repository string, push bool) bool
+	// Needed gives digests of manifests that stay though no tag names them. Where
+	// it fails, nothing is removed. nil: none.
+	Needed func(context.Context) (map[string]bool, error)
 	Logger *slog.Logger // nil: none
 }
 
-// registry is the handler. It is safe for concurrent use.
-type registry struct {
+// Registry is the handler. It is safe for concurrent use.
+type Registry struct {
 	dir string
 	o   Options
 	log *slog.Logger
 
 	used atomic.Int64 // bytes of contents and uploads
+
+	// gate is held to remove what nothing refers to. It is held for reading from a
+	// look at what is there until something refers to it, or until it is open: not
+	// while clients send or receive.
+	gate sync.RWMutex
 
 	mu      sync.Mutex
 	uploads map[string]*upload // by id
@@ -81,14 +97,14 @@ type registry struct {
 
 // New opens or makes the registry in dir, which no other process may serve
 // meanwhile, and drops the uploads of a former one.
-func New(dir string, o Options) (http.Handler, error) {
+func New(dir string, o Options) (*Registry, error) {
 	if o.MaxBlob == 0 {
 		o.MaxBlob = DefaultMaxBlob
 	}
 	if o.MaxUploads == 0 {
 		o.MaxUploads = DefaultMaxUploads
 	}
-	g := &registry{dir: dir, o: o, log: o.Logger, uploads: map[string]*upload{}}
+	g := &Registry{dir: dir, o: o, log: o.Logger, uploads: map[string]*upload{}}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
@@ -107,7 +123,7 @@ func New(dir string, o Options) (http.Handler, error) {
 }
 
 // measure sums what is there, and drops temporary files of a killed process.
-func (g *registry) measure() error {
+func (g *Registry) measure() error {
 	return filepath.WalkDir(g.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -126,7 +142,7 @@ func (g *registry) measure() error {
 	})
 }
 
-func (g *registry) path(parts ...string) string {
+func (g *Registry) path(parts ...string) string {
 	return filepath.Join(append([]string{g.dir}, parts...)...)
 }
 
@@ -152,7 +168,7 @@ func badMethod() error {
 }
 
 // ServeHTTP answers /v2/ and below.
-func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	err := g.serve(w, r)
 	if err == nil {
@@ -200,7 +216,7 @@ func parse(path string) (repo, what, ref string, ok bool) {
 	return "", "", "", false
 }
 
-func (g *registry) serve(w http.ResponseWriter, r *http.Request) error {
+func (g *Registry) serve(w http.ResponseWriter, r *http.Request) error {
 	path, ok := strings.CutPrefix(r.URL.Path, "/v2")
 	if !ok || path != "" && path[0] != '/' {
 		return refuse(http.StatusNotFound, "UNSUPPORTED", "this is a registry: its paths begin with /v2/")
@@ -240,7 +256,7 @@ func (g *registry) serve(w http.ResponseWriter, r *http.Request) error {
 
 // allow asks Options.Allow. The bare /v2/ and the catalog belong to no
 // repository: for them the name is empty.
-func (g *registry) allow(r *http.Request, repo string, push bool) error {
+func (g *Registry) allow(r *http.Request, repo string, push bool) error {
 	if g.o.Allow == nil {
 		return nil
 	}
@@ -252,23 +268,31 @@ func (g *registry) allow(r *http.Request, repo string, push bool) error {
 }
 
 // blobs serves a blob of a repository.
-func (g *registry) blobs(q request, read bool) error {
+func (g *Registry) blobs(q request, read bool) error {
 	if !read {
 		return badMethod()
 	}
 	if !digests.MatchString(q.ref) {
 		return refuse(http.StatusBadRequest, "DIGEST_INVALID", "digests are sha256: and 64 hex digits")
 	}
-	if !g.has(q.repo, q.ref) {
-		return unknownBlob(q.ref)
-	}
-	q.w.Header().Set("Content-Type", "application/octet-stream")
-	return g.content(q, q.ref)
+	return g.content(q, func() (string, error) {
+		if !g.has(q.repo, q.ref) {
+			return "", unknownBlob(q.ref)
+		}
+		q.w.Header().Set("Content-Type", "application/octet-stream")
+		return q.ref, nil
+	})
 }
 
-// content serves a content, in parts if asked.
-func (g *registry) content(q request, digest string) error {
-	f, err := os.Open(g.blobPath(digest))
+// content serves what find finds, in parts if asked.
+func (g *Registry) content(q request, find func() (digest string, err error)) error {
+	g.gate.RLock()
+	digest, err := find()
+	var f *os.File
+	if err == nil {
+		f, err = os.Open(g.blobPath(digest))
+	}
+	g.gate.RUnlock()
 	if errors.Is(err, fs.ErrNotExist) {
 		return unknownBlob(digest)
 	}
@@ -282,19 +306,19 @@ func (g *registry) content(q request, digest string) error {
 	return nil
 }
 
-func (g *registry) blobPath(digest string) string {
+func (g *Registry) blobPath(digest string) string {
 	return g.path("blobs", strings.TrimPrefix(digest, "sha256:"))
 }
 
 // repoPath is a file of a repository.
-func (g *registry) repoPath(repo, kind, name string) string {
+func (g *Registry) repoPath(repo, kind, name string) string {
 	return g.path("repositories", strings.ReplaceAll(repo, "/", "%"), kind, strings.TrimPrefix(name, "sha256:"))
 }
 
-// has tells whether a repository has a blob.
-func (g *registry) has(repo, digest string) bool {
-	_, err := os.Stat(g.repoPath(repo, "blobs", digest))
-	return err == nil
+// has tells whether a repository has a blob. Whoever is told so may rely on it.
+func (g *Registry) has(repo, digest string) bool {
+	_, err := os.Stat(g.blobPath(digest))
+	return err == nil && g.use(g.repoPath(repo, "blobs", digest))
 }
 
 func digestOf(b []byte) string {

@@ -23,15 +23,15 @@ import (
 )
 
 // serve starts a registry over dir and gives its host:port and handler.
-func serve(t *testing.T, dir string, o Options) (string, *registry) {
+func serve(t *testing.T, dir string, o Options) (string, *Registry) {
 	t.Helper()
-	h, err := New(dir, o)
+	g, err := New(dir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := httptest.NewServer(h)
+	s := httptest.NewServer(g)
 	t.Cleanup(s.Close)
-	return s.Listener.Addr().String(), h.(*registry)
+	return s.Listener.Addr().String(), g
 }
 
 func sampleImage(t *testing.T) v1.Image {
@@ -258,7 +258,8 @@ func TestRefusals(t *testing.T) {
 		{400, "DIGEST_INVALID", "POST", post + "?digest=" + digestOf(nil), "x"},
 		{413, "SIZE_INVALID", "POST", post + "?digest=" + digest, strings.Repeat("x", 101)},
 		{405, "UNSUPPORTED", "DELETE", "/v2/app/blobs/" + digest, ""},
-		{405, "UNSUPPORTED", "DELETE", "/v2/app/manifests/v1", ""},
+		{404, "MANIFEST_UNKNOWN", "DELETE", "/v2/app/manifests/v1", ""},
+		{404, "MANIFEST_UNKNOWN", "DELETE", "/v2/app/manifests/" + digest, ""},
 		{405, "UNSUPPORTED", "PUT", post, ""},
 		{405, "UNSUPPORTED", "POST", "/v2/_catalog", ""},
 		{404, "MANIFEST_UNKNOWN", "GET", "/v2/app/manifests/v1", ""},

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path"
@@ -25,11 +26,11 @@ type upload struct {
 	hash hash.Hash
 	size int64
 
-	touched time.Time // guarded by registry.mu
+	touched time.Time // when a request for it came or ended last; guarded by Registry.mu
 }
 
 // serveUpload does what a client asks of uploads.
-func (g *registry) serveUpload(q request) error {
+func (g *Registry) serveUpload(q request) error {
 	if q.r.Method == http.MethodPost && q.ref == "" {
 		return g.begin(q)
 	}
@@ -44,6 +45,7 @@ func (g *registry) serveUpload(q request) error {
 		return refuse(http.StatusConflict, "BLOB_UPLOAD_INVALID", "another request is at work on this upload")
 	}
 	defer u.mu.Unlock()
+	defer g.touch(u)
 	if u.file == nil {
 		return refuse(http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "this upload has ended")
 	}
@@ -72,11 +74,13 @@ func (g *registry) serveUpload(q request) error {
 
 // begin mounts a blob from another repository, or starts an upload, and ends it
 // if the body is the whole blob.
-func (g *registry) begin(q request) error {
+func (g *Registry) begin(q request) error {
 	ask := q.r.URL.Query()
 	if from, digest := ask.Get("from"), ask.Get("mount"); digest != "" && digests.MatchString(digest) {
-		if names.MatchString(from) && g.allow(q.r, from, false) == nil && g.has(from, digest) {
-			return g.created(q, digest)
+		if names.MatchString(from) && g.allow(q.r, from, false) == nil {
+			if there, err := g.mount(q, from, digest); there || err != nil {
+				return err
+			}
 		}
 	}
 	id, u, err := g.newUpload(q.repo)
@@ -85,6 +89,7 @@ func (g *registry) begin(q request) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	defer g.touch(u)
 	if ask.Get("digest") == "" {
 		g.position(q, id, u, http.StatusAccepted)
 		return nil
@@ -95,8 +100,18 @@ func (g *registry) begin(q request) error {
 	return g.finish(q, id, u)
 }
 
+// mount takes a blob over from another repository, if that has it.
+func (g *Registry) mount(q request, from, digest string) (there bool, err error) {
+	g.gate.RLock()
+	defer g.gate.RUnlock()
+	if !g.has(from, digest) {
+		return false, nil
+	}
+	return true, g.created(q, digest)
+}
+
 // newUpload starts one, after it has ended those that nobody goes on with.
-func (g *registry) newUpload(repo string) (string, *upload, error) {
+func (g *Registry) newUpload(repo string) (string, *upload, error) {
 	g.expire()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -113,40 +128,52 @@ func (g *registry) newUpload(repo string) (string, *upload, error) {
 	return id, u, nil
 }
 
-// expire drops uploads that stand still.
-func (g *registry) expire() {
+// expire drops uploads that stand still, and gives how many.
+func (g *Registry) expire() (ended int) {
 	g.mu.Lock()
-	var idle []string
-	for id, u := range g.uploads {
-		if time.Since(u.touched) > uploadIdle {
-			idle = append(idle, id)
-		}
-	}
+	idle := maps.Clone(g.uploads)
+	maps.DeleteFunc(idle, func(_ string, u *upload) bool { return !u.idle() })
 	g.mu.Unlock()
-	for _, id := range idle {
-		if u := g.find(id, ""); u != nil && u.mu.TryLock() {
-			g.drop(id, u)
-			u.mu.Unlock()
+	for id, u := range idle {
+		if !u.mu.TryLock() {
+			continue // a request is at work on it
 		}
+		g.mu.Lock()
+		still := u.file != nil && u.idle()
+		g.mu.Unlock()
+		if still {
+			g.drop(id, u)
+			ended++
+		}
+		u.mu.Unlock()
 	}
+	return ended
 }
 
-// find gives an upload, of that repository unless repo is empty.
-func (g *registry) find(id, repo string) *upload {
+// idle tells whether nobody goes on with an upload. Registry.mu is held.
+func (u *upload) idle() bool { return time.Since(u.touched) > uploadIdle }
+
+// touch notes that an upload does not stand still.
+func (g *Registry) touch(u *upload) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	u.touched = time.Now()
+}
+
+// find gives an upload of that repository.
+func (g *Registry) find(id, repo string) *upload {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	u := g.uploads[id]
-	if u == nil || repo != "" && u.repo != repo {
+	if u == nil || u.repo != repo {
 		return nil
 	}
-	if repo != "" {
-		u.touched = time.Now()
-	}
+	u.touched = time.Now()
 	return u
 }
 
 // drop ends an upload, whose lock is held.
-func (g *registry) drop(id string, u *upload) {
+func (g *Registry) drop(id string, u *upload) {
 	g.mu.Lock()
 	delete(g.uploads, id)
 	g.mu.Unlock()
@@ -162,7 +189,7 @@ func (g *registry) drop(id string, u *upload) {
 }
 
 // position says how far an upload is.
-func (g *registry) position(q request, id string, u *upload, status int) {
+func (g *Registry) position(q request, id string, u *upload, status int) {
 	h := q.w.Header()
 	h.Set("Location", path.Join("/v2", u.repo, "blobs/uploads", id))
 	h.Set("Docker-Upload-Uuid", id)
@@ -173,7 +200,7 @@ func (g *registry) position(q request, id string, u *upload, status int) {
 
 // receive appends a request's body. A body that ends early leaves what came, so
 // that the client can ask how far it is; a disk that fails ends the upload.
-func (g *registry) receive(q request, id string, u *upload) error {
+func (g *Registry) receive(q request, id string, u *upload) error {
 	if first, _, ok := strings.Cut(q.r.Header.Get("Content-Range"), "-"); ok {
 		if n, err := strconv.ParseInt(strings.TrimPrefix(first, "bytes "), 10, 64); err != nil || n != u.size {
 			return refuse(http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", "the next byte is number %d", u.size)
@@ -200,7 +227,7 @@ func (g *registry) receive(q request, id string, u *upload) error {
 type writeError struct{ error }
 
 // append copies a body to file and hash, which never differ.
-func (g *registry) append(q request, u *upload) error {
+func (g *Registry) append(q request, u *upload) error {
 	control := http.NewResponseController(q.w)
 	defer control.SetReadDeadline(time.Time{}) //nolint:errcheck // tests' recorders have no deadlines
 	buf := make([]byte, 256<<10)
@@ -222,7 +249,7 @@ func (g *registry) append(q request, u *upload) error {
 }
 
 // take writes a piece, within the bounds.
-func (g *registry) take(u *upload, b []byte) error {
+func (g *Registry) take(u *upload, b []byte) error {
 	n := int64(len(b))
 	if u.size+n > g.o.MaxBlob {
 		return refuse(http.StatusRequestEntityTooLarge, "SIZE_INVALID", "a blob has at most %d bytes here", g.o.MaxBlob)
@@ -240,45 +267,46 @@ func (g *registry) take(u *upload, b []byte) error {
 }
 
 // finish checks the digest and gives the blob its name.
-func (g *registry) finish(q request, id string, u *upload) error {
+func (g *Registry) finish(q request, id string, u *upload) error {
 	digest := q.r.URL.Query().Get("digest")
 	got := "sha256:" + hex.EncodeToString(u.hash.Sum(nil))
 	if digest != got {
 		g.drop(id, u)
 		return refuse(http.StatusBadRequest, "DIGEST_INVALID", "what came has digest %s", got)
 	}
-	if err := g.keep(id, u, digest); err != nil {
-		g.drop(id, u)
-		return err
-	}
-	g.drop(id, u)
-	return g.created(q, digest)
-}
-
-// keep moves a whole upload to its place. One that is there already is the same.
-func (g *registry) keep(id string, u *upload, digest string) error {
-	if _, err := os.Stat(g.blobPath(digest)); err == nil {
-		return nil
-	}
 	err := u.file.Chmod(0o400)
 	if err == nil {
 		err = u.file.Sync()
 	}
 	if err == nil {
-		err = os.Link(g.path("uploads", id), g.blobPath(digest))
+		err = g.keep(q, id, u, digest)
 	}
-	if errors.Is(err, os.ErrExist) {
-		return nil // another client was quicker
-	}
-	if err == nil {
-		g.used.Add(u.size) // drop takes the upload's share back
-		err = syncDir(g.path("blobs"))
-	}
+	g.drop(id, u)
 	return err
 }
 
-// created links a stored blob into the repository and says so.
-func (g *registry) created(q request, digest string) error {
+// keep moves a whole upload, which is synced, to its place. One that is there
+// already is the same.
+func (g *Registry) keep(q request, id string, u *upload, digest string) error {
+	g.gate.RLock()
+	defer g.gate.RUnlock()
+	err := os.Link(g.path("uploads", id), g.blobPath(digest))
+	switch {
+	case err == nil:
+		g.used.Add(u.size) // drop takes the upload's share back
+		err = syncDir(g.path("blobs"))
+	case errors.Is(err, os.ErrExist):
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	return g.created(q, digest)
+}
+
+// created links a stored blob into the repository and says so. The gate is held.
+func (g *Registry) created(q request, digest string) error {
+	g.use(g.blobPath(digest))
 	if err := put(g.repoPath(q.repo, "blobs", digest), nil); err != nil {
 		return err
 	}

@@ -7,7 +7,8 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/http"
+
+	"golang.org/x/sync/errgroup"
 
 	"thaw/builder"
 	"thaw/cluster"
@@ -40,7 +41,11 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 			return err
 		}
 	}
-	images, err := registry.New(g.fleetPath("registry"), registry.Options{Logger: g.logger()})
+	store := functions.NewStore(records[functionRecords])
+	store.Warn = g.damaged
+	images, err := registry.New(g.fleetPath("registry"), registry.Options{
+		Needed: func(ctx context.Context) (map[string]bool, error) { return builder.Needed(ctx, store, runtimes) }, Logger: g.logger(),
+	})
 	if err != nil {
 		return fmt.Errorf("the registry inside: %w", err)
 	}
@@ -54,13 +59,17 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		Zip: packages{g}.open, Login: logins.Get, PlainHTTP: innerNames(f.address()),
 		Local: func(account string) bool { return account == usualAccount }, Runtimes: runtimes, MaxImage: int64(c.MaxImage), Prime: g.Zone != "",
 	}
-	store := functions.NewStore(records[functionRecords])
-	store.Warn = g.damaged
 	b := builder.New(builder.Options{
 		ID: "builder-" + f.address(), Functions: store, Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],
 		Convert: makes.Build, Kept: own{kept{g}, records[buildRecords]}, Logger: g.logger(),
 	})
-	return g.serveRole(ctx, f.socket, http.Handler(images), g.measured("builder", b.Metrics(), b.Run))
+	run := func(ctx context.Context) error {
+		both, ctx := errgroup.WithContext(ctx)
+		both.Go(func() error { return images.Run(ctx) })
+		both.Go(func() error { return b.Run(ctx) })
+		return both.Wait()
+	}
+	return g.serveRole(ctx, f.socket, images, g.measured("builder", b.Metrics(), run))
 }
 
 // listen listens for clients of the registry inside, which asks nobody who they are.
