@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -266,8 +267,11 @@ func TestDeviceError(t *testing.T) {
 	name := filepath.Join(dir, "bin/file-39")
 	_, err := os.Stat(name)
 	try(t, err)
-	s.tell("fail", "1")
-	got, err := os.ReadFile(s.image())
+	var got []byte
+	for late := time.Now().Add(patience); err == nil && time.Now().Before(late); {
+		s.tell("fail", "1") // it may be met by who looks at each new loop device
+		got, err = os.ReadFile(s.image())
+	}
 	if !errors.Is(err, unix.EIO) || len(got) != 0 {
 		t.Errorf("read of the file served: %d bytes, %v", len(got), err)
 	}
