@@ -338,6 +338,13 @@ func (d *door) function(name string, change ...func(*functions.Function)) functi
 	if err := d.options.Store.Settle(d.t.Context(), id, f.Latest.Build, ready); err != nil {
 		d.t.Fatal(err)
 	}
+	for _, u := range f.URLs { // visitors wait for a second only
+		d.until("its URL is known", func() bool {
+			d.view.mu.Lock()
+			defer d.view.mu.Unlock()
+			return d.view.urls[u.ID].id == id
+		})
+	}
 	return id
 }
 
