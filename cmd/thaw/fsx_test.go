@@ -140,6 +140,7 @@ func TestWritesAsOnALoopFile(t *testing.T) {
 		await(t, x.trees[0]+"/data")
 		work.Go(func() {
 			for i := range fsxSteps {
+				r.late.Reset(patience) // it is one mount for all of them
 				if err := x.step(i); err != nil {
 					t.Errorf("seed %d: %v", seed, err)
 					return
@@ -150,6 +151,7 @@ func TestWritesAsOnALoopFile(t *testing.T) {
 			}
 		})
 		defer func() { // in turn
+			r.late.Reset(patience)
 			m.fsck(x)
 			m.must("umount", x.trees[0])
 			if e := r.wait(); e.code != 0 {

@@ -223,11 +223,16 @@ func (s *soaking) containers(t *turn) {
 			s.wrong("starting a container: %v", err)
 			return
 		}
-		late := time.AfterFunc(soakDeadline+soakSlack, func() { _ = cmd.Process.Kill(); _ = pipe.Close() })
+		late := time.AfterFunc(soakDeadline+soakSlack, func() { _ = cmd.Process.Kill(); _ = pipe.Close() }) // for each read anew
 		out := bufio.NewReader(pipe)
 		line, err := out.ReadString('\n')
 		if err == nil && line == "ready\n" {
-			s.inside(t, draw, in, out, before.kills)
+			s.inside(t, draw, func(question string) (string, error) {
+				late.Reset(soakDeadline + soakSlack)
+				_, werr := fmt.Fprintln(in, question)
+				line, rerr := out.ReadString('\n')
+				return strings.TrimSuffix(line, "\n"), errors.Join(werr, rerr)
+			}, before.kills)
 		}
 		_ = in.Close()
 		_, _ = io.Copy(io.Discard, out)
@@ -236,6 +241,8 @@ func (s *soaking) containers(t *turn) {
 		after := s.moment()
 		switch {
 		case line == "ready\n" && (werr == nil || after.kills != before.kills):
+		case line == "ready\n" && (before.beyond || after.beyonds != before.beyonds): // the program's own pages did not come
+			s.cutOff.Add(1)
 		case line != "ready\n" && (before.origin || after.origins != before.origins || after.kills != before.kills || after.fetchers != before.fetchers):
 			s.refused.Add(1)
 		default:
@@ -246,7 +253,7 @@ func (s *soaking) containers(t *turn) {
 }
 
 // inside reads files in a container, until that ends or enough have been read.
-func (s *soaking) inside(t *turn, draw *rand.Rand, in io.Writer, out *bufio.Reader, kills int) {
+func (s *soaking) inside(t *turn, draw *rand.Rand, ask func(question string) (string, error), kills int) {
 	for range 2 * dataFiles {
 		if s.over.Load() {
 			return
@@ -255,11 +262,9 @@ func (s *soaking) inside(t *turn, draw *rand.Rand, in io.Writer, out *bufio.Read
 		before.kills = kills // since the container's start
 		i := draw.IntN(dataFiles)
 		s.gate.RLock()
-		_, werr := fmt.Fprintf(in, "sum %s\n", dataPath(i))
-		line, rerr := out.ReadString('\n')
+		line, err := ask("sum " + dataPath(i))
 		s.gate.RUnlock()
-		line = strings.TrimSuffix(line, "\n")
-		err := errors.Join(werr, rerr)
+		over := err != nil
 		switch {
 		case err != nil || strings.HasPrefix(line, "error: "):
 			err = fmt.Errorf("%w: %s %v", errCut, line, err)
@@ -268,7 +273,7 @@ func (s *soaking) inside(t *turn, draw *rand.Rand, in io.Writer, out *bufio.Read
 		}
 		s.judge(before, err, dataBytes)
 		t.done.Add(1)
-		if werr != nil || rerr != nil {
+		if over {
 			return
 		}
 	}
