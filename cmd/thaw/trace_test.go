@@ -113,7 +113,7 @@ func TestPrefetchFromBucket(t *testing.T) {
 		}
 		return false
 	}
-	if n := run(1).askedForTraces(); n == 0 {
+	if !again(func() bool { return run(1).askedForTraces() > 0 }) {
 		t.Error("the first start did not ask for a trace")
 	}
 	if !again(func() bool { return run(1).askedForTraces() == 0 }) {
