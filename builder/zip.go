@@ -21,12 +21,18 @@ import (
 
 // Bounds of a zip package.
 const (
-	// MaxZipped and MaxUnzipped are Lambda's own: bytes of the package as it
-	// comes, and of all its files together.
-	MaxZipped   = 50 << 20
+	// MaxUnzipped is Lambda's own: bytes of all files of a package together.
 	MaxUnzipped = 250 << 20
+	// MaxZipped bounds the package as it comes. Lambda bounds only those in
+	// requests; others are no longer than what is in them, if it does not compress,
+	// and its headers.
+	MaxZipped = MaxUnzipped + maxEntries*entryHeaders
 	// maxEntries is more than the largest trees of dependencies have.
 	maxEntries = 100_000
+	// entryHeaders is what a zip file has of an entry besides its contents: two
+	// headers and a trailer of 100 bytes together, the name twice, and what tools
+	// add. Names of 150 characters fit.
+	entryHeaders = 512
 	// maxHeaders bounds what the zip reader takes into memory before entries can
 	// be counted. Packages may hold others, uncompressed, whose headers look alike.
 	maxHeaders = 2 * maxEntries

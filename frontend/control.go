@@ -3,6 +3,7 @@ package frontend
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"time"
 
@@ -19,8 +20,9 @@ type control struct {
 	// urls makes the address of a function URL of its id.
 	urls     func(id string) string
 	packages Packages
-	objects  func(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error)
-	fetching chan struct{} // has an element for each package that is read from S3
+	objects  func(ctx context.Context, bucket, key, version string) (body io.ReadCloser, size int64, err error)
+	scratch  string        // folder of packages from S3 until they are kept
+	fetching chan struct{} // has an element for each of them
 	// runtimes are the names that zip packages may ask for.
 	runtimes []string
 	now      func() time.Time
@@ -38,8 +40,9 @@ func newControl(c control) *control {
 type Packages interface {
 	// Put keeps a package for a function, of which sha256 is the digest in hex, and
 	// gives the key, a new one each time, under which a builder finds it. What no
-	// version refers to is removed after a while.
-	Put(ctx context.Context, id functions.ID, sha256 string, data []byte) (key string, err error)
+	// version refers to is removed after a while, and so is what an error left. It
+	// holds but a part of it in memory.
+	Put(ctx context.Context, id functions.ID, sha256 string, data *io.SectionReader) (key string, err error)
 }
 
 // call is a request whose signature has been checked.

@@ -1,7 +1,6 @@
 package frontend
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,12 +44,13 @@ type region struct {
 }
 
 // Put keeps a zip package.
-func (r *region) Put(_ context.Context, id functions.ID, sha256 string, data []byte) (string, error) {
+func (r *region) Put(_ context.Context, id functions.ID, sha256 string, data *io.SectionReader) (string, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	key := id.Account + "/" + sha256
-	r.zips[key] = bytes.Clone(data)
-	return key, nil
+	var err error
+	r.zips[key], err = io.ReadAll(data)
+	return key, err
 }
 
 const accountHeader = "Test-Account"

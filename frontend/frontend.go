@@ -21,6 +21,7 @@ package frontend
 import (
 	"cmp"
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -73,9 +74,13 @@ type Options struct {
 	Keys     *KeyStore
 	Queue    *events.Queue
 	Packages Packages
-	// Objects reads packages from S3, at most so many bytes and one; what the
-	// service answers instead is an *ObjectError. nil: there is no S3.
-	Objects func(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error)
+	// Objects opens a package in S3, of so many bytes, or -1 if that is not known;
+	// what the service answers instead is an *ObjectError. A body that ends too soon
+	// ends with an error. It is closed, and ctx ends its reading. nil: there is no S3.
+	Objects func(ctx context.Context, bucket, key, version string) (body io.ReadCloser, size int64, err error)
+	// Scratch is the folder of packages from S3 until they are kept, in files without
+	// names: some 600 MB at most; "": the system's for what is temporary.
+	Scratch string
 	// Keeper gives the key of an account's tenant, which seals its functions'
 	// variables. It remembers those that it has given; nil: no function has any.
 	Keeper func(ctx context.Context, account string) (keys.Keeper, error)
@@ -148,7 +153,8 @@ func New(o Options) *Frontend {
 	f.workers = newWorkers(o.Client, o.Token)
 	f.pool = newPool(o.ID, o.Idle, f.managers)
 	f.control = newControl(control{
-		store: o.Store, secrets: newSecrets(o.Keeper), region: o.Region, urls: f.urlOf, packages: o.Packages, objects: o.Objects, runtimes: o.Runtimes, now: time.Now,
+		store: o.Store, secrets: newSecrets(o.Keeper), region: o.Region, urls: f.urlOf, packages: o.Packages, objects: o.Objects, scratch: o.Scratch,
+		runtimes: o.Runtimes, now: time.Now,
 	})
 	return f
 }

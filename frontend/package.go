@@ -9,10 +9,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"thaw/functions"
 	"thaw/lambdaapi"
@@ -20,10 +20,21 @@ import (
 
 // Limits of packages in bytes.
 const (
-	mostZipped   = 52428800
+	mostZipped   = 52428800 // of one in a request
 	mostUnzipped = 262144000
 	mostFiles    = 100000 // of a zip: its directory is read into memory, some 300 bytes each
-	mostURI      = 2048   // more than any name of an image that registries take
+	// fileHeaders is what a zip has of each file besides its contents: two headers
+	// and a trailer of 100 bytes together, the name twice, and what tools add, such
+	// as times and owners. Names of 150 characters fit.
+	fileHeaders = 512
+	// mostFetched is of one in S3, which Lambda bounds only by what is in it: files
+	// that do not compress are as long zipped as unzipped, and their headers come
+	// on top.
+	mostFetched = mostUnzipped + mostFiles*fileHeaders
+	// mostDirectory is of the directory at the end of a zip: half of the headers,
+	// which are read into memory, too.
+	mostDirectory = mostFiles * fileHeaders / 2
+	mostURI       = 2048 // more than any name of an image that registries take
 )
 
 // digests end image URIs that no tag can move.
@@ -79,56 +90,22 @@ func (c *control) pack(ctx context.Context, id functions.ID, v *functions.Versio
 		return packImage(v, s.image)
 	case s.zip != nil && s.object != object{}:
 		return refuse("Please do not provide other FunctionCode parameters when providing a ZipFile.")
-	case s.object != object{}:
-		data, err := c.fetch(ctx, s.object)
-		if err != nil {
-			return err
-		}
-		return c.packZip(ctx, id, v, data)
-	case len(s.zip) == 0:
+	case s.object == object{} && len(s.zip) == 0:
 		return refuse("Please provide a source for function code.")
 	}
-	return c.packZip(ctx, id, v, s.zip)
-}
-
-const (
-	// fetchTime bounds the reading of a package from S3: SDKs wait for a minute.
-	fetchTime = 50 * time.Second
-	// fetches is how many packages are read from S3 at a time: each is in memory.
-	fetches = 2
-)
-
-// ObjectError is what an S3 service answers instead of an object.
-type ObjectError struct{ Code, Message string }
-
-// Error gives code and message.
-func (e *ObjectError) Error() string { return e.Code + ": " + e.Message }
-
-// fetch reads a package from S3.
-func (c *control) fetch(ctx context.Context, o object) ([]byte, error) {
-	if c.objects == nil {
-		return nil, refuse("S3Bucket and S3Key are not supported here: the operator of this region has named no S3 service (--s3). Please provide the package as ZipFile.")
+	if err := c.checkRuntime(&v.Config); err != nil {
+		return err
 	}
-	if o.bucket == "" || o.key == "" {
-		return nil, refuse("Please provide both S3Bucket and S3Key.")
+	if c.packages == nil {
+		return refuse("Zip packages are not supported here. Please provide an image.")
 	}
-	ctx, cancel := context.WithTimeout(ctx, fetchTime)
-	defer cancel()
-	select {
-	case c.fetching <- struct{}{}:
-		defer func() { <-c.fetching }()
-	case <-ctx.Done():
-		return nil, lambdaapi.TooManyRequestsException.Errorf("Too many packages are read from S3 at the moment. Please try again.")
+	if s.zip == nil {
+		return c.packObject(ctx, id, v, s.object)
 	}
-	data, err := c.objects(ctx, o.bucket, o.key, o.version, mostZipped)
-	var said *ObjectError
-	if errors.As(err, &said) {
-		return nil, refuse("Error occurred while GetObject. S3 Error Code: %.100s. S3 Error Message: %.500s", said.Code, said.Message)
+	if len(s.zip) > mostZipped {
+		return lambdaapi.RequestTooLargeException.Errorf("Zipped size must be smaller than %d bytes", mostZipped)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read a package from S3: %w", err)
-	}
-	return data, nil
+	return c.packZip(ctx, id, v, zipPackage{io.NewSectionReader(bytes.NewReader(s.zip), 0, int64(len(s.zip))), sha256.Sum256(s.zip)})
 }
 
 // packImage takes an image's name. Who builds it asks its registry.
@@ -147,24 +124,23 @@ func packImage(v *functions.Version, uri string) error {
 	return nil
 }
 
+// zipPackage is a zip package, wherever it is, and its digest.
+type zipPackage struct {
+	data *io.SectionReader
+	sum  [sha256.Size]byte
+}
+
 // packZip keeps a zip package for who builds it.
-func (c *control) packZip(ctx context.Context, id functions.ID, v *functions.Version, data []byte) error {
-	if err := checkZip(data); err != nil {
+func (c *control) packZip(ctx context.Context, id functions.ID, v *functions.Version, z zipPackage) error {
+	if err := checkZip(z.data); err != nil {
 		return err
 	}
-	if err := c.checkRuntime(&v.Config); err != nil {
-		return err
-	}
-	if c.packages == nil {
-		return refuse("Zip packages are not supported here. Please provide an image.")
-	}
-	sum := sha256.Sum256(data)
-	key, err := c.packages.Put(ctx, id, hex.EncodeToString(sum[:]), data)
+	key, err := c.packages.Put(ctx, id, hex.EncodeToString(z.sum[:]), z.data)
 	if err != nil {
 		return fmt.Errorf("keep a zip package of %s: %w", id, err)
 	}
 	v.Package = functions.Package{Zip: key}
-	v.CodeSha256, v.CodeSize = base64.StdEncoding.EncodeToString(sum[:]), int64(len(data))
+	v.CodeSha256, v.CodeSize = base64.StdEncoding.EncodeToString(z.sum[:]), z.data.Size()
 	return nil
 }
 
@@ -183,22 +159,45 @@ func (c *control) checkRuntime(v *functions.Config) error {
 }
 
 // checkZip reads a package's directory: who builds it reads the rest.
-func checkZip(data []byte) error {
-	if len(data) > mostZipped {
-		return lambdaapi.RequestTooLargeException.Errorf("Zipped size must be smaller than %d bytes", mostZipped)
+func checkZip(data *io.SectionReader) error {
+	z, err := zip.NewReader(&directory{data, mostDirectory, 2 * mostFiles}, data.Size())
+	if errors.Is(err, errDirectory) || err == nil && len(z.File) > mostFiles {
+		return refuse("The package must have at most %d files, with at most %d bytes of their headers at its end.", mostFiles, mostDirectory)
 	}
-	if bytes.Count(data, []byte("PK\x01\x02")) > mostFiles { // each file has this in the directory
-		return refuse("The package must have at most %d files.", mostFiles)
-	}
-	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
 	if err != nil {
 		return refuse("Could not unzip uploaded file. Please check your file, then try to upload again.")
 	}
 	var size uint64
 	for _, f := range z.File {
 		if size += f.UncompressedSize64; f.UncompressedSize64 > mostUnzipped || size > mostUnzipped {
-			return refuse("Unzipped size must be smaller than %d bytes", mostUnzipped)
+			return unzipsTooLarge()
 		}
 	}
 	return nil
+}
+
+// unzipsTooLarge refuses a package for what is in it.
+func unzipsTooLarge() error {
+	return refuse("Unzipped size must be smaller than %d bytes", mostUnzipped)
+}
+
+// directory is a package of whose directory the zip reader gets no more than it
+// may take into memory. The reader looks for its end first, at some headers twice.
+type directory struct {
+	io.ReaderAt
+	bytes, headers int // that it may still get
+}
+
+// errDirectory says that a package's directory is too long.
+var errDirectory = errors.New("too many files, or too long names")
+
+// ReadAt implements io.ReaderAt.
+func (d *directory) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.ReaderAt.ReadAt(p, off)
+	d.bytes -= n
+	d.headers -= bytes.Count(p[:n], []byte("PK\x01\x02")) // each file has this in the directory
+	if d.bytes < 0 || d.headers < 0 {
+		return 0, errDirectory
+	}
+	return n, err
 }

@@ -7,9 +7,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +23,9 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
 	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
+
+	"thaw/builder"
+	"thaw/internal/tests3"
 )
 
 // Streams, function URLs and zip packages, with real clients.
@@ -29,7 +35,9 @@ func TestContractWays(t *testing.T) {
 	if err := os.WriteFile(runtimes, []byte("[runtimes]\n\"ruby3.4\" = \""+shell+"\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k := newContract(t, "--runtimes="+runtimes)
+	server := tests3.Start(t) // first: its credentials are in the environment
+	bucket := server.Bucket(t, "")
+	k := newContract(t, "--runtimes="+runtimes, "--s3="+bucket)
 	k.order(t, "f", timeout(60))
 	k.order(t, "brief", timeout(3))
 	k.active(t, "f")
@@ -37,6 +45,13 @@ func TestContractWays(t *testing.T) {
 	t.Run("streams", k.streams)
 	t.Run("URL", k.urls)
 	t.Run("zip", k.zips)
+	t.Run("zip from S3", func(t *testing.T) {
+		u, err := url.Parse(bucket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.zipsFromS3(t, u.Host, filepath.Join(server.Objects(), u.Host))
+	})
 }
 
 // streamed is a stream as a client has read it.
@@ -256,5 +271,64 @@ done
 	k.must("deploy", "mapped", pack(t, map[string][]byte{"bootstrap": []byte(script)}), "--runtime", "ruby3.4", "--handler", "app.handler", "--timeout", "60")
 	if a := k.invoke(t, "mapped", `1`); string(a.Payload) != `"app.handler AWS_Lambda_ruby3.4"` {
 		t.Errorf("over a mapped base: %s\n%s", a.Payload, a.log)
+	}
+}
+
+// zipsFromS3 deploys what is in a bucket: a package of more than requests may
+// have, and one of more than any may.
+func (k *contract) zipsFromS3(t *testing.T, bucket, folder string) {
+	in := &lambda.CreateFunctionInput{
+		FunctionName: aws.String("large"), Role: aws.String(usualRoleOfTests), Runtime: types.RuntimeProvidedal2023, Handler: aws.String("x.y"), Timeout: aws.Int32(60),
+		Code: &types.FunctionCode{S3Bucket: &bucket, S3Key: aws.String("large.zip")},
+	}
+	const filler = 53 << 20
+	f, err := os.Create(filepath.Join(folder, "large.zip"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z := zip.NewWriter(f)
+	for name, data := range map[string]io.Reader{
+		"bootstrap": bytes.NewReader(sample.data), "data.txt": strings.NewReader("inside"),
+		"filler": io.LimitReader(mathrand.NewChaCha8([32]byte{}), filler),
+	} {
+		h := &zip.FileHeader{Name: name, Method: zip.Store}
+		h.SetMode(0o755)
+		w, err := z.CreateHeader(h)
+		if err == nil {
+			_, err = io.Copy(w, data)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k.until(t, "a large package is kept", func() bool { // in less time than SDKs have
+		_, err = k.c.CreateFunction(t.Context(), in)
+		return err == nil || !strings.Contains(err.Error(), "could not be read from S3 and kept within")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.active(t, "large")
+	if told := k.told(t, "large", `{"files":["/var/task/data.txt"]}`); told.Files["/var/task/data.txt"] != "inside" {
+		t.Errorf("a large package knows %v", told.Files)
+	}
+	now, err := k.c.GetFunctionConfiguration(t.Context(), &lambda.GetFunctionConfigurationInput{FunctionName: aws.String("large")})
+	if err != nil || now.CodeSize < filler {
+		t.Errorf("%+v, %v", now, err)
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(folder, "huge.zip"), nil, 0o600), os.Truncate(filepath.Join(folder, "huge.zip"), builder.MaxZipped+1)); err != nil {
+		t.Fatal(err)
+	}
+	in.FunctionName, in.Code.S3Key = aws.String("huge"), aws.String("huge.zip")
+	_, err = k.c.CreateFunction(t.Context(), in)
+	if e := (*types.InvalidParameterValueException)(nil); !errors.As(err, &e) || aws.ToString(e.Message) != "Unzipped size must be smaller than 262144000 bytes" {
+		t.Errorf("a package that is too large: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(k.state, "fleet", "thaw-package-*")); err != nil || len(left) > 0 {
+		t.Errorf("left of scratch files: %v, %v", left, err)
 	}
 }

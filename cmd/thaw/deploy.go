@@ -90,7 +90,7 @@ func (c *deployCmd) code() (code types.FunctionCode, err error) {
 	}
 	defer f.Close()
 	if code.ZipFile, err = io.ReadAll(io.LimitReader(f, maxZip+1)); err == nil && len(code.ZipFile) > maxZip {
-		err = fmt.Errorf("%s has more than %d MB: package it as an image", c.Source, maxZip>>20)
+		err = fmt.Errorf("%s has more than %d MB: package it as an image, or give it by S3Bucket and S3Key (thaw up --s3)", c.Source, maxZip>>20)
 	}
 	return code, err
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net"
@@ -87,13 +88,13 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: f.fleet, Store: store, Client: f.client,
 		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)),
 		Keys:   access, Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
-		Tenant: g.tenantOf, Keeper: held.keeper, Objects: objects, Log: g.logger(),
+		Tenant: g.tenantOf, Keeper: held.keeper, Objects: objects, Scratch: g.fleetPath(), Log: g.logger(),
 	})
 	return g.serveRole(ctx, f.socket, door.Handler(), g.measured("frontend", append(door.Metrics(), queue.Metrics()...), door.Run))
 }
 
-// objects reads packages from the S3 service that is named, if one is.
-func (f s3Flags) objects(ctx context.Context) (func(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error), error) {
+// objects opens packages in the S3 service that is named, if one is.
+func (f s3Flags) objects(ctx context.Context) (func(ctx context.Context, bucket, key, version string) (io.ReadCloser, int64, error), error) {
 	if f.S3 == "" {
 		return nil, nil
 	}
@@ -105,8 +106,8 @@ func (f s3Flags) objects(ctx context.Context) (func(ctx context.Context, bucket,
 	if err != nil {
 		return nil, fmt.Errorf("--s3: %w", err)
 	}
-	return func(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error) {
-		data, err := o.Get(ctx, bucket, key, version, limit)
+	return func(ctx context.Context, bucket, key, version string) (io.ReadCloser, int64, error) {
+		body, size, err := o.Get(ctx, bucket, key, version)
 		var said smithy.APIError
 		switch {
 		case errors.As(err, &said):
@@ -114,7 +115,7 @@ func (f s3Flags) objects(ctx context.Context) (func(ctx context.Context, bucket,
 		case errors.Is(err, cloud.ErrOtherBucket):
 			err = &frontend.ObjectError{Code: "AccessDenied", Message: err.Error()}
 		}
-		return data, err
+		return body, size, err
 	}, nil
 }
 

@@ -52,15 +52,17 @@ func (k kept) Each(ctx context.Context, f func(builder.Thing) error) error {
 			return err
 		}
 		err := k.tenants(ctx, o, "roots/"+root.Name+"/packages", func(tenant, account string) error {
+			last := "" // whose pieces follow one another
 			for info, err := range o.Packages(root.Name, tenant).List(ctx, "") {
 				if err != nil {
 					return err
 				}
-				name, _, ok := parsePackage(info.Name)
-				if !ok {
+				pack, ok := parsePackage(info.Name)
+				if !ok || pack.name == last {
 					continue
 				}
-				if err := f(builder.Thing{ID: functions.ID{Account: account, Name: name}, Key: root.Name + "/" + info.Name}); err != nil {
+				last = pack.name
+				if err := f(builder.Thing{ID: functions.ID{Account: account, Name: pack.function}, Key: root.Name + "/" + pack.name}); err != nil {
 					return err
 				}
 			}

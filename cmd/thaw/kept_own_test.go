@@ -38,7 +38,7 @@ func TestKeptOwn(t *testing.T) {
 	first, second := own{k, records()}, own{k, records()}
 	data := []byte("a package")
 	sum := sha256.Sum256(data)
-	if _, err := (packages{k.g}).Put(ctx, functions.ID{Account: usualAccount, Name: "f"}, hex.EncodeToString(sum[:]), data); err != nil {
+	if _, err := (packages{k.g}).Put(ctx, functions.ID{Account: usualAccount, Name: "f"}, hex.EncodeToString(sum[:]), section(data)); err != nil {
 		t.Fatal(err)
 	}
 	each := func(k own) (n int, err error) {

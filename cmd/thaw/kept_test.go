@@ -69,9 +69,9 @@ func TestKept(t *testing.T) {
 	alone := k.convert(t, c.Account, c.Key, 2)
 	theirs := k.convert(t, d.Account, d.Key, 1)
 	mine := k.convert(t, usualAccount, "function/a:latest", 3) // not a build's
-	data := []byte("a package")
+	data := make([]byte, pieceSize+1)                          // of two pieces, one thing
 	sum := sha256.Sum256(data)
-	zip, err := packages{k.g}.Put(ctx, a.ID, hex.EncodeToString(sum[:]), data)
+	zip, err := packages{k.g}.Put(ctx, a.ID, hex.EncodeToString(sum[:]), section(data))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,8 +106,15 @@ func TestKept(t *testing.T) {
 	if left := k.things(t); len(left) != 0 || has("default", shared) || has(other, theirs) || !has("default", mine) {
 		t.Errorf("left are %v", left)
 	}
-	if _, err := s.Packages("r1", "default").Stat(ctx, "something-else"); err != nil {
-		t.Error(err)
+	var left []string
+	for info, err := range s.Packages("r1", "default").List(ctx, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, info.Name)
+	}
+	if !slices.Equal(left, []string{"something-else"}) {
+		t.Errorf("left of packages are %v", left)
 	}
 }
 

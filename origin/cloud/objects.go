@@ -3,7 +3,6 @@ package cloud
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/url"
 	"slices"
@@ -38,11 +37,12 @@ func OpenObjects(ctx context.Context, u *url.URL) (*Objects, error) {
 	return &Objects{s}, nil
 }
 
-// Get reads an object, or one of its versions. Of one that is longer than limit
-// it gives limit+1 bytes. What the service answers is a smithy.APIError.
-func (o *Objects) Get(ctx context.Context, bucket, key, version string, limit int64) ([]byte, error) {
+// Get opens an object, or one of its versions, of so many bytes, or -1 if the
+// service does not say. A body that is shorter ends with an error. The caller
+// closes it; ctx ends its reading. What the service answers is a smithy.APIError.
+func (o *Objects) Get(ctx context.Context, bucket, key, version string) (body io.ReadCloser, size int64, err error) {
 	if o.s3.bucket != "" && o.s3.bucket != bucket || slices.Contains(strings.Split(key, "/"), "..") { // which a proxy may resolve
-		return nil, ErrOtherBucket
+		return nil, 0, ErrOtherBucket
 	}
 	in := &s3.GetObjectInput{Bucket: &bucket, Key: &key}
 	if version != "" {
@@ -50,12 +50,11 @@ func (o *Objects) Get(ctx context.Context, bucket, key, version string, limit in
 	}
 	out, err := o.s3.client.GetObject(ctx, in)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	defer out.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(out.Body, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errBroken, err)
+	size = -1
+	if out.ContentLength != nil {
+		size = *out.ContentLength
 	}
-	return data, nil
+	return out.Body, size, nil
 }
