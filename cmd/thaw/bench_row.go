@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"thaw/cache"
+	"thaw/host"
 	"thaw/invokewire"
 	"thaw/worker"
 )
@@ -31,6 +32,8 @@ const (
 	benchLook = 100 * time.Millisecond
 	// emptyPatience is how long a worker may take to end all that it had prepared.
 	emptyPatience = time.Minute
+	// answerPatience is how long fetchers and agents may take to give their numbers.
+	answerPatience = time.Minute
 	// startPatience is how long events may take beyond what each holds: the queue
 	// of a thousand starts on a small machine.
 	startPatience = 5 * time.Minute
@@ -382,34 +385,53 @@ func busyTime() (sum float64) {
 	return sum
 }
 
+// numbers asks fetchers and agents until take finds no error in what they say: on
+// a machine that is busy with starts, one that is fine may be late.
+func (b *coldBench) numbers(ctx context.Context, take func(host.Numbers) error) error {
+	var silent error
+	err := b.until(ctx, "", answerPatience, func() (bool, error) {
+		n, err := b.host.Ask(ctx)
+		if err == nil {
+			silent = take(n)
+		}
+		return silent == nil, err
+	})
+	if errors.Is(err, errLate) {
+		return silent
+	}
+	return err
+}
+
 // fetched is what the fetcher has brought since it was started.
 func (b *coldBench) fetched(ctx context.Context) (s cache.Stats, err error) {
-	numbers, err := b.host.Ask(ctx)
-	if err != nil {
-		return s, err
-	}
-	if len(numbers.Fetchers) != 1 || numbers.Fetchers[0].Err != nil {
-		return s, errors.New("the worker's fetcher does not say what it does")
-	}
-	return numbers.Fetchers[0].Stats.Stats, nil
+	err = b.numbers(ctx, func(n host.Numbers) error {
+		if len(n.Fetchers) != 1 || n.Fetchers[0].Err != nil {
+			return errors.New("the worker's fetcher does not say what it does")
+		}
+		s = n.Fetchers[0].Stats.Stats
+		return nil
+	})
+	return s, err
 }
 
 // touched adds what the agents have read: all that run have been started since
 // the round began.
 func (b *coldBench) touched(ctx context.Context, row *coldRow) error {
-	numbers, err := b.host.Ask(ctx)
-	if err != nil {
-		return err
-	}
-	for _, i := range numbers.Images {
-		if i.Err != nil {
-			return fmt.Errorf("an agent does not say what it has read: %w", i.Err)
+	return b.numbers(ctx, func(n host.Numbers) error {
+		var sum tierCounts
+		for _, i := range n.Images {
+			if i.Err != nil {
+				return fmt.Errorf("an agent does not say what it has read: %w", i.Err)
+			}
+			sum.Cache.add(i.Stats.Cache.Chunks, i.Stats.Cache.Bytes)
+			sum.Zone.add(i.Stats.Zone.Chunks, i.Stats.Zone.Bytes)
+			sum.Origin.add(i.Stats.Origin.Chunks, i.Stats.Origin.Bytes)
 		}
-		row.Touched.Cache.add(i.Stats.Cache.Chunks, i.Stats.Cache.Bytes)
-		row.Touched.Zone.add(i.Stats.Zone.Chunks, i.Stats.Zone.Bytes)
-		row.Touched.Origin.add(i.Stats.Origin.Chunks, i.Stats.Origin.Bytes)
-	}
-	return nil
+		row.Touched.Cache.add(sum.Cache.Chunks, sum.Cache.Bytes)
+		row.Touched.Zone.add(sum.Zone.Chunks, sum.Zone.Bytes)
+		row.Touched.Origin.add(sum.Origin.Chunks, sum.Origin.Bytes)
+		return nil
+	})
 }
 
 // stagesSince adds what the worker has measured of the starts of a function.
