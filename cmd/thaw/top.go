@@ -22,6 +22,9 @@ const topInterval = 2 * time.Second
 // minInterval keeps a typing error from being a load.
 const minInterval = 100 * time.Millisecond
 
+// topPatience is how long a node may take to answer a look: the next one comes soon.
+const topPatience = 2 * time.Second
+
 // Run shows what there is, once or until it is told to end.
 func (c *topCmd) Run(ctx context.Context, g *Globals) error {
 	if c.Interval < 0 || c.Interval > 0 && c.Interval < minInterval {
@@ -75,6 +78,7 @@ func (g *Globals) sampler() (func(context.Context) (top.Sample, error), error) {
 	if err != nil {
 		return nil, err
 	}
+	client.Timeout = topPatience
 	return func(ctx context.Context) (s top.Sample, err error) {
 		s.At = time.Now()
 		if s.Numbers, err = h.Ask(ctx); err != nil || g.Zone == "" {

@@ -18,8 +18,10 @@ import (
 )
 
 const (
-	// nodeTimeout is how long a node may take to say how it is: it is in memory.
-	nodeTimeout = 2 * time.Second
+	// nodeTimeout is how long a node may take to say how it is, or that it drains: it
+	// is in memory, but a node that is fine is not to be called down for a machine
+	// that is full of starts.
+	nodeTimeout = 10 * time.Second
 	// maxStatus bounds what a node may say in bytes: it says 8 KiB.
 	maxStatus = 1 << 20
 	// asking is how many nodes are asked at once.
