@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -516,4 +517,44 @@ func TestReferences(t *testing.T) {
 			t.Errorf("%s: %v", body, found)
 		}
 	}
+}
+
+// Pushes, pulls and deletions go on beside sweeps, and lose nothing by them.
+func TestSweepBeside(t *testing.T) {
+	dir := t.TempDir()
+	host, g := serve(t, dir, Options{})
+	old := sampleImage(t)
+	push(t, host+"/old:v1", old)
+	age(t, dir, longAgo())
+	ctx, cancel := context.WithCancel(t.Context())
+	var sweeps, clients sync.WaitGroup
+	sweeps.Go(func() {
+		for ctx.Err() == nil {
+			if _, err := g.sweep(ctx); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+		}
+	})
+	images := []v1.Image{sampleImage(t), sampleImage(t), sampleImage(t)}
+	for i, img := range images {
+		clients.Go(func() {
+			for range 3 { // each time of no use, and of use again
+				where, err := name.ParseReference(fmt.Sprintf("%s/app:v%d", host, i))
+				if err == nil {
+					err = errors.Join(remote.Write(where, img), remote.Delete(where), remote.Write(where, img))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	cancel()
+	sweeps.Wait()
+	for i, img := range images {
+		same(t, fmt.Sprintf("%s/app:v%d", host, i), img)
+	}
+	same(t, host+"/old:v1", old)
+	checkWhole(t, dir)
 }
