@@ -80,13 +80,31 @@ func Delete(ctx context.Context, state, id, cgroup string) error {
 		return err
 	}
 	names, err := filepath.Glob(filepath.Join(state, id+"_sandbox:*")) // runsc's
-	for _, name := range append(names, filepath.Join(state, "runsc-"+id+".sock"), filepath.Join(state, id)) {
+	for _, name := range append(names, filepath.Join(state, "runsc-"+id+".sock")) {
 		err = errors.Join(err, os.RemoveAll(name))
 	}
+	err = errors.Join(err, removeState(filepath.Join(state, id)))
 	if rest, _ := filepath.Glob(filepath.Join(state, "*_sandbox:*.state")); len(rest) == 0 { // the last of runsc's
 		nowhere := filepath.Join(state, "null-netns") // a network namespace, mounted
 		_ = unix.Unmount(nowhere, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		err = errors.Join(err, os.RemoveAll(nowhere))
+	}
+	return err
+}
+
+// removeState removes a container's folder. Of a runc that was killed its own
+// program may be mounted there, which it mounts on a file, opens and unmounts (its
+// nsenter/cloned_binary.c); of one that is dying, a moment later.
+func removeState(dir string) (err error) {
+	const tries = 10 // each of the few processes of a start mounts once
+	for range tries {
+		mounted, _ := filepath.Glob(filepath.Join(dir, "runc.*"))
+		for _, name := range mounted {
+			_ = unix.Unmount(name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // most are none
+		}
+		if err = os.RemoveAll(dir); !errors.Is(err, unix.EBUSY) {
+			return err
+		}
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -495,6 +496,26 @@ func TestKilledWhileStarting(t *testing.T) {
 			r.delete(c)
 		}
 	})
+}
+
+// Of a runc that was killed a mount may be left in its folder.
+func TestDeleteMounted(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root to mount")
+	}
+	dir := t.TempDir()
+	state := filepath.Join(dir, "id")
+	at := filepath.Join(state, "runc.aB3dE6")
+	if err := errors.Join(os.Mkdir(state, 0o700), os.WriteFile(at, nil, 0o600), unix.Mount("/bin/true", at, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Delete(t.Context(), dir, "id", "/thaw-test-none"); err != nil {
+		_ = unix.Unmount(at, unix.MNT_DETACH)
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(state); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder is left: %v", err)
+	}
 }
 
 // gVisor shows a kernel of its own, so what an instance sees differs; what we do for it does not.
