@@ -55,11 +55,11 @@ func (m *Images) Build(ctx context.Context, j *Job) (functions.Result, error) {
 	if a := cmp.Or(j.Version.Architecture, "x86_64"); a != here {
 		return functions.Result{}, Refuse(InvalidImage, "The function is for %s and this region's workers are %s.", a, here)
 	}
-	dir, err := os.MkdirTemp(m.Scratch, "thaw-build-")
+	dir, remove, err := scratch(m.Scratch)
 	if err != nil {
 		return functions.Result{}, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // best effort: the folder is the system's for what is temporary
+	defer remove()
 	p := j.Version.Package
 	switch {
 	case p.Zip != "":
