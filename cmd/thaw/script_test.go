@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +47,7 @@ const patience = 3 * time.Minute
 //
 //	layout DIR [env=K=V]... LAYER...   an OCI layout; a layer is ENTRY,ENTRY…: dir/ or file=text or file=@SEED:BYTES of noise
 //	exits N COMMAND...                 runs, and wants that status
+//	shows N PATTERN COMMAND...         runs until N times that is printed: who is asked how it is may be too slow to be heard
 //	pick VAR GLOB                      the largest file that matches
 //	content VAR FILE                   what it holds, without the last newline
 //	spoil FILE OFFSET                  flips a bit; a negative offset is from the end
@@ -88,7 +90,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"layout": cmdLayout, "exits": cmdExits, "pick": cmdPick, "content": cmdContent, "spoil": cmdSpoil, "count": cmdCount, "absent": cmdAbsent,
 			"app": cmdApp, "appears": cmdAppears, "adds": cmdAdds, "serve": cmdServe, "interrupt": cmdInterrupt, "closed": cmdClosed, "tmpfs": cmdTmpfs, "sparse": cmdSparse,
-			"starts": cmdStarts, "ends": cmdEnds, "loses": cmdLoses, "settles": cmdSettles,
+			"starts": cmdStarts, "ends": cmdEnds, "loses": cmdLoses, "settles": cmdSettles, "shows": cmdShows,
 		},
 	})
 }
@@ -153,6 +155,25 @@ func cmdExits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	if strconv.Itoa(code) != args[0] {
 		ts.Fatalf("exit status %d, want %s", code, args[0])
+	}
+}
+
+func cmdShows(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	line, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.Now().Add(patience); ; <-tick.C {
+		_ = ts.Exec(args[2], args[3:]...) // what it prints says more
+		found := line.FindAllString(ts.ReadFile("stdout")+ts.ReadFile("stderr"), -1)
+		if len(found) == want {
+			return
+		}
+		if time.Now().After(late) {
+			ts.Fatalf("%d times %s, want %d", len(found), line, want)
+		}
 	}
 }
 
