@@ -20,6 +20,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -27,6 +28,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"thaw/internal/faults"
+	"thaw/internal/tests3"
 )
 
 const (
@@ -202,11 +206,21 @@ func BenchmarkColdstart(b *testing.B) {
 
 // BenchmarkBase compares cold starts of a function on a base image that workers
 // keep with those of the same function in a small image that was never seen, in
-// turns. There is no zone: what a worker has not, the origin gives, a folder of
-// this machine, so that the base has the least to win.
+// turns. There is no zone: what a worker has not, the origin gives: a folder of
+// this machine, of which the base has the least to win, or a bucket whose GETs of
+// chunks take as long as those of S3 (paper, section 4: 36 ms in the median).
 func BenchmarkBase(b *testing.B) {
 	asRoot(b)
-	p := newPlace(b)
+	b.Run("folder", func(b *testing.B) { newPlace(b).onBase(b, "a folder") })
+	b.Run("bucket", func(b *testing.B) {
+		server, p := tests3.Start(b), newPlace(b)
+		front := server.Front(b, faults.Slow(1, faults.LogNormal(36*time.Millisecond, 175*time.Millisecond)), "/chunks/")
+		p.flags = []string{"--origin", server.Bucket(b, front.URL), "--key", "file://" + filepath.Join(b.TempDir(), "key")}
+		p.onBase(b, "a bucket as slow as S3")
+	})
+}
+
+func (p *place) onBase(b *testing.B, origin string) {
 	base, function := corpus(b, "python"), corpus(b, "fn-go")
 	p.platform(b, "--nodes=0")
 	timed(b, p.thaw, p.args("base", "add", "oci:"+base, "--name", "python")...)
@@ -217,7 +231,7 @@ func BenchmarkBase(b *testing.B) {
 	for pair := range slices.Chunk(measured, 2) {
 		whole = append(whole, pair[1].start()/pair[0].start())
 	}
-	say("cold start on a base image that the worker keeps, above a small image that was never seen: %v × (less than 1)", whole)
+	say("cold start on a base image that the worker keeps, above a small image that was never seen, from %s: %v × (less than 1)", origin, whole)
 	for _, r := range measured[len(measured)-2:] {
 		say("%s: init %.1f ms, platform %.1f ms; first touches from cache %d, origin %d", r.Name, r.Init.Median, r.Platform.Median, r.Touched.Cache.Chunks, r.Touched.Origin.Chunks)
 	}

@@ -131,9 +131,10 @@ func readTimes(t *testing.T, k, n int, delays [][5]time.Duration) (times []time.
 		var closers []func() error
 		turns := &turns{delays: delays}
 		for i := range n {
-			addr := fmt.Sprintf("10.0.0.%d:7000", i)
-			addrs = append(addrs, addr)
-			network.listeners[addr] = make(chan net.Conn)
+			addrs = append(addrs, fmt.Sprintf("10.0.0.%d:7000", i))
+			network.listeners[addrs[i]] = make(chan net.Conn)
+		}
+		for _, addr := range addrs {
 			store, err := node.Open(node.Options{Memory: 64 << 20})
 			if err != nil {
 				t.Fatal(err)

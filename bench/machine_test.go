@@ -44,12 +44,15 @@ func try(b testing.TB, errs ...error) {
 }
 
 // place is a state folder of its own.
-type place struct{ thaw, state string }
+type place struct {
+	thaw, state string
+	flags       []string // of every verb, beside --state
+}
 
 // newPlace makes a place with images of the corpus in it. Nothing of it is left
 // on the machine at the end.
 func newPlace(b testing.TB, images ...string) *place {
-	p := &place{program(b), filepath.Join(b.TempDir(), "state")}
+	p := &place{thaw: program(b), state: filepath.Join(b.TempDir(), "state")}
 	b.Cleanup(func() {
 		if out, err := exec.Command(p.thaw, "--state", p.state, "prune").CombinedOutput(); err != nil {
 			b.Errorf("prune: %v\n%s", err, out)
@@ -71,7 +74,9 @@ func (p *place) convert(b testing.TB, layout, name string) {
 	timed(b, p.thaw, p.args("convert", "oci:"+layout, "--name", name)...)
 }
 
-func (p *place) args(args ...string) []string { return append([]string{"--state", p.state}, args...) }
+func (p *place) args(args ...string) []string {
+	return slices.Concat([]string{"--state", p.state}, p.flags, args)
+}
 
 // runDir is where the program keeps what runs of this state; see package host.
 func (p *place) runDir() string {
