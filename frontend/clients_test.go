@@ -45,7 +45,7 @@ func TestCLIInvokes(t *testing.T) {
 	}
 	now := time.Now().UnixMilli()
 	for n, text := range []string{"START", "a line", "REPORT"} {
-		d.worker.logs = append(d.worker.logs, invokewire.LogEvent{Time: now + int64(n), Stream: "2026/11/22/[$LATEST]s", Message: text})
+		d.worker.tell(invokewire.LogEvent{Time: now + int64(n), Stream: "2026/11/22/[$LATEST]s", Message: text})
 	}
 	d.until("the worker is known", func() bool { return len(d.workers.addresses()) == 1 })
 	out = d.command("aws", "logs", "filter-log-events", "--log-group-name", "/aws/lambda/f", "--query", "events[].message", "--output", "text")

@@ -381,10 +381,23 @@ func (d *door) until(what string, ok func() bool) {
 	}
 }
 
+// tell adds a line to the log that it serves.
+func (w *fakeWorker) tell(e invokewire.LogEvent) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.logs = append(w.logs, e)
+}
+
+func (w *fakeWorker) told() []invokewire.LogEvent {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.logs
+}
+
 func (w *fakeWorker) serveLogs(rw http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	since, _ := strconv.ParseInt(q.Get("since"), 10, 64)
-	for _, e := range w.logs {
+	for _, e := range w.told() {
 		if q.Get("function") == "f" && e.Time >= since && (q.Get("stream") == "" || q.Get("stream") == e.Stream) {
 			_ = json.NewEncoder(rw).Encode(e)
 		}
@@ -393,7 +406,7 @@ func (w *fakeWorker) serveLogs(rw http.ResponseWriter, r *http.Request) {
 
 func (w *fakeWorker) serveStreams(rw http.ResponseWriter, r *http.Request) {
 	list := []invokewire.LogStream{}
-	for _, e := range w.logs {
+	for _, e := range w.told() {
 		if r.URL.Query().Get("function") == "f" && !slices.ContainsFunc(list, func(s invokewire.LogStream) bool { return s.Name == e.Stream }) {
 			list = append(list, invokewire.LogStream{Name: e.Stream, Created: e.Time, First: e.Time, Last: e.Time, Bytes: 1})
 		}

@@ -59,7 +59,7 @@ func TestLogs(t *testing.T) {
 	d.function("f")
 	d.function("g")
 	for n := range 30 {
-		d.worker.logs = append(d.worker.logs, invokewire.LogEvent{Time: int64(1000 + n/4), Stream: fmt.Sprint("s", n%2), Message: fmt.Sprint("line ", n, " of f")})
+		d.worker.tell(invokewire.LogEvent{Time: int64(1000 + n/4), Stream: fmt.Sprint("s", n%2), Message: fmt.Sprint("line ", n, " of f")})
 	}
 	d.until("the worker is known", func() bool { return len(d.workers.addresses()) == 1 })
 	var groups logsAnswer
