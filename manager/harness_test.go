@@ -174,6 +174,13 @@ type fakeWorker struct {
 	hang      bool
 }
 
+// hangs makes it answer nothing any more.
+func (w *fakeWorker) hangs() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.hang = true
+}
+
 func (w *fakeWorker) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

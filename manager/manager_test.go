@@ -228,9 +228,7 @@ func TestDeadWorkerIsPassedOver(t *testing.T) {
 		f.manager(Options{})
 		l := f.lease(spec("f", "1"))
 		w := f.holder(l.Worker)
-		w.mu.Lock()
-		w.hang = true
-		w.mu.Unlock()
+		w.hangs()
 		next := f.lease(spec("f", "1"))
 		if next.Worker == l.Worker {
 			t.Errorf("leased on a worker that hangs: %+v", next)

@@ -63,7 +63,7 @@ func TestClaimsBeforeReports(t *testing.T) {
 func TestWaitsForSilentWorkersOneTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, 2)
-		f.workers["w1"].hang = true
+		f.workers["w1"].hangs()
 		f.manager(Options{})
 		began := time.Now()
 		if l := f.lease(spec("f", "1")); l.Worker != "w0:1" {
@@ -86,7 +86,7 @@ func TestNoWorkers(t *testing.T) {
 		if a := <-done; a.status != http.StatusOK {
 			t.Errorf("with a worker that came late: %+v", a)
 		}
-		f.workers["late"].hang = true
+		f.workers["late"].hangs()
 		f.dir.expire("workers/late")
 		time.Sleep(10 * time.Second)
 		if a := f.acquire(spec("f", "1")); a.status != http.StatusServiceUnavailable {
