@@ -51,7 +51,7 @@ func dyingWorker(t *testing.T) (w *workers, say chan<- string) {
 func TestCutWorker(t *testing.T) {
 	w, say := dyingWorker(t)
 	f := &Frontend{workers: w, buffers: newBuffers()}
-	const ok, chunked = "HTTP/1.1 200 OK\r\n", "Transfer-Encoding: chunked\r\n\r\n4\r\n{\"n\"\r\n3\r\n:1}\r\n0\r\n"
+	const ok, chunked = "HTTP/1.1 200 OK\r\n" + invokewire.HeaderRequestID + ": r\r\n", "Transfer-Encoding: chunked\r\n\r\n4\r\n{\"n\"\r\n3\r\n:1}\r\n0\r\n"
 	late := invokewire.HeaderFunctionError + ": Unhandled\r\n" + invokewire.HeaderErrorBody + ": " + base64.StdEncoding.EncodeToString([]byte(`{"errorType":"Late"}`)) + "\r\n\r\n"
 	failed := invokewire.HeaderFunctionError + ": Unhandled\r\n"
 	for name, c := range map[string]struct {
@@ -65,7 +65,9 @@ func TestCutWorker(t *testing.T) {
 		"a failure, cut":      {raw: ok + failed + chunked + late, problem: `{"errorType":"Late"}`},
 		"no length":           {raw: ok + "\r\n{\"n\":1}"},
 		"no length, close":    {raw: ok + "Connection: close\r\n\r\n{\"n\":1}"},
-		"HTTP/1.0":            {raw: "HTTP/1.0 200 OK\r\n\r\n{\"n\":1}"},
+		"HTTP/1.0":            {raw: "HTTP/1.0 200 OK\r\n" + invokewire.HeaderRequestID + ": r\r\n\r\n{\"n\":1}"},
+		"no worker's":         {raw: "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"},
+		"another's answer":    {raw: "HTTP/1.1 200 OK\r\n" + invokewire.HeaderRequestID + ": s\r\nContent-Length: 7\r\n\r\n{\"n\":1}"},
 	} {
 		for cut := range len(c.raw) + 1 {
 			for _, streaming := range []bool{false, true} {

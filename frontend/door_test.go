@@ -172,6 +172,7 @@ func (w *fakeWorker) invoke(rw http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		w.t.Error(err)
 	}
+	rw.Header().Set(invokewire.HeaderRequestID, r.Header.Get(invokewire.HeaderRequestID))
 	w.behave(rw, payload)
 	if r.Header.Get(invokewire.HeaderLogType) == "Tail" {
 		_ = http.NewResponseController(rw).Flush() // else a short answer has no trailers

@@ -38,7 +38,7 @@ func rawWorker(t *testing.T, first string) *workers {
 						return
 					}
 					_, _ = io.Copy(io.Discard, r.Body)
-					answer := "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond"
+					answer := "HTTP/1.1 200 OK\r\nThaw-Request-Id: r\r\nContent-Length: 6\r\n\r\nsecond"
 					once.Do(func() { answer = first })
 					_, _ = io.WriteString(c, answer)
 				}
@@ -53,18 +53,18 @@ func rawWorker(t *testing.T, first string) *workers {
 
 // However oddly a worker answers one invoke, the next gets its own answer, or an error.
 func TestLaneHostile(t *testing.T) {
-	const fake = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nOTHER"
+	const fake = "HTTP/1.1 200 OK\r\nThaw-Request-Id: r\r\nContent-Length: 5\r\n\r\nOTHER"
 	for name, first := range map[string]string{
-		"two answers":          "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst" + fake,
+		"two answers":          "HTTP/1.1 200 OK\r\nThaw-Request-Id: r\r\nContent-Length: 5\r\n\r\nfirst" + fake,
 		"two, the first short": "HTTP/1.1 204 No Content\r\n\r\n" + fake,
-		"two after chunks":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n0\r\nA: b\r\n\r\n" + fake,
+		"two after chunks":     "HTTP/1.1 200 OK\r\nThaw-Request-Id: r\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n0\r\nA: b\r\n\r\n" + fake,
 		"two after a refusal":  "HTTP/1.1 409 Conflict\r\nContent-Length: 2\r\n\r\n{}" + fake,
-		"a head of more bytes": "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" + fake,
+		"a head of more bytes": "HTTP/1.1 200 OK\r\nThaw-Request-Id: r\r\nContent-Length: 0\r\n\r\n" + fake,
 		"100 before":           "HTTP/1.1 100 Continue\r\n\r\n" + fake,
 		"103 before":           "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + fake,
 		"101":                  "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + fake,
-		"two lengths":          "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nfirst" + fake,
-		"length and chunks":    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n0\r\n\r\n" + fake,
+		"two lengths":          "HTTP/1.1 200 OK\r\nThaw-Request-Id: r\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nfirst" + fake,
+		"length and chunks":    "HTTP/1.1 200 OK\r\nThaw-Request-Id: r\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n0\r\n\r\n" + fake,
 		"garbage":              "\x00\x01\x02 no HTTP at all\r\n\r\n" + fake,
 	} {
 		w := rawWorker(t, first)

@@ -41,6 +41,7 @@ func newLaneRig(t *testing.T, secure bool) *laneRig {
 			return
 		}
 		body, _ := io.ReadAll(q.Body)
+		w.Header().Set(invokewire.HeaderRequestID, q.Header.Get(invokewire.HeaderRequestID))
 		_, _ = w.Write([]byte("said "))
 		_ = http.NewResponseController(w).Flush()
 		_, _ = w.Write(body)

@@ -24,7 +24,8 @@
 //	worker   GET  /logs/streams?account=A&function=F    200 []LogStream
 //
 // An invoke's answer is streamed: 200 is sent as soon as the function has begun
-// to answer, or has failed. What is known only at its end comes as trailers:
+// to answer, or has failed, and names the invoke by HeaderRequestID: what does not
+// is no answer to it. What is known only at its end comes as trailers:
 // HeaderFunctionError, HeaderFunctionErrorBody (base64 of the error's JSON, if
 // the function failed after it had begun to answer), HeaderLogTail (base64 of
 // the last 4 KiB of the log, ending with the REPORT line; only if it was asked

@@ -46,6 +46,8 @@ type call struct {
 // answer is what goes to the caller. One goroutine writes at a time; what a
 // caller that has hung up does not take is dropped.
 type answer struct {
+	id string // of the invoke
+
 	mu     sync.Mutex // guards what follows
 	w      http.ResponseWriter
 	begun  bool
@@ -66,6 +68,7 @@ func (a *answer) head(contentType, kind string) {
 	}
 	a.begun = true
 	h := a.w.Header()
+	h.Set(invokewire.HeaderRequestID, a.id)
 	if contentType != "" {
 		h.Set(invokewire.HeaderResponseType, contentType)
 	}

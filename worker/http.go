@@ -268,6 +268,7 @@ func newCall(rw http.ResponseWriter, r *http.Request) (*call, context.Context, c
 	if id := c.invoke.RequestID; id == "" || len(id) > 128 || strings.Trim(id, idLetters) != "" {
 		return nil, nil, nil, fmt.Errorf("%s %q: want letters, digits, - and _", invokewire.HeaderRequestID, id)
 	}
+	c.out.id = c.invoke.RequestID
 	if text := h.Get(invokewire.HeaderClientContext); text != "" {
 		decoded, err := base64.StdEncoding.DecodeString(text)
 		if err != nil {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
 	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
 	"github.com/aws/smithy-go"
@@ -99,7 +100,7 @@ func newLoad(ctx context.Context, c *lambda.Client) *load {
 	l := &load{c: c, stop: make(chan struct{}), awaited: map[string]bool{}}
 	for range 3 {
 		l.work.Go(func() error {
-			return l.repeat(5*time.Millisecond, func(n int) error { return l.invoke(ctx, ways[n%len(ways)]) })
+			return l.repeat(5*time.Millisecond, func(n int) error { return l.invoke(ctx, n%len(ways)) })
 		})
 	}
 	l.work.Go(func() error {
@@ -146,6 +147,7 @@ const (
 type killedAnswer struct {
 	body   string
 	failed bool
+	id     string
 }
 
 // ways are how an invoke may ask for its answer.
@@ -164,7 +166,8 @@ func invokeOnce(ctx context.Context, c *lambda.Client, log types.LogType) (kille
 	if err != nil {
 		return killedAnswer{}, err
 	}
-	return killedAnswer{string(out.Payload), out.FunctionError != nil}, nil
+	id, _ := awsmiddleware.GetRequestIDMetadata(out.ResultMetadata)
+	return killedAnswer{string(out.Payload), out.FunctionError != nil, id}, nil
 }
 
 // streamOnce takes a stream that says nothing of its end for whole, as a client
@@ -174,6 +177,7 @@ func streamOnce(ctx context.Context, c *lambda.Client) (a killedAnswer, err erro
 	if err != nil {
 		return a, err
 	}
+	a.id, _ = awsmiddleware.GetRequestIDMetadata(out.ResultMetadata)
 	stream := out.GetStream()
 	defer stream.Close()
 	for e := range stream.Events() {
@@ -186,7 +190,7 @@ func streamOnce(ctx context.Context, c *lambda.Client) (a killedAnswer, err erro
 			case "ServiceException":
 				return a, &smithy.GenericAPIError{Code: code, Message: aws.ToString(e.Value.ErrorDetails)}
 			default:
-				a = killedAnswer{aws.ToString(e.Value.ErrorDetails), true}
+				a.body, a.failed = aws.ToString(e.Value.ErrorDetails), true
 			}
 		}
 	}
@@ -194,16 +198,16 @@ func streamOnce(ctx context.Context, c *lambda.Client) (a killedAnswer, err erro
 }
 
 // invoke fails if an answer is wrong, late, or none of Lambda's.
-func (l *load) invoke(ctx context.Context, way func(context.Context, *lambda.Client) (killedAnswer, error)) error {
+func (l *load) invoke(ctx context.Context, way int) error {
 	began := time.Now()
-	out, err := way(ctx, l.c)
+	out, err := ways[way](ctx, l.c)
 	switch api := smithy.APIError(nil); {
 	case err == nil && !out.failed && out.body == `{"n":1}`:
 		l.good.Add(1)
 	case err == nil && out.failed && strings.Contains(out.body, `"errorType":"Runtime.ExitError"`):
 		l.bad.Add(1) // its instance was killed
 	case err == nil:
-		return fmt.Errorf("a wrong answer: %q, failed %v", out.body, out.failed)
+		return fmt.Errorf("a wrong answer: %q, failed %v, request %s, asked for by way %d at %v", out.body, out.failed, out.id, way, began)
 	case errors.As(err, &api) || errors.As(err, new(*net.OpError)) || strings.Contains(err.Error(), "EOF") || strings.Contains(err.Error(), idleClosed):
 		l.bad.Add(1) // what Lambda says, or nobody is there to say it
 	default:
