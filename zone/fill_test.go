@@ -251,16 +251,16 @@ func TestConnectionsAreKept(t *testing.T) {
 		<-arrived // or the chunk could be there before the straggler is asked
 		send(w, other.holds(z.id(s.Name, 2)))
 	})
-	for range 100 {
+	for n := range 100 {
 		z.wants(s)
 		step <- struct{}{} // it answers when the chunk is there already
+		until(t, "it is heard", func() bool { return z.Stats().Stragglers > uint64(n) })
 	}
-	until(t, "100 stragglers", func() bool { return z.Stats().Stragglers >= 100 })
 	if st := z.Stats(); st.Cancelled > 0 {
 		t.Errorf("%d cancelled", st.Cancelled)
 	}
 	t.Logf("%d connections", slow.conns.Load())
-	if got := slow.conns.Load(); got > 5 {
+	if got := slow.conns.Load(); got > 10 { // one may be heard before its connection is free
 		t.Errorf("%d connections for 100 chunks", got)
 	}
 }
