@@ -147,7 +147,7 @@ func (fleetCmd) Help() string {
 makes. An invitation is for one machine; its certificate lasts a year, and joining again renews it
 while all goes on. A worker needs the images' origin and the tenants' keys besides.
 
-  thaw --origin s3://BUCKET up --fleet 10.0.0.5:9010         the first machine
+  thaw --origin s3://BUCKET --key awskms://KEY up --fleet 10.0.0.5:9010    the first machine
   thaw fleet invite second.json                              there; then copy the file
   thaw fleet join second.json && rm second.json              on the second
   thaw --origin s3://BUCKET --key awskms://KEY worker        there
