@@ -234,6 +234,8 @@ func check(data []byte, ca *x509.Certificate, now time.Time) (*tls.Certificate, 
 	switch _, err = cert.Leaf.Verify(x509.VerifyOptions{Roots: pool, DNSName: memberName, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); {
 	case now.After(cert.Leaf.NotAfter):
 		err = fmt.Errorf("it has expired on %s: invite this machine again where the fleet began, and join again", cert.Leaf.NotAfter.UTC().Format(time.DateOnly))
+	case now.Before(cert.Leaf.NotBefore):
+		err = fmt.Errorf("it is valid from %s on, and it is %s here: set this machine's clock", cert.Leaf.NotBefore.UTC().Format(time.DateTime), now.UTC().Format(time.DateTime))
 	case err != nil:
 		err = fmt.Errorf("it is not of the fleet's authority: %w", err)
 	}

@@ -369,7 +369,7 @@ func (w *Worker) register(ctx context.Context) {
 			}
 		}
 		if err != nil && ctx.Err() == nil {
-			w.log.Warn("managers may not know this worker: is the cluster up?", "cause", err)
+			w.log.Warn("managers may not know this worker: is the cluster up, and has no other worker its --id?", "id", w.o.ID, "cause", err)
 		}
 		select {
 		case <-tick.C:

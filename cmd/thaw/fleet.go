@@ -96,7 +96,7 @@ func (g *Globals) fleetToken() (string, error) {
 }
 
 // errNoPlatform says what is missing for most verbs.
-var errNoPlatform = errors.New("no platform runs with this --state: start it with thaw up")
+var errNoPlatform = errors.New("no platform runs with this --state: start it with thaw up, or for a role of another machine's platform join it with thaw fleet join")
 
 // fleet reads how the platform is reached.
 func (g *Globals) fleet() (r fleetRecord, err error) {
