@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -170,21 +171,23 @@ func invokeOnce(ctx context.Context, c *lambda.Client, log types.LogType) (kille
 	return killedAnswer{string(out.Payload), out.FunctionError != nil, id}, nil
 }
 
-// streamOnce takes a stream that says nothing of its end for whole, as a client
-// may that waits for no more.
+// streamOnce takes a stream for whole that says so at its end. One that was cut
+// looks to be over without an error: smithy-go 1.28 makes an end of each
+// io.ErrUnexpectedEOF (internal/eventstream, isEOF).
 func streamOnce(ctx context.Context, c *lambda.Client) (a killedAnswer, err error) {
 	out, err := c.InvokeWithResponseStream(ctx, &lambda.InvokeWithResponseStreamInput{FunctionName: aws.String("f"), Payload: []byte(`{"n":1}`)})
 	if err != nil {
 		return a, err
 	}
 	a.id, _ = awsmiddleware.GetRequestIDMetadata(out.ResultMetadata)
-	stream := out.GetStream()
+	stream, whole := out.GetStream(), false
 	defer stream.Close()
 	for e := range stream.Events() {
 		switch e := e.(type) {
 		case *types.InvokeWithResponseStreamResponseEventMemberPayloadChunk:
 			a.body += string(e.Value.Payload)
 		case *types.InvokeWithResponseStreamResponseEventMemberInvokeComplete:
+			whole = true
 			switch code := aws.ToString(e.Value.ErrorCode); code {
 			case "":
 			case "ServiceException":
@@ -194,7 +197,10 @@ func streamOnce(ctx context.Context, c *lambda.Client) (a killedAnswer, err erro
 			}
 		}
 	}
-	return a, stream.Err()
+	if err = stream.Err(); err == nil && !whole {
+		err = io.ErrUnexpectedEOF
+	}
+	return a, err
 }
 
 // invoke fails if an answer is wrong, late, or none of Lambda's.
