@@ -53,6 +53,8 @@ type answer struct {
 	begun  bool
 	broken bool
 	closed bool
+
+	aborted bool
 }
 
 // begin sends the head. kind is of a failure, or empty.
@@ -140,11 +142,20 @@ func shorten(body []byte) []byte {
 	return (&functionError{cut(e.Type), cut(e.Message)}).body()
 }
 
-// close ends the use of the writer.
-func (a *answer) close() {
+// abort has the answer break off, as if the worker had died.
+func (a *answer) abort() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.aborted = !a.closed
+	a.closed = true
+}
+
+// close ends the use of the writer, and says whether the answer is to break off.
+func (a *answer) close() (aborted bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.closed = true
+	return a.aborted
 }
 
 // failure is what ends an invoke that the function does not end.

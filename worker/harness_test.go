@@ -384,6 +384,7 @@ type said struct {
 	kind, stream   string
 	billed         string
 	trailingFailed string
+	cut            error // of an answer that is none
 }
 
 // invoke calls an instance.
@@ -399,11 +400,14 @@ func (r *rig) invoke(id, request, event string) said {
 	} {
 		req.Header.Set(k, v)
 	}
-	resp := r.send(req)
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return said{cut: err}
+	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		r.t.Fatalf("answer: %v", err)
+		return said{cut: err}
 	}
 	tail, err := base64.StdEncoding.DecodeString(resp.Trailer.Get(invokewire.HeaderLogTail))
 	if err != nil {
@@ -411,6 +415,6 @@ func (r *rig) invoke(id, request, event string) said {
 	}
 	return said{
 		resp.StatusCode, string(body), resp.Header.Get(invokewire.HeaderFunctionError), string(tail), resp.Trailer.Get(invokewire.HeaderStart),
-		resp.Trailer.Get(invokewire.HeaderStream), resp.Trailer.Get(invokewire.HeaderBilled), resp.Trailer.Get(invokewire.HeaderErrorBody),
+		resp.Trailer.Get(invokewire.HeaderStream), resp.Trailer.Get(invokewire.HeaderBilled), resp.Trailer.Get(invokewire.HeaderErrorBody), nil,
 	}
 }

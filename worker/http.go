@@ -240,7 +240,9 @@ func (w *Worker) serveInvoke(rw http.ResponseWriter, r *http.Request) {
 		}
 		return p, nil
 	})
-	c.out.close()
+	if c.out.close() {
+		panic(http.ErrAbortHandler) // it hangs up
+	}
 	if err != nil {
 		refuseInvoke(rw, body, statusOf(err), err)
 		return

@@ -71,6 +71,7 @@ type instance struct {
 	freezer    *time.Timer
 	cancel     context.CancelCauseFunc // of the start
 	dead       bool                    // the sandbox has ended by itself
+	ended      bool                    // since its worker ends
 }
 
 // initResult is how an init ended.

@@ -311,6 +311,21 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// A worker that ends breaks its answers off: no function has failed.
+func TestEndsAtWork(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(nil))
+	done := make(chan said, 1)
+	go func() { done <- r.invoke("i1", "r1", `{"do":{"sleep_ms":600000}}`) }()
+	r.until("it works", func() bool { return r.phase("i1") == invokewire.PhaseBusy })
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if got := <-done; got.cut == nil {
+		t.Errorf("%+v", got)
+	}
+}
+
 // A flood of log lines is cut, counted, and the tail still ends with REPORT.
 func TestLogFlood(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.Logs.Invoke = 64 << 10 })

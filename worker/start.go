@@ -198,6 +198,7 @@ func (w *Worker) end(ctx context.Context, i *instance, force bool) error {
 		return errBusy
 	}
 	i.setPhase(invokewire.PhaseEnding)
+	i.ended = !i.dead && w.leaving.Load()
 	if i.cancel != nil {
 		i.cancel(errGone)
 	}
@@ -266,7 +267,11 @@ func (i *instance) close(ctx context.Context) (err error) {
 	i.mu.Lock()
 	c := i.call
 	running := c != nil && !c.began.IsZero()
+	ours := running && i.ended && !c.whole
 	i.mu.Unlock()
+	if ours { // not the function has failed, and its caller may ask again
+		c.out.abort()
+	}
 	if running {
 		i.fail(c, failure{error: exitError(c.invoke.RequestID, "signal: killed")})
 		<-c.done

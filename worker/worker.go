@@ -124,6 +124,7 @@ type Worker struct {
 	counts     *counts
 	payloads   payloads
 	followers  atomic.Int64
+	leaving    atomic.Bool // all instances are ended
 	started    time.Time
 	limits     limits
 	life       context.Context // ends when nothing is to be left
@@ -268,6 +269,7 @@ func (w *Worker) prepare(ctx context.Context) (keeper *host.Instance, err error)
 
 // endAll ends all instances, a few at a time.
 func (w *Worker) endAll(ctx context.Context) error {
+	w.leaving.Store(true)
 	w.mu.Lock()
 	all := slices.Collect(maps.Values(w.instances))
 	w.mu.Unlock()
