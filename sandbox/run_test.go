@@ -482,15 +482,20 @@ func TestKilledWhileStarting(t *testing.T) {
 			<-time.After(time.Duration(i) * 4 * time.Millisecond) // moments of a start that takes some 40 ms
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
-			// A runtime that dies with it may make a group behind this: it is
-			// what a second time is for, once all of them have ended.
-			if err := Delete(t.Context(), r.instance(c).State, r.instance(c).ID, c.Cgroup); err != nil {
-				t.Error(err)
-			}
-			for { // whatever it started is ours now, and has ended
-				var status syscall.WaitStatus
-				if _, err := syscall.Wait4(-1, &status, 0, nil); err != nil {
-					break
+			// A runtime that dies with it may start the instance behind this: it is
+			// what another time is for, until all of them have ended.
+			for again := time.NewTicker(10 * time.Millisecond); ; <-again.C {
+				if err := Delete(t.Context(), r.instance(c).State, r.instance(c).ID, c.Cgroup); err != nil {
+					t.Error(err)
+				}
+				var status syscall.WaitStatus // whatever it started is ours now
+				pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+				for err == nil && pid > 0 {
+					pid, err = syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+				}
+				if err != nil {
+					again.Stop()
+					break // there is none any more
 				}
 			}
 			r.delete(c)
