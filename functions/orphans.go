@@ -56,7 +56,7 @@ func (f *Function) unnamed(words []string) []string {
 		return words
 	}
 	named := map[string]bool{}
-	for w := range maps.Values(f.Versions) {
+	for _, w := range f.Versions {
 		named[w] = true
 	}
 	return slices.DeleteFunc(slices.Clone(words), func(w string) bool { return named[w] })

@@ -103,6 +103,17 @@ func TestOrphansAndPublish(t *testing.T) {
 	}
 }
 
+// orphaned makes a function, and a version's record that it does not name.
+func orphaned(t *testing.T, s *Store) (word string) {
+	t.Helper()
+	create(t, s, testID, true)
+	word, err := s.copyLatest(t.Context(), settle(t, s, testID, built), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return word
+}
+
 // A removal that stands still, at each moment there is, while what it has seen to
 // be nobody's gets a name, is published anew, or is deleted.
 func TestOrphansHeld(t *testing.T) {
@@ -122,12 +133,7 @@ func TestOrphansHeld(t *testing.T) {
 				continue // who would do it has read the function before the removal wrote it: the test above
 			}
 			s, m := newMemory()
-			create(t, s, testID, true)
-			f := settle(t, s, testID, built)
-			word, err := s.copyLatest(t.Context(), f, "")
-			if err != nil {
-				t.Fatal(err)
-			}
+			word := orphaned(t, s)
 			if _, err := s.Update(t.Context(), testID, func(f *Function) error { f.PublishedAs = ""; return nil }); err != nil {
 				t.Fatal(err)
 			}
@@ -143,7 +149,7 @@ func TestOrphansHeld(t *testing.T) {
 				t.Errorf("%s before %s: %v", what, moment, err)
 			}
 			m.before = nil
-			f, err = s.Get(t.Context(), testID)
+			f, err := s.Get(t.Context(), testID)
 			if what == "deleted" {
 				if !errors.Is(err, ErrNotFound) || m.count("v/") != 0 {
 					t.Errorf("%s before %s: %v, %d records of versions", what, moment, err, m.count("v/"))
@@ -166,12 +172,7 @@ func TestOrphansHeld(t *testing.T) {
 // record is damaged, or cannot be read or written. Keys of others stay too.
 func TestOrphansInDoubt(t *testing.T) {
 	s, m := newMemory()
-	create(t, s, testID, true)
-	f := settle(t, s, testID, built)
-	word, err := s.copyLatest(t.Context(), f, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	word := orphaned(t, s)
 	m.before = func(op, _ string) error {
 		if op == "update" {
 			return fmt.Errorf("%w: a fault of the test", cluster.ErrUnavailable)
