@@ -103,14 +103,12 @@ func (w *workers) invoke(ctx context.Context, l *leased, inv *invocation) (*answ
 	switch {
 	case a.StatusCode != http.StatusOK:
 		err = refusal(a.StatusCode, a)
-		a.close()
 	case a.Header.Get(invokewire.HeaderRequestID) != inv.requestID: // another program may have the port of a worker that died
 		err = fmt.Errorf("%w: %s does not name the invoke that it answers", errBroken, l.worker)
-		a.stop()
-		_ = lane.conn.Close()
 	default:
 		return a, nil
 	}
+	a.close()
 	return nil, err
 }
 
