@@ -48,13 +48,12 @@ type call struct {
 type answer struct {
 	id string // of the invoke
 
-	mu     sync.Mutex // guards what follows
-	w      http.ResponseWriter
-	begun  bool
-	broken bool
-	closed bool
-
-	aborted bool
+	mu      sync.Mutex // guards what follows
+	w       http.ResponseWriter
+	begun   bool
+	broken  bool
+	closed  bool
+	aborted bool // it is to break off
 }
 
 // begin sends the head. kind is of a failure, or empty.

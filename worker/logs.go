@@ -258,8 +258,8 @@ const (
 	// followEvery is how often a log that is followed is looked at.
 	followEvery = 200 * time.Millisecond
 	// fileTick is more than the time of a file's last write may be behind the
-	// clock: the kernel sets it at its ticks, 1 to 10 ms apart (inode(7), NOTES of
-	// the timestamps' granularity).
+	// clock: the kernel sets it at its ticks, 1 to 10 ms apart (time(7), the software
+	// clock).
 	fileTick = time.Second
 	// mostEvents bounds an answer that is not followed.
 	mostEvents = 10000

@@ -269,10 +269,10 @@ func (i *instance) close(ctx context.Context) (err error) {
 	running := c != nil && !c.began.IsZero()
 	ours := running && i.ended && !c.whole
 	i.mu.Unlock()
-	if ours { // not the function has failed, and its caller may ask again
-		c.out.abort()
-	}
 	if running {
+		if ours { // not the function has failed, and its caller may ask again
+			c.out.abort()
+		}
 		i.fail(c, failure{error: exitError(c.invoke.RequestID, "signal: killed")})
 		<-c.done
 	}
