@@ -204,25 +204,13 @@ func (b *coldBench) empty(ctx context.Context, query string) error {
 	return err
 }
 
-// errLate says that something has not come about in time.
-var errLate = errors.New("not in time")
-
 // until waits for what is.
 func (b *coldBench) until(ctx context.Context, what string, within time.Duration, is func() (bool, error)) error {
-	look := time.NewTicker(benchLook)
-	defer look.Stop()
-	for late := time.After(within); ; {
-		if ok, err := is(); ok || err != nil {
-			return err
-		}
-		select {
-		case <-look.C:
-		case <-late:
-			return fmt.Errorf("%w: %s", errLate, what)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	err := poll(ctx, benchLook, within, is)
+	if errors.Is(err, errLate) {
+		err = fmt.Errorf("%w: %s", err, what)
 	}
+	return err
 }
 
 // sentEvent is an event that was sent.

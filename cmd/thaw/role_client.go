@@ -69,22 +69,38 @@ func (m *joined) workers(ctx context.Context) (all []invokewire.WorkerState, err
 }
 
 // someWorkers is workers, and waits until one is there.
-func (m *joined) someWorkers(ctx context.Context) ([]invokewire.WorkerState, error) {
-	look := time.NewTicker(workerLook)
+func (m *joined) someWorkers(ctx context.Context) (all []invokewire.WorkerState, err error) {
+	err = poll(ctx, workerLook, workerPatience, func() (bool, error) {
+		var err error
+		all, err = m.workers(ctx)
+		return len(all) > 0, err
+	})
+	if errors.Is(err, errLate) {
+		err = errNoWorker
+	}
+	return all, err
+}
+
+// poll looks now and then for what is, and gives errLate if it does not come about.
+func poll(ctx context.Context, every, within time.Duration, is func() (bool, error)) error {
+	look := time.NewTicker(every)
 	defer look.Stop()
-	for late := time.After(workerPatience); ; {
-		if all, err := m.workers(ctx); err != nil || len(all) > 0 {
-			return all, err
+	for late := time.After(within); ; {
+		if ok, err := is(); ok || err != nil {
+			return err
 		}
 		select {
 		case <-look.C:
 		case <-late:
-			return nil, errNoWorker
+			return errLate
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 	}
 }
+
+// errLate says that something has not come about in time.
+var errLate = errors.New("not in time")
 
 // errNoWorker says why nothing can be measured or kept.
 var errNoWorker = errors.New("no worker is there: is the platform up?")
