@@ -21,6 +21,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"thaw/internal/testoci"
+	"thaw/sdkhttp"
 )
 
 const (
@@ -93,7 +94,7 @@ func (r *region) hostile(b testing.TB) *hostile {
 	try(b, json.Unmarshal(out, &pair))
 	h := &hostile{kinds: map[string]string{}}
 	h.c = lambda.New(lambda.Options{
-		Region: r.env["AWS_REGION"], BaseEndpoint: aws.String(r.env["AWS_ENDPOINT_URL"]), Retryer: aws.NopRetryer{},
+		Region: r.env["AWS_REGION"], BaseEndpoint: aws.String(r.env["AWS_ENDPOINT_URL"]), Retryer: aws.NopRetryer{}, HTTPClient: sdkhttp.Client(),
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: pair.ID, SecretAccessKey: pair.Secret}, nil
 		}),

@@ -25,6 +25,7 @@ import (
 	"thaw/functions"
 	"thaw/invokewire"
 	"thaw/manager"
+	"thaw/sdkhttp"
 )
 
 const testToken = "the token of this fleet"
@@ -317,7 +318,7 @@ func (d *door) manage(id string) (stop func()) {
 
 func (d *door) as(k Key) *lambda.Client {
 	return lambda.New(lambda.Options{
-		Region: testRegion, BaseEndpoint: aws.String(d.url), RetryMaxAttempts: 1,
+		Region: testRegion, BaseEndpoint: aws.String(d.url), RetryMaxAttempts: 1, HTTPClient: sdkhttp.Client(),
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: k.ID, SecretAccessKey: k.Secret}, nil
 		}),

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"thaw/internal/testoci"
+	"thaw/sdkhttp"
 )
 
 // Memory, tenants and what functions reach, of a whole platform.
@@ -199,7 +200,7 @@ func (k *contract) calls(t *testing.T) {
 // keeps what it has derived of a secret by the key's id alone.
 func (k *contract) keyed(id, secret, token string) *lambda.Client {
 	return lambda.New(lambda.Options{
-		Region: "us-east-1", BaseEndpoint: &k.endpoint, Retryer: aws.NopRetryer{},
+		Region: "us-east-1", BaseEndpoint: &k.endpoint, Retryer: aws.NopRetryer{}, HTTPClient: sdkhttp.Client(),
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: id, SecretAccessKey: secret, SessionToken: token}, nil
 		}),

@@ -16,10 +16,11 @@ import (
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
 	"golang.org/x/sys/unix"
+
+	"thaw/sdkhttp"
 )
 
 // What the roles of one platform share is in STATE/fleet, root's alone:
@@ -176,7 +177,7 @@ func (g *Globals) platform() (*platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.TLSClientConfig.RootCAs = roots })
+	client := sdkhttp.Client(func(t *http.Transport) { t.TLSClientConfig.RootCAs = roots })
 	return &platform{
 		fleetRecord: r,
 		functions:   lambda.New(lambda.Options{Region: r.Region, BaseEndpoint: aws.String(r.Endpoint), Credentials: keys, HTTPClient: client}),

@@ -27,6 +27,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
 	"github.com/aws/smithy-go"
 	"golang.org/x/sync/errgroup"
+
+	"thaw/sdkhttp"
 )
 
 // killsEach is how many moments each kind of process is killed at, unless
@@ -42,7 +44,7 @@ func (r *region) client(t *testing.T) *lambda.Client {
 		t.Fatal(err)
 	}
 	return lambda.New(lambda.Options{
-		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(r.endpoint), Retryer: aws.NopRetryer{},
+		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(r.endpoint), Retryer: aws.NopRetryer{}, HTTPClient: sdkhttp.Client(),
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: vars["AWS_ACCESS_KEY_ID"], SecretAccessKey: vars["AWS_SECRET_ACCESS_KEY"]}, nil
 		}),

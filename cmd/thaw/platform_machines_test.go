@@ -28,6 +28,7 @@ import (
 
 	"thaw/fleet"
 	"thaw/invokewire"
+	"thaw/sdkhttp"
 )
 
 // Addresses of two machines, in network namespaces of their own.
@@ -118,10 +119,13 @@ func newFirst(t *testing.T, file string) (*region, *lambda.Client) {
 	if !roots.AppendCertsFromPEM(ca) || !strings.HasPrefix(vars["AWS_ENDPOINT_URL"], "https://"+firstHost+":") {
 		t.Fatalf("the door is %s, with an authority of %d bytes", vars["AWS_ENDPOINT_URL"], len(ca))
 	}
-	transport := &http.Transport{DialContext: dialIn(file), TLSClientConfig: &tls.Config{RootCAs: roots}}
-	t.Cleanup(transport.CloseIdleConnections)
+	client := sdkhttp.Client(func(t *http.Transport) {
+		t.DialContext = dialIn(file)
+		t.TLSClientConfig.RootCAs = roots
+	})
+	t.Cleanup(client.CloseIdleConnections)
 	return r, lambda.New(lambda.Options{
-		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(vars["AWS_ENDPOINT_URL"]), Retryer: aws.NopRetryer{}, HTTPClient: &http.Client{Transport: transport},
+		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(vars["AWS_ENDPOINT_URL"]), Retryer: aws.NopRetryer{}, HTTPClient: client,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: vars["AWS_ACCESS_KEY_ID"], SecretAccessKey: vars["AWS_SECRET_ACCESS_KEY"]}, nil
 		}),

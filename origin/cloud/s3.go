@@ -19,6 +19,8 @@ import (
 	gcaws "gocloud.dev/aws"
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/s3blob"
+
+	"thaw/sdkhttp"
 )
 
 // replyTimeout bounds the wait for a reply once a request is sent. S3 answers
@@ -75,7 +77,7 @@ func newS3(ctx context.Context, u *url.URL, parallel int) (*s3Objects, error) {
 	}
 	cfg.Logger = logging.Nop{} // it would print; what matters comes as an error
 	transport := newTransport(cfg.HTTPClient, parallel)
-	cfg.HTTPClient = &http.Client{Transport: transport, CheckRedirect: follow}
+	cfg.HTTPClient = &http.Client{Transport: sdkhttp.Transport{Base: transport}, CheckRedirect: follow}
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) { o.UsePathStyle = pathStyle })
 	return &s3Objects{client: client, transport: transport, bucket: u.Host}, nil
 }
