@@ -20,7 +20,8 @@ demo: ## convert two images that share a base, print what is shared, start a pro
 
 test: setup ## go vet and every test; as root, also those that mount and start containers
 	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw
-	@$(GO) test -timeout 40m ./... # cmd/thaw's takes ten minutes, and longer on a busy machine
+	@# cmd/thaw's takes ten minutes, and longer on a busy machine. docs/decisions/016-second-try.md says why a test gets two.
+	@bin/gotestsum --format standard-quiet --rerun-fails=1 --rerun-fails-max-failures=6 --rerun-fails-run-root-test --packages ./... -- -timeout 40m
 	@$(GO) test -tags cloud ./cmd/thaw -run '^(TestNodesAreAskedThemselves|TestHeapLimit|TestPinBudget|TestSupervise|TestSuperviseFails|TestPackages|TestKept|TestKeptMends)$$' # what only that build has
 
 build: ## bin/thaw, with the programs it starts inside

@@ -23,7 +23,7 @@ const (
 	parallelEnds  = 32
 	parallelLooks = 32
 	// farewell is for giving leases back at the end.
-	farewell = 3 * time.Second
+	farewell = 10 * time.Second
 )
 
 // Run registers the manager, follows workers and reaps instances until ctx
