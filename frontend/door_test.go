@@ -216,6 +216,10 @@ func (w *fakeWorker) behave(rw http.ResponseWriter, payload []byte) {
 		fmt.Fprint(rw, "partial")
 		_ = http.NewResponseController(rw).Flush()
 		panic(http.ErrAbortHandler)
+	case "half":
+		fmt.Fprint(rw, "partial")
+		_ = http.NewResponseController(rw).Flush()
+		<-w.hold
 	case "hold":
 		<-w.hold
 		fmt.Fprint(rw, `"held"`)
@@ -246,6 +250,7 @@ type door struct {
 	*Frontend
 	t       testing.TB
 	url     string
+	server  *httptest.Server
 	key     Key
 	worker  *fakeWorker
 	leases  *cluster.Leases
@@ -277,9 +282,11 @@ func newDoor(t testing.TB) *door {
 	d.manage("m0")
 	d.options = Options{Token: testToken, Leases: d.leases, Store: store, Keys: keys, Queue: queue, Endpoint: "http://127.0.0.1:9000", Start: 3 * time.Minute}
 	d.Frontend = New(d.options)
-	server := httptest.NewServer(d.Handler())
-	t.Cleanup(server.Close)
-	d.url = server.URL
+	d.server = httptest.NewUnstartedServer(d.Handler())
+	d.server.Config.ConnContext = ConnContext
+	d.server.Start()
+	t.Cleanup(d.server.Close)
+	d.url = d.server.URL
 	d.running(d.Frontend.Run)
 	d.client = d.as(d.key)
 	return d

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -418,6 +419,28 @@ func TestStreams(t *testing.T) {
 	}
 	_, err := d.client.InvokeWithResponseStream(t.Context(), &lambda.InvokeWithResponseStreamInput{FunctionName: aws.String("g")})
 	refused(t, err, "ResourceNotFoundException", "Function not found")
+}
+
+// A stream whose frontend goes is never taken for a whole one.
+func TestStreamIsCut(t *testing.T) {
+	d := newDoor(t)
+	d.function("f")
+	out, err := d.client.InvokeWithResponseStream(t.Context(), &lambda.InvokeWithResponseStreamInput{FunctionName: aws.String("f"), Payload: []byte(`"half"`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream := out.GetStream()
+	if _, ok := (<-stream.Events()).(*types.InvokeWithResponseStreamResponseEventMemberPayloadChunk); !ok {
+		t.Fatalf("no first event: %v", stream.Err())
+	}
+	d.server.CloseClientConnections() // as the kernel does with those of a process that is killed
+	if e, ok := <-stream.Events(); ok {
+		t.Errorf("and then %T", e)
+	}
+	if err := stream.Close(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("it ended with %v", err)
+	}
+	d.worker.letGo()
 }
 
 // What has been leased is given back at the end.

@@ -104,6 +104,7 @@ func (f *Frontend) stream(w http.ResponseWriter, r *http.Request, inv *invocatio
 	h := w.Header()
 	h.Set("Content-Type", "application/vnd.amazon.eventstream")
 	h.Set("X-Amz-Executed-Version", inv.target.version.Number)
+	carry(r.Context(), 1)
 	w.WriteHeader(http.StatusOK)
 	s := frames{w: w, control: http.NewResponseController(w), encoder: eventstream.NewEncoder()}
 	s.flush()
@@ -120,7 +121,9 @@ func (f *Frontend) stream(w http.ResponseWriter, r *http.Request, inv *invocatio
 	if err != nil {
 		panic("frontend: " + err.Error()) // it holds texts only
 	}
-	_ = s.send("InvokeComplete", "application/json", body) // the client has gone
+	if s.send("InvokeComplete", "application/json", body) == nil { // else the client has gone, or is told so
+		carry(r.Context(), -1)
+	}
 }
 
 // frames writes an event stream.

@@ -24,6 +24,7 @@ import (
 	"thaw/catalog"
 	"thaw/cluster"
 	"thaw/fleet"
+	"thaw/frontend"
 	"thaw/functions"
 	"thaw/host"
 	"thaw/invokewire"
@@ -194,7 +195,7 @@ func (m *joined) leases(ctx context.Context) (*cluster.Leases, error) {
 func (g *Globals) serveRole(ctx context.Context, l net.Listener, h http.Handler, run func(context.Context) error) error {
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: roleIdle, MaxHeaderBytes: roleHeaders,
-		ErrorLog: log.New(serverLog{g.logger()}, "", 0),
+		ErrorLog: log.New(serverLog{g.logger()}, "", 0), ConnContext: frontend.ConnContext,
 	}
 	if _, err := fmt.Fprintln(g.stdout, l.Addr()); err != nil {
 		return errors.Join(err, l.Close())
