@@ -39,6 +39,9 @@ type fakeWorker struct {
 	hold   chan struct{}               // invokes of "hold" end when it is closed
 	starts chan int                    // each start takes its status from it; nil: 204
 	queued atomic.Bool                 // starts have not begun
+	broken atomic.Bool                 // starts fail
+
+	looks atomic.Int64 // how often it was asked for its state
 
 	mu        sync.Mutex
 	instances map[string]*invokewire.InstanceState
@@ -59,7 +62,10 @@ func newFakeWorker(t testing.TB, leases *cluster.Leases, id string) *fakeWorker 
 	mux.HandleFunc("POST /instances/{id}/invoke", w.invoke)
 	mux.HandleFunc("GET /instances/{id}/ready", w.ready)
 	mux.HandleFunc("DELETE /instances/{id}", w.end)
-	mux.HandleFunc("GET /state", func(rw http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(rw).Encode(w.state()) })
+	mux.HandleFunc("GET /state", func(rw http.ResponseWriter, _ *http.Request) {
+		w.looks.Add(1)
+		_ = json.NewEncoder(rw).Encode(w.state())
+	})
 	mux.HandleFunc("GET /logs", w.serveLogs)
 	mux.HandleFunc("GET /logs/streams", w.serveStreams)
 	w.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -132,6 +138,14 @@ func (w *fakeWorker) ready(rw http.ResponseWriter, r *http.Request) {
 	}
 	if status == 0 {
 		panic(http.ErrAbortHandler)
+	}
+	if w.broken.Load() {
+		w.mu.Lock()
+		delete(w.instances, r.PathValue("id"))
+		w.mu.Unlock()
+		rw.WriteHeader(http.StatusInternalServerError)
+		fmt.Fprint(rw, `{"error":"no key"}`)
+		return
 	}
 	rw.WriteHeader(status)
 }

@@ -6,9 +6,6 @@ import (
 	"math"
 	"slices"
 	"time"
-
-	"thaw/functions"
-	"thaw/invokewire"
 )
 
 const (
@@ -30,8 +27,6 @@ const (
 	// coverTime is how long an invoke relies on starts that were asked for by
 	// others: a start takes less, unless it hangs.
 	coverTime = time.Second
-	// startGrace is for the manager to answer, beside the start itself.
-	startGrace = 10 * time.Second
 )
 
 // line is where invokes of a version wait for an instance, whichever is free
@@ -147,10 +142,17 @@ func (of *line) take(i int) *waiter {
 
 // spare says that the start is not needed. mu is held.
 func (s *start) spare() {
+	if !s.isSpare() {
+		close(s.surplus)
+	}
+}
+
+func (s *start) isSpare() bool {
 	select {
 	case <-s.surplus:
+		return true
 	default:
-		close(s.surplus)
+		return false
 	}
 }
 
@@ -263,36 +265,4 @@ func (f *Frontend) instance(ctx context.Context, inv *invocation, avoid []string
 		return nil, context.Cause(ctx)
 	}
 	return g.l, g.err
-}
-
-// acquisition is what a manager is asked.
-func (f *Frontend) acquisition(inv *invocation, avoid []string) *invokewire.Acquire {
-	a := &invokewire.Acquire{Frontend: f.options.ID, Spec: inv.target.spec, Avoid: avoid[max(0, len(avoid)-maxTries):]}
-	a.Spec.Reserved = inv.reserved
-	a.Spec.Keys = f.sessions.issue(a.Spec.Account, time.Now().Add(defaultSession))
-	return a
-}
-
-// start asks the manager for an instance, and waits until that has started. It
-// outlives the invoke that it was for.
-func (f *Frontend) start(a *invokewire.Acquire, of functions.ID, s *start) grant {
-	ctx, cancel := context.WithTimeout(f.pool.life, f.options.Start+startGrace)
-	defer cancel()
-	asked := time.Now()
-	lease, err := f.managers.acquire(ctx, a)
-	if t := (*invokewire.Throttle)(nil); errors.As(err, &t) {
-		if spare := f.pool.spare(of, t.Reason); len(spare) > 0 {
-			f.pool.release(ctx, spare)
-			asked = time.Now()
-			lease, err = f.managers.acquire(ctx, a)
-		}
-	}
-	if err != nil {
-		return grant{err: err}
-	}
-	l := f.pool.add(a.Spec.Key(), of, lease, asked)
-	if !l.fresh {
-		return grant{l: l}
-	}
-	return grant{l, f.workers.started(ctx, l, s)}
 }

@@ -123,15 +123,7 @@ func testLineStarts(t *testing.T) {
 	if g, came := w1.wait(t.Context(), 0); !came || g.l != busy {
 		t.Fatalf("got %+v", g)
 	}
-	closed := func(s *start) bool {
-		select {
-		case <-s.surplus:
-			return true
-		default:
-			return false
-		}
-	}
-	if closed(s1) || !closed(s2) {
+	if s1.isSpare() || !s2.isSpare() {
 		t.Error("want the last start spared")
 	}
 	_, w3, _ := p.join("k")

@@ -49,12 +49,13 @@ type workers struct {
 	lanes  *lanes
 	token  string
 
-	mu    sync.Mutex
-	known map[string]string // address by id
+	mu     sync.Mutex
+	known  map[string]string    // address by id
+	blamed map[string]time.Time // when it was last told that starts fail there; of those that are known
 }
 
 func newWorkers(c *http.Client, token string) *workers {
-	return &workers{client: c, lanes: newLanes(c), token: token, known: map[string]string{}}
+	return &workers{client: c, lanes: newLanes(c), token: token, known: map[string]string{}, blamed: map[string]time.Time{}}
 }
 
 // tell takes what the cluster says of workers.
@@ -71,6 +72,7 @@ func (w *workers) tell(c cluster.Change) error {
 			w.lanes.close(address)
 		}
 		delete(w.known, id)
+		delete(w.blamed, id)
 		return nil
 	}
 	w.known[id] = s.Address
@@ -174,9 +176,9 @@ func refusal(status int, body io.Reader) error {
 	case http.StatusGone, http.StatusNotFound, http.StatusTooManyRequests:
 		return errGone // or its worker takes nothing more
 	case http.StatusBadGateway:
-		return errNoImage
+		return fmt.Errorf("%w: %.200q", errNoImage, e.Error)
 	case http.StatusGatewayTimeout:
-		return context.DeadlineExceeded
+		return fmt.Errorf("%w: %.200q", context.DeadlineExceeded, e.Error)
 	}
 	return fmt.Errorf("the worker answered %d: %.200q", status, e.Error)
 }

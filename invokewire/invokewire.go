@@ -134,6 +134,9 @@ type Acquire struct {
 	Spec     Spec
 	// Avoid are instances that have just been found busy or gone.
 	Avoid []string `json:",omitempty"`
+	// Failed are starts that were granted before, for this same request, and that
+	// came to nothing in the platform: their workers are not asked for it again.
+	Failed []Lease `json:",omitempty"`
 	// Force is passed on, if an instance has to be started: see Start.
 	Force string `json:",omitempty"`
 }

@@ -45,7 +45,7 @@ func (m *Manager) acquire(ctx context.Context, a *invokewire.Acquire) (*invokewi
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for workers to report: %w", ctx.Err())
 	}
-	tried := map[string]bool{}
+	tried := m.table.misfired(a, time.Now())
 	for range maxWorkersAsked {
 		d := m.table.decide(a, tried, time.Now())
 		signal(m.wake) // it may have evicted some

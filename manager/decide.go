@@ -56,14 +56,61 @@ func (t *table) decide(a *invokewire.Acquire, tried map[string]bool, now time.Ti
 		return t.throttled(invokewire.ReasonRate, t.nextToken(g))
 	}
 	t.evict(victims)
-	w := t.place(s, tried, now)
-	if w == nil {
-		w = t.clear(s, tried, now)
-	}
+	w := t.choose(s, tried, now)
 	if w == nil {
 		return t.throttled(invokewire.ReasonRate, retryCapacity)
 	}
 	return decision{start: t.begin(a, w, now)}
+}
+
+// misfired takes note of a request's starts that have failed, which count no
+// more, and gives their workers.
+func (t *table) misfired(a *invokewire.Acquire, now time.Time) map[string]bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tried := map[string]bool{}
+	for _, l := range a.Failed {
+		for id, w := range t.workers {
+			if w.address == l.Worker {
+				tried[id], w.misfired = true, now
+			}
+		}
+		if i := t.instances[l.Instance]; i != nil && i.holder == a.Frontend {
+			t.refund(i)
+			t.remove(i, now)
+		}
+	}
+	return tried
+}
+
+// refund gives back what a start that came to nothing took of the burst limit.
+func (t *table) refund(i *instance) {
+	if g := t.groups[i.name]; g != nil {
+		g.tokens = min(float64(t.options.Burst), g.tokens+1)
+	}
+}
+
+// choose finds a worker that was not tried yet, or makes room on one: if it can,
+// where no start has failed of late.
+func (t *table) choose(s *invokewire.Spec, tried map[string]bool, now time.Time) *worker {
+	shunned := maps.Clone(tried)
+	for id, w := range t.workers {
+		if w.fails(now) {
+			shunned[id] = true
+		}
+	}
+	w := t.find(s, shunned, now)
+	if w == nil && len(shunned) > len(tried) {
+		w = t.find(s, tried, now)
+	}
+	return w
+}
+
+func (t *table) find(s *invokewire.Spec, tried map[string]bool, now time.Time) *worker {
+	if w := t.place(s, tried, now); w != nil {
+		return w
+	}
+	return t.clear(s, tried, now)
 }
 
 func (t *table) throttled(reason string, after time.Duration) decision {
@@ -308,9 +355,7 @@ func (t *table) started(s *start, o outcome, now time.Time) *invokewire.Lease {
 		return &invokewire.Lease{Instance: i.id, Worker: w.address, Fresh: true, TTL: t.options.TTL}
 	}
 	if i != nil {
-		if g := t.groups[i.name]; g != nil {
-			g.tokens = min(float64(t.options.Burst), g.tokens+1)
-		}
+		t.refund(i)
 		t.remove(i, now)
 		if o == failed {
 			delete(t.gone, i.id) // if it runs after all, its worker will tell, and it is idle

@@ -17,6 +17,8 @@ const (
 	maxBody = 1 << 20
 	// maxAvoid bounds the instances to avoid: a frontend asks after a few.
 	maxAvoid = 64
+	// maxFailed bounds the starts that have failed: a frontend tries a few.
+	maxFailed = 8
 	// acquireTime bounds how long a request waits for workers to report.
 	acquireTime = 30 * time.Second
 )
@@ -79,6 +81,8 @@ func check(a *invokewire.Acquire) error {
 		return fmt.Errorf("spec: memory of %d MB", s.Memory)
 	case len(a.Avoid) > maxAvoid:
 		return fmt.Errorf("avoid: more than %d instances", maxAvoid)
+	case len(a.Failed) > maxFailed:
+		return fmt.Errorf("failed: more than %d starts", maxFailed)
 	}
 	return nil
 }

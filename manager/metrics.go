@@ -74,7 +74,7 @@ func (s seen) Collect(out chan<- prometheus.Metric) {
 	for state, n := range instances {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), state)
 	}
-	desc = prometheus.NewDesc("thaw_manager_workers", "Workers that the manager knows of: those that take starts, and others.", []string{"state"}, nil)
+	desc = prometheus.NewDesc("thaw_manager_workers", "Workers that the manager knows of: those that take starts, those on which starts fail, and others.", []string{"state"}, nil)
 	for state, n := range workers {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), state)
 	}
@@ -103,12 +103,15 @@ func (t *table) sums(now time.Time) (instances, workers map[string]int, c counts
 			instances["idle"]++
 		}
 	}
-	workers = map[string]int{"ready": 0, "away": 0}
+	workers = map[string]int{"ready": 0, "failing": 0, "away": 0}
 	for _, w := range t.workers {
-		if w.admits(nil, now) {
-			workers["ready"]++
-		} else {
+		switch {
+		case !w.admits(nil, now):
 			workers["away"]++
+		case w.fails(now):
+			workers["failing"]++
+		default:
+			workers["ready"]++
 		}
 	}
 	return instances, workers, t.counts

@@ -71,7 +71,11 @@ func (m *model) acquire(t *rapid.T) {
 	s := spec(name, fmt.Sprint(rapid.IntRange(1, 2).Draw(t, "version")))
 	s.Revision, s.Reserved = fmt.Sprint("r", rapid.IntRange(1, 2).Draw(t, "revision")), m.reserved[name]
 	a := invokewire.Acquire{Frontend: fmt.Sprint("fe", rapid.IntRange(0, 1).Draw(t, "frontend")), Spec: s}
-	d := m.table.decide(&a, map[string]bool{}, m.now)
+	tried := m.misfire(t, &a)
+	d := m.table.decide(&a, tried, m.now)
+	if d.start != nil && tried[d.start.worker] {
+		t.Fatalf("a start on %s, where one has failed for this request", d.start.worker)
+	}
 	switch {
 	case d.lease != nil:
 		m.take(t, d.lease.Instance, a.Frontend, s.Key())
@@ -80,6 +84,43 @@ func (m *model) acquire(t *rapid.T) {
 	case s.Reserved != nil && d.throttle.Reason == invokewire.ReasonReserved && m.using(t, name) < *s.Reserved:
 		t.Fatalf("throttled at %d of %d", m.using(t, name), *s.Reserved)
 	}
+}
+
+// misfire has a request name leases of its frontend whose starts have failed.
+func (m *model) misfire(t *rapid.T, a *invokewire.Acquire) map[string]bool {
+	want := map[string]bool{}
+	for n := rapid.IntRange(0, 2).Draw(t, "failed"); n > 0; n-- {
+		var mine []string
+		for id, h := range m.held {
+			if h.frontend == a.Frontend && m.on[id] != "" {
+				mine = append(mine, id)
+			}
+		}
+		if len(mine) == 0 {
+			break
+		}
+		id := rapid.SampledFrom(slices.Sorted(slices.Values(mine))).Draw(t, "failed start")
+		a.Failed = append(a.Failed, invokewire.Lease{Instance: id, Worker: m.on[id]})
+		want[m.on[id]] = true
+		if i := m.table.instances[id]; i != nil { // its start does not count any more
+			m.started[i.name] = m.started[i.name][:max(0, len(m.started[i.name])-1)]
+		}
+		delete(m.held, id)
+		delete(m.alive, id)
+	}
+	tried := m.table.misfired(a, m.now)
+	if !maps.Equal(tried, want) {
+		t.Fatalf("tried %v, want %v", tried, want)
+	}
+	for _, l := range a.Failed {
+		if i := m.table.instances[l.Instance]; i != nil && i.holder == a.Frontend {
+			t.Fatalf("%s has failed, and is held", l.Instance)
+		}
+		if !m.table.workers[l.Worker].fails(m.now) {
+			t.Fatalf("starts fail on %s, and nobody notes", l.Worker)
+		}
+	}
+	return tried
 }
 
 // take checks that an instance may be leased: it is there, does not work, is of

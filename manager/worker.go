@@ -12,6 +12,10 @@ import (
 // queue is a thousand starts long, and drains at some ten a second.
 const refusal = time.Second
 
+// misfireTime is how long a worker on which a start has failed comes after all
+// others: what is wrong there may have been mended, or be wrong everywhere.
+const misfireTime = time.Minute
+
 // worker is what the manager knows of one.
 type worker struct {
 	id, address string
@@ -20,7 +24,11 @@ type worker struct {
 	failed      bool                   // it did not answer the last time
 	left        time.Time              // when its registration ended; zero: it has one
 	refused     time.Time              // when it last refused a start
+	misfired    time.Time              // when a frontend last told of a start that failed there; zero: one has succeeded since
 }
+
+// fails says whether starts have failed there of late.
+func (w *worker) fails(now time.Time) bool { return now.Sub(w.misfired) < misfireTime }
 
 func compare(a, b string) int { return cmp.Compare(a, b) }
 
@@ -120,8 +128,11 @@ func (t *table) see(w *worker, s *invokewire.InstanceState, began, now time.Time
 		i.idle = now
 	}
 	i.busy, i.starting = busy, starting
-	if s.Phase == invokewire.PhaseEnding {
+	switch {
+	case s.Phase == invokewire.PhaseEnding:
 		i.retired = true
+	case !starting && i.born.After(w.misfired):
+		w.misfired = time.Time{}
 	}
 }
 
