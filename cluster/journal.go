@@ -29,9 +29,12 @@ func (*journal) Debugf(string, ...any) {}
 // Tracef drops messages, which may hold payloads.
 func (*journal) Tracef(string, ...any) {}
 
-// Warnf passes a warning on.
+// Warnf passes a warning on, but for those that tell what is so on purpose.
 func (j *journal) Warnf(format string, v ...any) {
-	if !strings.HasPrefix(format, "Plaintext passwords") { // it is an HMAC; bcrypt would take longer than a cold start
+	switch {
+	case strings.HasPrefix(format, "Plaintext passwords"): // it is an HMAC; bcrypt would take longer than a cold start
+	case strings.HasPrefix(format, `Clients that are not using "TLS Handshake First"`): // all of ours do
+	default:
 		j.pass(format, v)
 	}
 }

@@ -68,6 +68,7 @@ func TestJournal(t *testing.T) {
 	j.Debugf("details")
 	j.Tracef("payload")
 	j.Warnf("Plaintext passwords detected")
+	j.Warnf("Clients that are not using \"TLS Handshake First\" option will fail to connect")
 	j.Warnf("a %s\nb", "hush")
 	j.Errorf("%s", strings.Repeat("x", 1000))
 	j.Fatalf("first %s", "hush")

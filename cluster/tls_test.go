@@ -33,7 +33,11 @@ func members(t *testing.T) (first, second, foreign *tls.Config) {
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	first, second, foreign := members(t)
-	s, err := cluster.Serve(t.Context(), cluster.ServerOptions{Dir: t.TempDir(), Token: token, TLS: first})
+	s, err := cluster.Serve(t.Context(), cluster.ServerOptions{Dir: t.TempDir(), Token: token, TLS: first, Warn: func(line string) {
+		if strings.Contains(line, "Handshake First") {
+			t.Errorf("the server warns of what is so on purpose: %s", line)
+		}
+	}})
 	is(t, err, nil)
 	t.Cleanup(func() { is(t, s.Close(), nil) })
 	if !strings.HasPrefix(s.URL(), "tls://127.0.0.1:") {
