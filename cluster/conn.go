@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -86,7 +87,10 @@ func DialTLS(ctx context.Context, url, token string, secure *tls.Config) (*Conn,
 			return nil, fmt.Errorf("cluster: %s: certificates of one fleet, that have not expired, are wanted on both sides: %w", url, err)
 		}
 		if !wait(ctx, pause) {
-			return nil, fmt.Errorf("cluster: dial %s: %w: %v", url, ErrUnavailable, err)
+			if errors.Is(err, nats.ErrNoServers) { // its word for that
+				err = unix.ECONNREFUSED
+			}
+			return nil, fmt.Errorf("cluster: nobody answers at %s: %w: %v", url, ErrUnavailable, err)
 		}
 	}
 	js, err := jetstream.New(c.nats, jetstream.WithDefaultTimeout(attempt))

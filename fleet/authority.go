@@ -106,19 +106,43 @@ func (d Dir) Invite(hosts ...string) (ca, machine []byte, err error) {
 	return encode(a.cert, nil), machine, err
 }
 
-// Join keeps what Invite has made. A machine joins the same fleet again to renew
-// its certificate, and no other one.
-func (d Dir) Join(ca, machine []byte) error {
-	root, err := parse(ca)
+// Began reports whether this machine's is the fleet's authority.
+func (d Dir) Began() bool {
+	_, err := os.Stat(d.path(authorityFile))
+	return err == nil
+}
+
+// Invited is how a machine speaks to members that has not kept what Invite has
+// made.
+func Invited(ca, machine []byte) (*tls.Config, error) {
+	root, cert, err := invited(ca, machine)
 	if err != nil {
-		return fmt.Errorf("the fleet's certificate: %w", err)
+		return nil, err
 	}
-	if _, err := check(machine, root, time.Now()); err != nil {
-		return fmt.Errorf("the machine's certificate: %w", err)
+	return member(root, func() (*tls.Certificate, error) { return cert, nil }), nil
+}
+
+// invited reads what Invite has made, which is valid now.
+func invited(ca, machine []byte) (root *x509.Certificate, cert *tls.Certificate, err error) {
+	if root, err = parse(ca); err != nil {
+		return nil, nil, fmt.Errorf("the fleet's certificate: %w", err)
+	}
+	if cert, err = check(machine, root, time.Now()); err != nil {
+		return nil, nil, fmt.Errorf("the machine's certificate: %w", err)
+	}
+	return root, cert, nil
+}
+
+// Join keeps what Invite has made. A machine joins the same fleet again to renew
+// its certificate, and no other one before it Leaves.
+func (d Dir) Join(ca, machine []byte) error {
+	root, _, err := invited(ca, machine)
+	if err != nil {
+		return err
 	}
 	old, err := d.ca()
 	if err == nil && !old.Equal(root) {
-		return fmt.Errorf("%s is of another fleet: remove it and the token, if this machine is to leave that", d.path(caFile))
+		return fmt.Errorf("%s is of another fleet", d.path(caFile))
 	}
 	if err != nil && !errors.Is(err, ErrNone) {
 		return err
@@ -127,6 +151,16 @@ func (d Dir) Join(ca, machine []byte) error {
 		return err
 	}
 	return d.write(caFile, encode(root, nil), 0o644)
+}
+
+// Leave removes what Join has kept, if it is there.
+func (d Dir) Leave() error {
+	for _, name := range []string{machineFile, caFile} {
+		if err := os.Remove(d.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // begin makes an authority, once: of several that do so, all get the same.

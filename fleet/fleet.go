@@ -71,14 +71,19 @@ func (d Dir) TLS() (*tls.Config, error) {
 	if _, err := d.machine(ca); err != nil {
 		return nil, err
 	}
+	return member(ca, func() (*tls.Certificate, error) { return d.machine(ca) }), nil
+}
+
+// member is how one with such a certificate speaks to others.
+func member(ca *x509.Certificate, machine func() (*tls.Certificate, error)) *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, ServerName: memberName, NextProtos: []string{"http/1.1"},
 		RootCAs: pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
-		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return d.machine(ca) },
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.machine(ca) },
-	}, nil
+		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return machine() },
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return machine() },
+	}
 }
 
 // Public is how a door of this machine speaks to strangers, who show nothing

@@ -211,6 +211,8 @@ func TestRefusals(t *testing.T) {
 	mine, _, err := first.Invite()
 	is(t, err)
 	refused(t, second.Join(mine, machine), "not of the fleet's authority")
+	_, err = Invited(mine, machine)
+	refused(t, err, "not of the fleet's authority")
 	for _, bad := range [][]byte{nil, []byte("x"), machine, append(bytes.Clone(ca), machine...)} {
 		refused(t, second.Join(bad, machine), "the fleet's certificate")
 	}
@@ -224,6 +226,32 @@ func TestRefusals(t *testing.T) {
 	if _, _, err := first.Invite(make([]string, maxHosts+1)...); err == nil {
 		t.Error("invited a hundred hosts and one")
 	}
+}
+
+// Who is invited is a member before it has kept the invitation, and who has left
+// is none, and may join another fleet.
+func TestJoinAndLeave(t *testing.T) {
+	first, other := newDir(t), newDir(t)
+	ca, machine, err := first.Invite()
+	is(t, err)
+	client, err := Invited(ca, machine)
+	is(t, err)
+	is(t, over(t, client, config(t, first)))
+	if over(t, client, config(t, other)) == nil {
+		t.Error("another fleet takes the invitation")
+	}
+	second := Dir(t.TempDir())
+	is(t, second.Leave())
+	is(t, second.Join(ca, machine))
+	is(t, second.Leave())
+	is(t, second.Leave())
+	_, err = second.TLS()
+	if !errors.Is(err, ErrNone) || second.Began() || !first.Began() {
+		t.Errorf("it has left: %v; one began the fleet: %v, %v", err, second.Began(), first.Began())
+	}
+	ca, machine, err = other.Invite()
+	is(t, err)
+	is(t, second.Join(ca, machine))
 }
 
 // Of many that begin a fleet at once, all are of the same one.

@@ -31,7 +31,7 @@ import (
 //	lock          held by thaw up
 //	authority.pem, ca.pem, machine.pem
 //	              certificates, if there are other machines: package fleet
-//	joined.json   where those are that invited this machine: invitation
+//	joined.json   which fleet this machine has joined: membership
 //	cluster/      the records' server's folder
 //	registry/     the registry's blobs and manifests
 const fleetDir = "fleet"
@@ -97,16 +97,28 @@ func (g *Globals) fleetToken() (string, error) {
 }
 
 // errNoPlatform says what is missing for most verbs.
-var errNoPlatform = errors.New("no platform runs with this --state: start it with thaw up, or for a role of another machine's platform join it with thaw fleet join")
+var errNoPlatform = errors.New("no platform runs with this --state")
+
+// noPlatform is errNoPlatform, and what to do.
+func (g *Globals) noPlatform() error {
+	m := g.membership()
+	switch {
+	case m.Cluster == "":
+		return fmt.Errorf("%w: start it with thaw up, or for a role of another machine's platform join it with thaw fleet join", errNoPlatform)
+	case m.API == "":
+		return fmt.Errorf("%w, but a role of the one at %s may: ask there", errNoPlatform, m.at())
+	}
+	return fmt.Errorf("%w, but a role of the one at %s may: ask there, or its Lambda API at https://%s", errNoPlatform, m.at(), m.API)
+}
 
 // fleet reads how the platform is reached.
 func (g *Globals) fleet() (r fleetRecord, err error) {
 	err = readJSON(g.fleetPath("platform.json"), &r)
 	if errors.Is(err, fs.ErrNotExist) {
-		return r, errNoPlatform
+		return r, g.noPlatform()
 	}
 	if err == nil && unix.Kill(r.PID, 0) == unix.ESRCH {
-		return r, errNoPlatform // it was killed
+		return r, g.noPlatform() // it was killed
 	}
 	return r, err
 }
@@ -138,7 +150,7 @@ func (f *fleetFlags) clusterURL(g *Globals) (string, error) {
 		return f.Cluster, nil
 	}
 	r, err := g.fleet()
-	if url := g.invited().Cluster; errors.Is(err, errNoPlatform) && url != "" {
+	if url := g.membership().Cluster; errors.Is(err, errNoPlatform) && url != "" {
 		return url, nil
 	}
 	return r.Cluster, err
@@ -148,7 +160,7 @@ func (f *fleetFlags) clusterURL(g *Globals) (string, error) {
 func (g *Globals) credentials() (k keyPair, err error) {
 	err = readJSON(g.fleetPath("credentials"), &k)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = errNoPlatform
+		err = g.noPlatform()
 	}
 	return k, err
 }

@@ -4,7 +4,9 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -19,8 +21,10 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"thaw/cluster"
 	"thaw/fleet"
 	"thaw/invokewire"
+	"thaw/metrics"
 	"thaw/text"
 )
 
@@ -34,13 +38,27 @@ const (
 )
 
 // invitation is what makes a machine one of a fleet. Its token and key are
-// secrets, which leave the file once the machine has joined.
+// secrets.
 type invitation struct {
 	Cluster string `json:"cluster"`       // URL of the records' server
 	API     string `json:"api,omitempty"` // host:port of the Lambda API, if other machines reach it
-	Token   string `json:"token,omitempty"`
-	CA      string `json:"ca,omitempty"`      // PEM
-	Machine string `json:"machine,omitempty"` // PEM of a certificate and its key
+	Token   string `json:"token"`
+	CA      string `json:"ca"`      // PEM
+	Machine string `json:"machine"` // PEM of a certificate and its key
+}
+
+// membership is what a machine that has joined keeps of its invitation, without
+// the secrets.
+type membership struct {
+	Cluster string `json:"cluster"`
+	API     string `json:"api,omitempty"`
+	Worker  string `json:"worker"` // id of the machine's worker: hosts of one name may join
+}
+
+// at is how people call the machine that has invited this one.
+func (m membership) at() string {
+	first, _, _ := strings.Cut(m.Cluster, ",")
+	return strings.TrimPrefix(first, "tls://")
 }
 
 // Format hides the secrets from every verb.
@@ -49,10 +67,15 @@ func (i invitation) Format(f fmt.State, _ rune) { fmt.Fprint(f, "invitation to "
 // fleetDir has the machine's certificates.
 func (g *Globals) fleetDir() fleet.Dir { return fleet.Dir(g.fleetPath()) }
 
-// invited is what this machine was invited with, without the secrets, or nothing.
-func (g *Globals) invited() (i invitation) {
-	_ = readJSON(g.fleetPath("joined.json"), &i) // it may have founded its fleet
-	return i
+// joinedFile is there from the join to the leave.
+const joinedFile = "joined.json"
+
+// membership is what this machine has joined, or nothing.
+func (g *Globals) membership() (m membership) {
+	if !g.fleetDir().Began() {
+		_ = readJSON(g.fleetPath(joinedFile), &m)
+	}
+	return m
 }
 
 // towardsCluster is how a records' server is spoken to.
@@ -187,19 +210,22 @@ func (c *fleetInviteCmd) Run(_ context.Context, g *Globals) error {
 	return errors.Join(err, f.Close())
 }
 
-// Run keeps an invitation.
-func (c *fleetJoinCmd) Run(_ context.Context, g *Globals) error {
+// Run keeps an invitation, once it has proved to be good.
+func (c *fleetJoinCmd) Run(ctx context.Context, g *Globals) error {
 	i, err := c.read()
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.File, err)
 	}
-	old, err := os.ReadFile(g.fleetPath("token"))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	was := g.membership()
+	if err := g.mayJoin(was, i.Token); err != nil {
 		return err
-	case string(bytes.TrimSpace(old)) != i.Token:
-		return fmt.Errorf("%s is of another fleet: remove it if this machine is to leave that", g.fleetPath("token"))
+	}
+	if err := i.try(ctx); err != nil {
+		return fmt.Errorf("not joined: %w", err)
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return err
 	}
 	if err := g.fleetDir().Join([]byte(i.CA), []byte(i.Machine)); err != nil {
 		return err
@@ -207,7 +233,82 @@ func (c *fleetJoinCmd) Run(_ context.Context, g *Globals) error {
 	if err := keep(g.fleetPath("token"), []byte(i.Token+"\n")); err != nil {
 		return err
 	}
-	return writeJSON(g.fleetPath("joined.json"), invitation{Cluster: i.Cluster, API: i.API})
+	return writeJSON(g.fleetPath(joinedFile), membership{i.Cluster, i.API, cmp.Or(was.Worker, name+"-"+strings.ToLower(rand.Text()[:6]))})
+}
+
+// mayJoin refuses to make one machine a part of two fleets.
+func (g *Globals) mayJoin(was membership, token string) error {
+	old, err := os.ReadFile(g.fleetPath("token"))
+	switch {
+	case g.fleetDir().Began():
+		return fmt.Errorf("the fleet of this --state %s began here: join with another --state", g.State)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil || string(bytes.TrimSpace(old)) == token:
+		return err
+	case was.Cluster != "":
+		return fmt.Errorf("this machine has joined the fleet of %s: thaw fleet leave first", was.at())
+	}
+	return fmt.Errorf("this --state %s has a platform of its own, with functions and keys in %s: join with another --state", g.State, g.fleetPath())
+}
+
+// try tells whether the fleet can be reached from here, and knows the invitation.
+func (i invitation) try(ctx context.Context) error {
+	secure, err := fleet.Invited([]byte(i.CA), []byte(i.Machine))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinLook)
+	defer cancel()
+	conn, err := cluster.DialTLS(ctx, i.Cluster, i.Token, secure)
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}
+
+// Run undoes join. What says that the machine has joined goes last: who is cut
+// off does it again.
+func (*fleetLeaveCmd) Run(_ context.Context, g *Globals) error {
+	m := g.membership()
+	if m.Cluster == "" {
+		_, err := fmt.Fprintln(g.stdout, "this machine has joined no fleet")
+		return err
+	}
+	roles, err := runningRoles(g.fleetPath(roleSockets))
+	if err != nil {
+		return err
+	}
+	if len(roles) > 0 {
+		return fmt.Errorf("roles of the fleet run with this --state, %s: end them first", strings.Join(roles, " and "))
+	}
+	if _, err := os.Stat(g.fleetPath("cluster")); err == nil {
+		return fmt.Errorf("%s has records of the fleet: move it away first", g.fleetPath("cluster"))
+	}
+	if err := g.fleetDir().Leave(); err != nil {
+		return err
+	}
+	for _, name := range []string{"token", joinedFile} {
+		if err := os.Remove(g.fleetPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	_, err = fmt.Fprintln(g.stdout, "left the fleet of "+m.at())
+	return err
+}
+
+// runningRoles names processes of roles, such as worker-1234.
+func runningRoles(sockets string) (names []string, err error) {
+	families, err := metrics.Roles(sockets).Gather()
+	for _, f := range families {
+		if f.GetName() != "thaw_role_up" {
+			continue
+		}
+		for _, m := range f.Metric {
+			names = append(names, m.Label[0].GetValue())
+		}
+	}
+	return names, err
 }
 
 // read reads an invitation strictly.

@@ -123,7 +123,7 @@ type managerCmd struct {
 
 type workerCmd struct {
 	fleetFlags
-	ID       string   `help:"Name in the fleet, the same after a restart (the host's name)." placeholder:"NAME"`
+	ID       string   `help:"Name in the fleet, the same after a restart (the host's name; of a machine that has joined, with some letters behind it)." placeholder:"NAME"`
 	Memory   byteSize `help:"Bytes that instances may take (three quarters of the machine's)."`
 	Disk     byteSize `help:"Bytes of disk that functions' /tmp and logs may take together; beyond that no instance starts (half of what is free)."`
 	Runtime  string   `help:"OCI runtime: runc, crun, runsc, or a path." placeholder:"R"`
@@ -139,6 +139,7 @@ type fleetCmd struct {
 	List   fleetListCmd   `cmd:"" default:"withargs" help:"List workers, and what they have to do."`
 	Invite fleetInviteCmd `cmd:"" help:"Write what another machine joins with to a file. It is a secret."`
 	Join   fleetJoinCmd   `cmd:"" help:"Make this machine one of a fleet, or renew its certificate."`
+	Leave  fleetLeaveCmd  `cmd:"" help:"Undo join, once no role of the fleet runs here."`
 }
 
 // Help teaches by example.
@@ -151,7 +152,8 @@ while all goes on. A worker needs the images' origin and the tenants' keys besid
   thaw fleet invite second.json                              there; then copy the file
   thaw fleet join second.json && rm second.json              on the second
   thaw --origin s3://BUCKET --key awskms://KEY worker        there
-  thaw fleet                                                 on the first: both workers`
+  thaw fleet                                                 on the first: both workers
+  thaw fleet leave                                           on the second, once its roles have ended`
 }
 
 type fleetListCmd struct {
@@ -167,6 +169,8 @@ type fleetInviteCmd struct {
 type fleetJoinCmd struct {
 	File string `arg:"" help:"File of an invitation; - for standard input."`
 }
+
+type fleetLeaveCmd struct{}
 
 // keysCmd manages access keys.
 type keysCmd struct {

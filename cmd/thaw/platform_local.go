@@ -94,3 +94,6 @@ func (*fleetInviteCmd) Run() error { return errOtherBuild }
 
 // Run is in the other build.
 func (*fleetJoinCmd) Run() error { return errOtherBuild }
+
+// Run is in the other build.
+func (*fleetLeaveCmd) Run() error { return errOtherBuild }

@@ -144,10 +144,17 @@ func (r *region) workers() map[string]invokewire.WorkerState {
 	return all
 }
 
-// known tells what is not so yet of the second worker's address; "" if it is not known.
+// known tells what is not so yet of the second worker's address; "" if it is not
+// known. Both machines have the same host name.
 func known(r *region, ok func(address string) bool) func() error {
 	return func() error {
-		if a := r.workers()["second"].Address; !ok(a) {
+		a := ""
+		for _, w := range r.workers() {
+			if strings.HasPrefix(w.Address, secondHost+":") {
+				a = w.Address
+			}
+		}
+		if !ok(a) {
 			return fmt.Errorf("its address is %q", a)
 		}
 		return nil
@@ -193,7 +200,7 @@ func TestPlatformMachines(t *testing.T) {
 	r, c := newFirst(t, here)
 	second := joinSecond(t, r, there)
 	strangers(t, r, there)
-	worker := second.start("worker", "--id=second", "--memory=2GiB")
+	worker := second.start("worker", "--memory=2GiB")
 	worker.late.Reset(upLife)
 	address := worker.line()
 	if !strings.HasPrefix(address, secondHost+":") {
@@ -229,11 +236,66 @@ func TestPlatformMachines(t *testing.T) {
 			t.Errorf("%s has %v of versions %q", w.ID, has, versions)
 		}
 	}
-	again := second.start("worker", "--id=second", "--memory=2GiB") // ends what its predecessor has left
+	again := second.start("worker", "--memory=2GiB") // ends what its predecessor has left
 	if line := again.line(); !strings.HasPrefix(line, secondHost+":") {
 		t.Errorf("started again it says %q", line)
 	}
 	r.until3("the second worker is back", known(r, func(a string) bool { return a != "" }))
+}
+
+// A machine joins what can be reached, has no platform of its own then, and
+// leaves once its roles have ended.
+func TestFleetMember(t *testing.T) {
+	here, there := newLink(t)
+	first, second := newMachine(t), newMachine(t)
+	first.net, second.net = here, there
+	refused := func(m *machine, want string, args ...string) {
+		t.Helper()
+		if e := m.thaw(args...); e.code != 1 || !strings.Contains(e.stderr, want) || strings.Count(e.stderr, "\n") != 1 {
+			t.Errorf("%q: status %d: %s", args, e.code, e.stderr)
+		}
+	}
+	records := first.start("cluster", "--listen="+firstHost+":0")
+	at, ok := strings.CutPrefix(records.line(), "tls://")
+	if !ok {
+		t.Fatalf("no records: %+v", records.wait())
+	}
+	good, bad := filepath.Join(t.TempDir(), "good"), filepath.Join(t.TempDir(), "bad")
+	first.must("fleet", "invite", "--cluster=tls://"+at, good)
+	first.must("fleet", "invite", "--cluster=tls://"+firstHost+":1", bad)
+	refused(second, "nobody answers at tls://"+firstHost+":1", "fleet", "join", bad)
+	if out := second.must("fleet", "leave"); out != "this machine has joined no fleet\n" {
+		t.Error(out)
+	}
+	second.must("fleet", "join", good)
+	refused(first, "began here", "fleet", "join", good)
+	refused(second, "has joined the fleet of "+at+": ", "up")
+	refused(second, "the one at "+at, "functions")
+	role := second.start("manager")
+	if address := role.line(); !strings.HasPrefix(address, secondHost+":") {
+		t.Fatalf("the manager listens at %s: %+v", address, role.wait())
+	}
+	metrics := func() error {
+		if out := second.must("metrics", "--once"); !strings.Contains(out, "thaw_role_up") {
+			return errors.New("the manager's numbers are not to be had")
+		}
+		return nil
+	}
+	(&region{machine: second}).until3("the manager works", metrics)
+	refused(second, "roles of the fleet run with this --state, manager-", "fleet", "leave")
+	try(t, role.cmd.Process.Signal(syscall.SIGTERM))
+	role.wait()
+	for _, want := range []string{"left the fleet of " + at, "this machine has joined no fleet"} {
+		if out := second.must("fleet", "leave"); out != want+"\n" {
+			t.Errorf("said %q, want %q", out, want)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(second.state, "fleet", "*.*")); err != nil || len(left) > 0 {
+		t.Errorf("left %q, %v", left, err)
+	}
+	try(t, os.WriteFile(filepath.Join(second.state, "fleet", "token"), []byte(strings.Repeat("0", 64)), 0o600))
+	refused(second, "has a platform of its own", "fleet", "join", good)
+	refused(first, "--fleet 10.0.0.5:9010 takes this port", "up", "--listen=10.0.0.5:9012", "--fleet=10.0.0.5:9010")
 }
 
 // strangers try to join.

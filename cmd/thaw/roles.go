@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -42,8 +43,11 @@ const (
 	fleetTTL    = 10 * time.Second
 	// functionRecords holds functions, keyRecords access keys.
 	functionRecords, keyRecords = "functions", "keys"
-	// joinTime is how long a role waits for the records' server.
+	// joinTime is how long a role waits for the records' server. It says so after
+	// joinLook, or where nothing comes back after a try's 5 s; so does a machine that
+	// joins, and gives up.
 	joinTime = 30 * time.Second
+	joinLook = time.Second
 	// lastRequests is how long requests may go on after a role is told to end.
 	lastRequests = 5 * time.Second
 	// apiDoor is the gateway's port behind which the Lambda API is, for functions.
@@ -176,11 +180,18 @@ func (f *fleetFlags) join(ctx context.Context, g *Globals) (*joined, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, joinTime)
-	defer cancel()
-	conn, err := cluster.DialTLS(ctx, url, token, secure)
+	dial := func(d time.Duration) (*cluster.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, d)
+		defer cancel()
+		return cluster.DialTLS(ctx, url, token, secure)
+	}
+	conn, err := dial(joinLook)
+	if errors.Is(err, cluster.ErrUnavailable) && ctx.Err() == nil {
+		g.logger().Warn("the records' server is not reached, and tried again for "+joinTime.String(), "cause", text.Line(err.Error()))
+		conn, err = dial(joinTime)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("the records' server at %s: %w", url, err)
+		return nil, fmt.Errorf("the records' server: %w", err)
 	}
 	return &joined{token, url, conn, g.fleetDir().Client()}, nil
 }
@@ -316,7 +327,7 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 func (c *workerCmd) network(g *Globals) (*network.Network, error) {
 	o := network.Options{State: g.State, Doors: map[uint16]string{}, Dial: g.fleetDir().Door()}
 	if c.API == "" {
-		c.API = g.invited().API
+		c.API = g.membership().API
 	}
 	if c.API != "" {
 		o.Doors[apiDoor] = c.API
@@ -340,7 +351,7 @@ func (c *workerCmd) network(g *Globals) (*network.Network, error) {
 // options are what does not depend on the fleet.
 func (c *workerCmd) options(g *Globals) (o worker.Options, err error) {
 	o = worker.Options{ID: c.ID, State: g.State, Runtime: c.Runtime, Memory: int64(c.Memory), Disk: int64(c.Disk), Logger: g.logger(), TTL: fleetTTL}
-	if o.ID == "" {
+	if o.ID = cmp.Or(o.ID, g.membership().Worker); o.ID == "" {
 		if o.ID, err = os.Hostname(); err != nil {
 			return o, err
 		}

@@ -122,7 +122,21 @@ func (c *upCmd) fleetPorts() (fleetPorts, error) {
 		}
 		return net.JoinHostPort(host, strconv.FormatUint(port+n, 10))
 	}
-	return fleetPorts{at(0), at(1), at(2)}, nil
+	ports := fleetPorts{at(0), at(1), at(2)}
+	for _, taken := range []string{ports.cluster, ports.manager, ports.worker} {
+		if overlap(c.Listen, taken) {
+			return fleetPorts{}, fmt.Errorf("--listen %s: --fleet %s takes this port, it and the next two: choose another", c.Listen, c.Fleet)
+		}
+	}
+	return ports, nil
+}
+
+// overlap reports whether nobody can listen at both addresses.
+func overlap(a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	all := func(host string) bool { return host == "" || net.ParseIP(host).IsUnspecified() }
+	return errA == nil && errB == nil && portA == portB && portA != "0" && (hostA == hostB || all(hostA) || all(hostB))
 }
 
 // certify makes sure that this machine has the certificates that it needs to
@@ -156,6 +170,9 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	if !fleet.Loopback(c.Registry) {
 		return fmt.Errorf("--registry %s: it asks nobody who they are: it listens on loopback only, such as 127.0.0.1:9005", c.Registry)
+	}
+	if m := g.membership(); m.Cluster != "" {
+		return fmt.Errorf("this machine has joined the fleet of %s: thaw worker runs a worker of that here, or thaw fleet leave first", m.at())
 	}
 	ports, err := c.fleetPorts()
 	if err != nil {
