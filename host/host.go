@@ -4,7 +4,9 @@
 //
 // Everything is under one folder, made anew for each state folder:
 //
-//	/run/thaw/<12 hex of the state's path>/    for root, and what runs in containers, alone
+//	/run/thaw/filters/                         compiled system call filters, of all states
+//	/run/thaw/<12 hex of the state's path>/    for root, and what runs in containers, alone;
+//	                                           a shared lock of each that has it open
 //	    state                    the path of the state folder
 //	    fetchers/<key>.lock      held while a fetcher is started or ended
 //	    fetchers/<key>/users     shared lock of each user
@@ -20,7 +22,7 @@
 //	    instances/<id>/lock      held by the instance's process
 //	                   instance.json
 //	                   bundle/, rootfs/, runtime/
-//	jail/                    where agents build their jails, each in a mount namespace of its own
+//	    jail/                    where agents build their jails, each in a mount namespace of its own
 //	STATE/overlays/<id>/         what the instance has written
 //
 // In use is what somebody holds a lock on. Locks are flock(2)'s: a killed
@@ -29,6 +31,7 @@
 package host
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -38,6 +41,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"thaw/sandbox"
 )
@@ -65,9 +70,10 @@ const (
 type Host struct {
 	state string
 	run   string
+	open  *os.File // run, under a shared lock
 }
 
-// Open makes the folders that are missing.
+// Open makes the folders that are missing. Close it, or end the process.
 func Open(state string) (*Host, error) { return openIn(runDir, state) }
 
 // openIn is Open with another folder for runtime files.
@@ -77,34 +83,54 @@ func openIn(base, state string) (*Host, error) {
 	}
 	sum := sha256.Sum256([]byte(state))
 	h := &Host{state: state, run: filepath.Join(base, hex.EncodeToString(sum[:6]))}
-	err := makeDir(base, searchOnly)
-	if err == nil {
-		err = h.close()
-	}
-	if err != nil {
+	if err := h.enter(); err != nil {
 		return nil, err
 	}
+	if err := h.makeAll(); err != nil {
+		h.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// enter makes the runtime folder, or takes one that is there, and holds it. It
+// waits for who just removes it.
+func (h *Host) enter() error {
+	return untilFree(context.Background(), h.run, func() error {
+		err := h.fence()
+		if err == nil {
+			h.open, err = lockDir(h.run, unix.LOCK_SH)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errHeld
+		}
+		return err
+	})
+}
+
+// makeAll makes what is in the runtime folder and in that of the state.
+func (h *Host) makeAll() error {
 	if err := h.makeKinds(); err != nil {
-		return nil, err
+		return err
 	}
 	// Between root and the file systems of containers lies this folder alone.
-	if err := os.MkdirAll(state, searchOnly); err != nil {
-		return nil, err
+	if err := os.MkdirAll(h.state, searchOnly); err != nil {
+		return err
 	}
 	if err := makeDir(h.overlays(), 0o700); err != nil {
-		return nil, err
+		return err
 	}
-	return h, h.noteState()
+	return h.noteState()
 }
 
 func (h *Host) makeKinds() error {
 	return errors.Join(makeDir(h.dir("jail"), searchOnly), makeDir(h.dir("fetchers"), searchOnly), makeDir(h.dir("images"), searchOnly), makeDir(h.dir("instances"), searchOnly))
 }
 
-// close makes the runtime folder, or takes one that is there, and lets nobody in
+// fence makes the runtime folder, or takes one that is there, and lets nobody in
 // but root and containers. Nobody gets in meanwhile.
-func (h *Host) close() error {
-	if err := makeDir(h.run, 0o700); err != nil {
+func (h *Host) fence() error {
+	if err := errors.Join(makeDir(filepath.Dir(h.run), searchOnly), makeDir(h.run, 0o700)); err != nil {
 		return err
 	}
 	if err := os.Chown(h.run, 0, sandbox.IDBase); err != nil {
@@ -113,8 +139,9 @@ func (h *Host) close() error {
 	return os.Chmod(h.run, containersOnly)
 }
 
-// Filters is the folder for what sandbox keeps of compiled system call filters.
-func (h *Host) Filters() string { return filepath.Join(h.run, "filters") }
+// Filters is the folder for what sandbox keeps of compiled system call filters:
+// those of one state are like another's.
+func (h *Host) Filters() string { return filepath.Join(filepath.Dir(h.run), "filters") }
 
 // makeDir makes a folder with exactly these permissions, whatever the umask.
 func makeDir(dir string, perm os.FileMode) error {

@@ -22,14 +22,17 @@ var errHeld = errors.New("held by another process")
 // also at SIGKILL: what nobody holds is left over. Whoever holds a lock alone
 // may remove its file; so one that was opened before and locked after is not
 // the lock any more, and is opened again.
-func lock(path string, how int) (*os.File, error) { return openLock(path, os.O_CREATE, how) }
+func lock(path string, how int) (*os.File, error) { return openLock(path, os.O_CREATE|os.O_RDWR, how) }
 
 // relock takes a lock whose file must be there already.
-func relock(path string, how int) (*os.File, error) { return openLock(path, 0, how) }
+func relock(path string, how int) (*os.File, error) { return openLock(path, os.O_RDWR, how) }
 
-func openLock(path string, create, how int) (*os.File, error) {
+// lockDir takes a lock that is a folder, which must be there.
+func lockDir(path string, how int) (*os.File, error) { return openLock(path, unix.O_DIRECTORY, how) }
+
+func openLock(path string, flags, how int) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, create|os.O_RDWR, 0o600)
+		f, err := os.OpenFile(path, flags, 0o600)
 		if err != nil {
 			return nil, err
 		}

@@ -216,8 +216,8 @@ func TestOtherState(t *testing.T) {
 	if all, err := h.Instances(); err != nil || len(all) > 0 {
 		t.Errorf("%v, %v", all, err)
 	}
-	if h.run == other.run || h.Filters() == other.Filters() {
-		t.Error("two states have one folder")
+	if h.run == other.run || h.Filters() != other.Filters() {
+		t.Error("two states have one folder, or filters of their own")
 	}
 }
 

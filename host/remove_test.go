@@ -32,6 +32,81 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// The last to close a state's host leaves nothing, unless something is left over.
+func TestClose(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root; run the tests as root to try this")
+	}
+	base, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+	open := func() *Host {
+		t.Helper()
+		h, err := openIn(base, state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	is := func(when string, want bool) {
+		t.Helper()
+		if found, err := filepath.Glob(base + "/*"); err != nil || len(found) > 0 != want {
+			t.Errorf("%s: there is %q, %v", when, found, err)
+		}
+	}
+	one, two := open(), open()
+	one.Close()
+	is("one has closed", true)
+	two.Close()
+	is("both have closed", false)
+	h := open()
+	h.leave(t, "aaaaaaaaaaaa", `{"kind":"mount"}`)
+	h.Close()
+	is("something was left", true)
+	h = open()
+	if _, err := h.Reap(t.Context()); err != nil {
+		t.Error(err)
+	}
+	h.Close()
+	is("it is reaped", false)
+}
+
+// Who opens a state's host that others are just leaving has it.
+func TestCloseAndOpen(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root; run the tests as root to try this")
+	}
+	base, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+	var work sync.WaitGroup
+	for range 8 {
+		work.Go(func() {
+			for range 50 {
+				h, err := openIn(base, state)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				i, err := h.NewInstance(KindMount, nil, nil)
+				if err == nil {
+					err = i.End(t.Context())
+				}
+				if h.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	work.Go(func() {
+		for range 50 {
+			if _, err := reapOthers(t.Context(), base); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	work.Wait()
+	if found, err := filepath.Glob(base + "/*"); err != nil || len(found) > 0 {
+		t.Errorf("left: %q, %v", found, err)
+	}
+}
+
 // What a state folder that is gone has left goes, and nothing of those that are
 // there, or are in use.
 func TestReapOthers(t *testing.T) {
@@ -43,6 +118,7 @@ func TestReapOthers(t *testing.T) {
 	}
 	gone.leave(t, "aaaaaaaaaaaa", "{")
 	tmpfs(t, gone.dir("instances", "aaaaaaaaaaaa", "rootfs"))
+	gone.Close()
 	there.leave(t, "bbbbbbbbbbbb", `{"kind":"run"}`)
 	p := busy.helper(t, "instance", KindRun)
 	if _, err := p.out.ReadString('\n'); err != nil {
@@ -63,6 +139,9 @@ func TestReapOthers(t *testing.T) {
 		t.Errorf("what runs: %+v, %v", all, err)
 	}
 	p.leave()
+	if err := unlock(busy.open); err != nil {
+		t.Error(err)
+	}
 	if _, err := reapOthers(t.Context(), base); err != nil {
 		t.Error(err)
 	}
@@ -86,6 +165,7 @@ func TestReapOthersAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		gone.leave(t, "aaaaaaaaaaaa", "{")
+		gone.Close()
 		if err := os.RemoveAll(gone.state); err != nil {
 			t.Fatal(err)
 		}

@@ -96,6 +96,7 @@ type Namespace struct {
 
 // names are what things are called on the host, by their state folder.
 type names struct {
+	state string // its path
 	hash  string // 12 hex digits
 	table string // of nftables
 	link  string // the host's end of the way out: at most 15 bytes
@@ -113,7 +114,7 @@ func (o *Options) names() (names, error) {
 	if run == "" {
 		run = RunDir
 	}
-	return names{hash: hash, table: "thaw_" + hash, link: "thaw-" + hash[:10], run: filepath.Join(run, hash)}, nil
+	return names{state: state, hash: hash, table: "thaw_" + hash, link: "thaw-" + hash[:10], run: filepath.Join(run, hash)}, nil
 }
 
 // hubFile is the hub's namespace, nsDir the folder of instances' ones, sysDir
@@ -136,7 +137,7 @@ func Open(o Options) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock, err := take(names.run)
+	lock, err := take(&names)
 	if err != nil {
 		return nil, err
 	}
@@ -150,21 +151,47 @@ func Open(o Options) (*Network, error) {
 }
 
 // Reap removes what a process that was killed has left of a state folder's
-// networks; State and Run as it had them. If a process that lives has them, the
-// error matches ErrInUse.
-func Reap(o Options) error {
+// networks, State and Run as it had them, and names what it has removed. If a
+// process that lives has them, the error matches ErrInUse.
+func Reap(o Options) (removed []string, err error) {
 	names, err := o.names()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := os.Stat(names.run); errors.Is(err, os.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
-	lock, err := take(names.run)
+	lock, err := take(&names)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(clean(&names), leave(&names), lock.Close())
+	if err := errors.Join(clean(&names), leave(&names), lock.Close()); err != nil {
+		return nil, err
+	}
+	return []string{"network " + names.link}, nil
+}
+
+// ReapOthers is Reap for all state folders that are gone, of those who had this
+// Run; what is of one that lives stays.
+func ReapOthers(run string) (removed []string, err error) {
+	items, err := os.ReadDir(run)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	for _, item := range items {
+		state, rerr := os.ReadFile(lockFile(filepath.Join(run, item.Name())))
+		if rerr != nil || len(state) == 0 {
+			continue // the lock is about to be taken, or to go
+		}
+		if _, serr := os.Stat(string(state)); !errors.Is(serr, os.ErrNotExist) {
+			continue
+		}
+		names, rerr := Reap(Options{State: string(state), Run: run})
+		if removed = append(removed, names...); !errors.Is(rerr, ErrInUse) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	return removed, err
 }
 
 // leave removes the folder, and with the last one what they are all in.
@@ -174,12 +201,13 @@ func leave(n *names) error {
 	return err
 }
 
-// take makes a folder and locks it, for as long as the file is open.
-func take(run string) (*os.File, error) {
+// take makes the folder and locks it, for as long as the file is open, in which it
+// says for which state.
+func take(n *names) (*os.File, error) {
 	for {
-		name := lockFile(run)
+		name := lockFile(n.run)
 		var f *os.File
-		err := os.MkdirAll(run, 0o700)
+		err := os.MkdirAll(n.run, 0o700)
 		if err == nil {
 			f, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 		}
@@ -191,9 +219,12 @@ func take(run string) (*os.File, error) {
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
-			return nil, fmt.Errorf("network: %s: %w", run, errors.Join(ErrInUse, err))
+			return nil, fmt.Errorf("network: %s: %w", n.run, errors.Join(ErrInUse, err))
 		}
 		if same(f, name) {
+			if _, err := f.WriteAt([]byte(n.state), 0); err != nil {
+				return nil, errors.Join(fmt.Errorf("network: %w", err), f.Close())
+			}
 			return f, nil
 		}
 		f.Close()

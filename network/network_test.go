@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -375,7 +376,13 @@ func TestKilled(t *testing.T) {
 	resolv := newOutside(t)
 	n := open(t, Options{Resolv: resolv})
 	for name, end := range map[string]func(Options) error{
-		"Reap": Reap,
+		"Reap": func(o Options) error {
+			removed, err := Reap(o)
+			if names, _ := o.names(); err == nil && !slices.Equal(removed, []string{"network " + names.link}) {
+				err = fmt.Errorf("removed %q", removed)
+			}
+			return err
+		},
 		"Open": func(o Options) error {
 			n, err := Open(o)
 			if err != nil {
@@ -431,6 +438,40 @@ func TestKilled(t *testing.T) {
 			}
 			must(t, end(o))
 		})
+	}
+}
+
+// What is left of a state folder that is gone goes, but not what is in use, nor
+// what is of a folder that is there, or that nobody knows.
+func TestReapOthers(t *testing.T) {
+	needRoot(t)
+	run := t.TempDir()
+	left := func(state string) string {
+		t.Helper()
+		names, err := (&Options{State: state, Run: run}).names()
+		must(t, err)
+		lock, err := take(&names)
+		must(t, err)
+		must(t, lock.Close())
+		return names.run
+	}
+	must(t, os.Mkdir(filepath.Join(run, "unknown"), 0o700))
+	there := left(t.TempDir())
+	gone := filepath.Join(t.TempDir(), "gone")
+	n, err := Open(Options{State: gone, Run: run})
+	must(t, err)
+	if removed, err := ReapOthers(run); err != nil || len(removed) > 0 {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	must(t, n.Close())
+	gone = left(gone)
+	if removed, err := ReapOthers(run); err != nil || len(removed) != 1 {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	for dir, want := range map[string]bool{there: true, gone: false, filepath.Join(run, "unknown"): true} {
+		if _, err := os.Stat(dir); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", dir, err, want)
+		}
 	}
 }
 

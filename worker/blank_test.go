@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,11 +16,17 @@ import (
 	"thaw/invokewire"
 )
 
-// agents gives the processes of a host's agents, blank or not.
-func agents(h *host.Host) (pids []int) {
+// runDir is where the runtime files of a state are (package host).
+func runDir(state string) string {
+	sum := sha256.Sum256([]byte(state))
+	return "/run/thaw/" + hex.EncodeToString(sum[:6])
+}
+
+// agents gives the processes of a state's agents, blank or not.
+func agents(state string) (pids []int) {
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, name := range all {
-		if line, _ := os.ReadFile(name); strings.HasPrefix(string(line), "thaw-agent\x00"+filepath.Dir(h.Filters())+"/") {
+		if line, _ := os.ReadFile(name); strings.HasPrefix(string(line), "thaw-agent\x00"+runDir(state)+"/") {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
 			pids = append(pids, pid)
 		}
@@ -31,7 +39,7 @@ func agents(h *host.Host) (pids []int) {
 func (r *rig) blank() (pid int) {
 	r.t.Helper()
 	r.until("an agent is started ahead", func() bool {
-		pids := agents(r.w.o.Host)
+		pids := agents(r.w.o.State)
 		if len(pids) == 1 {
 			pid = pids[0]
 		}
@@ -89,7 +97,7 @@ func TestBlankAgents(t *testing.T) {
 	if err := r.stop(); err != nil {
 		t.Error(err)
 	}
-	if left := agents(r.w.o.Host); len(left) > 0 {
+	if left := agents(r.w.o.State); len(left) > 0 {
 		t.Errorf("agents are left: %v", left)
 	}
 }

@@ -47,7 +47,7 @@ func TestEmpty(t *testing.T) {
 	if n := r.w.slots.count(); n != 0 {
 		t.Errorf("%d slots are prepared again with nobody asking", n)
 	}
-	if left := agents(r.w.o.Host); len(left) > 0 {
+	if left := agents(r.w.o.State); len(left) > 0 {
 		t.Errorf("agents are started again with nobody asking: %v", left)
 	}
 	r.start("i3", "", spec(nil))

@@ -88,7 +88,7 @@ func TestKilledWorker(t *testing.T) {
 	})
 	r.kill(cmd, state)
 	next := newRigOn(t, state) // without slots, whose groups would be there as well
-	left, err := sandbox.Cgroups("/thaw-" + filepath.Base(filepath.Dir(next.w.o.Host.Filters())))
+	left, err := sandbox.Cgroups("/thaw-" + filepath.Base(runDir(state)))
 	if err != nil || len(left) > 0 {
 		t.Errorf("groups are left: %v, %v", left, err)
 	}
@@ -111,15 +111,11 @@ func TestKilledWorker(t *testing.T) {
 // agent does not outlive it.
 func (r *rig) kill(worker *exec.Cmd, state string) {
 	r.t.Helper()
-	h, err := host.Open(state)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.until("one agent serves, one is started ahead", func() bool { return len(agents(h)) == 2 })
+	r.until("one agent serves, one is started ahead", func() bool { return len(agents(state)) == 2 })
 	r.start("starting", "", spec(nil))
 	_ = worker.Process.Kill()
 	_ = worker.Wait() // the signal says it
-	r.until("the blank agent has ended", func() bool { return len(agents(h)) == 1 })
+	r.until("the blank agent has ended", func() bool { return len(agents(state)) == 1 })
 }
 
 // frozen tells whether some group of ours is.

@@ -97,6 +97,7 @@ func (k *keeper) keep() int {
 		say("%v", err)
 	}
 	k.recording.wait()
+	k.host.Close()
 	if rerr != nil {
 		say("cleaning up: %v (thaw prune tries again)", rerr)
 	}

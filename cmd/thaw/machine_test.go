@@ -122,9 +122,6 @@ func newMachine(t *testing.T) *machine {
 			m.thaw("prune") // or what comes next suffers
 			t.Fatalf("left at the end: %s, %v", strings.Join(left, "; "), err)
 		}
-		if err := os.RemoveAll(m.runDir()); err != nil {
-			t.Error(err)
-		}
 	})
 	return m
 }
@@ -403,7 +400,7 @@ func (m *machine) leftNow() (left []string, err error) {
 	for pid, what := range processes {
 		left = append(left, fmt.Sprintf("process %d: %s", pid, what))
 	}
-	for _, pattern := range []string{m.runDir() + "/fetchers/*", m.runDir() + "/images/*", m.runDir() + "/instances/*", m.runDir() + "/instances/.*", m.state + "/overlays/*", "/run/thaw-network/" + key, "/sys/class/net/thaw-" + key[:10]} {
+	for _, pattern := range []string{m.runDir(), m.runDir() + "/fetchers/*", m.runDir() + "/images/*", m.runDir() + "/instances/*", m.runDir() + "/instances/.*", m.state + "/overlays/*", "/run/thaw-network/" + key, "/sys/class/net/thaw-" + key[:10]} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return nil, err
@@ -458,7 +455,6 @@ func cmdApp(ts *testscript.TestScript, _ bool, args []string) {
 			_ = ts.Exec("thaw", "prune") // or what comes next suffers
 			ts.Fatalf("left at the end: %s, %v", left, err)
 		}
-		ts.Check(os.RemoveAll(m.runDir()))
 	})
 }
 

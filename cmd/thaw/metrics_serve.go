@@ -34,6 +34,7 @@ func (c *metricsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	defer h.Close()
 	exporter := metrics.New(h.Ask, metrics.Roles(g.fleetPath(roleSockets)))
 	if c.Once {
 		return exporter.Write(ctx, g.stdout)

@@ -241,6 +241,11 @@ func TestPlatformMachines(t *testing.T) {
 		t.Errorf("started again it says %q", line)
 	}
 	r.until3("the second worker is back", known(r, func(a string) bool { return a != "" }))
+	try(t, again.cmd.Process.Kill())
+	again.wait()
+	if out := second.must("prune"); !strings.Contains(out, "removed network thaw-") {
+		t.Errorf("pruned %q", out)
+	}
 }
 
 // A machine joins what can be reached, has no platform of its own then, and

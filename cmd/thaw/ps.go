@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"thaw/host"
+	"thaw/network"
 	"thaw/text"
 )
 
@@ -49,6 +50,7 @@ func (c *psCmd) Run(g *Globals) error {
 	if err != nil {
 		return err
 	}
+	defer h.Close()
 	all, err := h.Instances()
 	if err != nil {
 		return err
@@ -115,9 +117,9 @@ type pruneCmd struct{}
 
 // Help teaches by example.
 func (pruneCmd) Help() string {
-	return `Removes mounts, processes and files of which no container and no mount is left. It touches
-neither images nor the cache: see thaw rm, and --cache-size. It looks at this --state, and at what
-is left of others whose folder is gone.
+	return `Removes mounts, processes, networks and files of which no container, mount or worker is left. It
+touches neither images nor the cache: see thaw rm, and --cache-size. It looks at this --state, and
+at what is left of others whose folder is gone.
 
   thaw prune`
 }
@@ -128,10 +130,19 @@ func (pruneCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	defer h.Close()
 	removed, err := h.Reap(ctx)
-	others, oerr := host.ReapOthers(ctx)
-	err = errors.Join(err, oerr)
-	for _, what := range append(removed, others...) {
+	for _, reap := range []func() ([]string, error){
+		func() ([]string, error) { return host.ReapOthers(ctx) },
+		func() ([]string, error) { return network.Reap(network.Options{State: g.State}) },
+		func() ([]string, error) { return network.ReapOthers(network.RunDir) },
+	} {
+		more, rerr := reap()
+		if removed = append(removed, more...); !errors.Is(rerr, network.ErrInUse) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	for _, what := range removed {
 		fmt.Fprintln(g.stdout, "removed "+what)
 	}
 	return err
@@ -154,6 +165,7 @@ func (c *umountCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	defer h.Close()
 	dir := c.Dir
 	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = resolved

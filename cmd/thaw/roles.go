@@ -289,6 +289,7 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 	if err != nil {
 		return err
 	}
+	defer o.Host.Close()
 	o.Address, o.Token = f.address(), f.token
 	if o.Network, err = c.network(g); err != nil {
 		return err

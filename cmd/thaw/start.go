@@ -78,6 +78,7 @@ func (g *Globals) start(ctx context.Context, what subject, kind string, t tracin
 	}
 	s.watch.lap("clean")
 	if s.startable, err = g.findOrConvert(ctx, what, s.watch); err != nil {
+		s.host.Close()
 		return nil, err
 	}
 	s.traceDamaged = g.checkTrace(s.startable)
@@ -179,6 +180,7 @@ func (s *started) release(ctx context.Context) (err error) {
 	if s.fetcher != nil {
 		err = errors.Join(err, s.host.ReleaseFetcher(ctx, s.fetcher))
 	}
+	s.host.Close()
 	return err
 }
 

@@ -30,7 +30,12 @@ func (c *topCmd) Run(ctx context.Context, g *Globals) error {
 	if c.Interval < 0 || c.Interval > 0 && c.Interval < minInterval {
 		return errors.New("--interval: want a duration from 100ms on, such as 2s")
 	}
-	sample, err := g.sampler()
+	h, err := host.Open(g.State)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	sample, err := g.sampler(h)
 	if err != nil {
 		return err
 	}
@@ -69,11 +74,7 @@ func (c *topCmd) print(g *Globals, r *top.Report) error {
 }
 
 // sampler gives what looks at this machine, and at the zone if there is one.
-func (g *Globals) sampler() (func(context.Context) (top.Sample, error), error) {
-	h, err := host.Open(g.State)
-	if err != nil {
-		return nil, err
-	}
+func (g *Globals) sampler(h *host.Host) (func(context.Context) (top.Sample, error), error) {
 	client, err := g.nodeClient()
 	if err != nil {
 		return nil, err
