@@ -22,7 +22,7 @@ test: setup ## go vet and every test; as root, also those that mount and start c
 	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw
 	@# cmd/thaw's takes ten minutes, and longer on a busy machine. docs/decisions/016-second-try.md says why a test gets two.
 	@bin/gotestsum --format standard-quiet --rerun-fails=1 --rerun-fails-max-failures=6 --rerun-fails-run-root-test --packages ./... -- -timeout 40m
-	@$(GO) test -tags cloud ./cmd/thaw -run '^(TestNodesAreAskedThemselves|TestHeapLimit|TestPinBudget|TestSupervise|TestSuperviseFails|TestPackages|TestKept|TestKeptMends)$$' # what only that build has
+	@$(GO) test -tags cloud ./cmd/thaw -run '^(TestNodesAreAskedThemselves|TestHeapLimit|TestPinBudget|TestSupervise|TestSuperviseFails|TestPackages|TestKept|TestKeptMends|TestAccess)$$' # what only that build has
 
 build: ## bin/thaw, with the programs it starts inside
 	@cmd/thaw/build

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -166,7 +167,7 @@ func joinSecond(t *testing.T, r *region, file string) *machine {
 	t.Helper()
 	m := newMachine(t)
 	m.net = file
-	m.flags = []string{"--origin=" + fileURL(r.state, "origin"), "--key=" + fileURL(r.state, "keys", "default")}
+	m.flags = []string{"--origin=" + fileURL(r.state, "origin")}
 	invitation := filepath.Join(t.TempDir(), "second.json")
 	r.must("fleet", "invite", invitation)
 	if info, err := os.Stat(invitation); err != nil || info.Mode().Perm() != 0o600 {
@@ -174,7 +175,23 @@ func joinSecond(t *testing.T, r *region, file string) *machine {
 	}
 	m.must("fleet", "join", invitation)
 	m.must("fleet", "join", invitation) // again, as to renew
+	m.refused(t, "without the key", "no key at", "worker")
+	data, err := os.ReadFile(filepath.Join(r.state, "keys", "default"))
+	try(t, errors.Join(err, os.MkdirAll(filepath.Dir(m.key()), 0o700), os.WriteFile(m.key(), data, 0o600)))
 	return m
+}
+
+// key is the file of the tenant's key.
+func (m *machine) key() string { return filepath.Join(m.state, "keys", "default") }
+
+// refused wants a command to fail with one line, behind warnings of a slow machine.
+func (m *machine) refused(t *testing.T, what, want string, args ...string) {
+	t.Helper()
+	e := m.thaw(args...)
+	said := slices.DeleteFunc(slices.Collect(strings.Lines(e.stderr)), func(line string) bool { return strings.Contains(line, "level=WARN") })
+	if e.code != 1 || len(said) != 1 || !strings.Contains(said[0], want) {
+		t.Errorf("%s: status %d: %s", what, e.code, e.stderr)
+	}
 }
 
 // until3 waits for something, for as long as a slow machine may take.
@@ -193,7 +210,8 @@ func (r *region) until3(what string, done func() error) {
 }
 
 // A worker in a second network namespace joins over mutual TLS, takes load, is
-// killed, and its load moves. Whoever has no certificate of the fleet does not
+// killed, and its load moves. One that cannot start anything does not run, or is
+// no harm. Whoever has no certificate of the fleet does not
 // get in. Nothing is left.
 func TestPlatformMachines(t *testing.T) {
 	here, there := newLink(t)
@@ -210,6 +228,9 @@ func TestPlatformMachines(t *testing.T) {
 	overPlain(t, there, address)
 
 	r.must("deploy", "f", sampleLayout(t), "--command", "/function", "--timeout", "10", "--memory", "256")
+	stray := joinSecond(t, r, there)
+	stray.flags = nil
+	stray.refused(t, "without the origin", "is what it is on mounted?", "worker")
 	versions := spread(t, r, c)
 	t.Logf("%d versions run on two workers", len(versions))
 	l := &moving{c: c, versions: versions, stop: make(chan struct{})}
@@ -241,6 +262,15 @@ func TestPlatformMachines(t *testing.T) {
 		t.Errorf("started again it says %q", line)
 	}
 	r.until3("the second worker is back", known(r, func(a string) bool { return a != "" }))
+	try(t, os.Remove(second.key()))
+	v := publish(t, r, c, 100)
+	r.until3("a version answers", func() error {
+		err := invokes(t.Context(), c, v)
+		if err != nil && strings.Contains(err.Error(), "could not be started") {
+			t.Error(err) // on the second worker, where no start succeeds
+		}
+		return err
+	})
 	try(t, again.cmd.Process.Kill())
 	again.wait()
 	if out := second.must("prune"); !strings.Contains(out, "removed network thaw-") {
@@ -256,9 +286,7 @@ func TestFleetMember(t *testing.T) {
 	first.net, second.net = here, there
 	refused := func(m *machine, want string, args ...string) {
 		t.Helper()
-		if e := m.thaw(args...); e.code != 1 || !strings.Contains(e.stderr, want) || strings.Count(e.stderr, "\n") != 1 {
-			t.Errorf("%q: status %d: %s", args, e.code, e.stderr)
-		}
+		m.refused(t, strings.Join(args, " "), want, args...)
 	}
 	records := first.start("cluster", "--listen="+firstHost+":0")
 	at, ok := strings.CutPrefix(records.line(), "tls://")
@@ -313,12 +341,7 @@ func strangers(t *testing.T, r *region, file string) {
 	try(t, err)
 	m := newMachine(t)
 	m.net = file
-	refused := func(what, want string, args ...string) {
-		t.Helper()
-		if e := m.thaw(args...); e.code != 1 || !strings.Contains(e.stderr, want) || strings.Count(e.stderr, "\n") != 1 {
-			t.Errorf("%s: status %d: %s", what, e.code, e.stderr)
-		}
-	}
+	refused := func(what, want string, args ...string) { t.Helper(); m.refused(t, what, want, args...) }
 	dir := filepath.Join(m.state, "fleet")
 	try(t, errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "token"), token, 0o600)))
 	refused("without certificates", "belongs to no fleet", "worker", "--cluster="+record.Cluster)
@@ -347,22 +370,30 @@ func overPlain(t *testing.T, file, address string) {
 	}
 }
 
+// publish makes a version with a number of its own.
+func publish(t *testing.T, r *region, c *lambda.Client, n int) (version string) {
+	t.Helper()
+	r.until3("a version is published", func() error {
+		in := &lambda.UpdateFunctionConfigurationInput{FunctionName: aws.String("f"), Environment: &types.Environment{Variables: map[string]string{"NUMBER": fmt.Sprint(n)}}}
+		if _, err := c.UpdateFunctionConfiguration(t.Context(), in); err != nil {
+			return err
+		}
+		v, err := c.PublishVersion(t.Context(), &lambda.PublishVersionInput{FunctionName: aws.String("f")})
+		if err == nil {
+			version = *v.Version
+		}
+		return err
+	})
+	return version
+}
+
 // spread publishes versions and invokes them until both workers have instances.
 func spread(t *testing.T, r *region, c *lambda.Client) (versions []string) {
 	t.Helper()
 	for n := range 12 {
-		var v *lambda.PublishVersionOutput
-		var err error
-		r.until3("a version is published", func() error {
-			in := &lambda.UpdateFunctionConfigurationInput{FunctionName: aws.String("f"), Environment: &types.Environment{Variables: map[string]string{"NUMBER": fmt.Sprint(n)}}}
-			if _, err := c.UpdateFunctionConfiguration(t.Context(), in); err != nil {
-				return err
-			}
-			v, err = c.PublishVersion(t.Context(), &lambda.PublishVersionInput{FunctionName: aws.String("f")})
-			return err
-		})
-		versions = append(versions, *v.Version)
-		r.until3("version "+*v.Version+" answers", func() error { return invokes(t.Context(), c, *v.Version) })
+		v := publish(t, r, c, n)
+		versions = append(versions, v)
+		r.until3("version "+v+" answers", func() error { return invokes(t.Context(), c, v) })
 		busy := 0
 		for _, w := range r.workers() {
 			busy += min(1, len(w.Instances))

@@ -285,6 +285,9 @@ func (c *workerCmd) Run(ctx context.Context, g *Globals) (err error) {
 		return err
 	}
 	defer f.leave()
+	if err := f.access(ctx, g); err != nil {
+		return err
+	}
 	o, err := c.options(g)
 	if err != nil {
 		return err
