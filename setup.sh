@@ -72,14 +72,16 @@ install_packages() {
 build_tools() {
     local sum
     sum=$({ cat tools/go.mod tools/go.sum && go version; } | sha256sum | cut -d' ' -f1)
-    [ -x bin/versitygw ] && [ -x bin/gotestsum ] && [ "$(cat bin/.tools 2>/dev/null)" = "$sum" ] && return
+    [ -x bin/versitygw ] && [ -x bin/gotestsum ] && [ -x bin/runsc ] && [ "$(cat bin/.tools 2>/dev/null)" = "$sum" ] && return
     if ! mkdir -p bin 2>/dev/null || [ ! -w bin ]; then
         say "CANNOT WRITE bin/: build the tools with: sudo ./setup.sh"
         return
     fi
-    say "building bin/versitygw, an S3 server, and bin/gotestsum, which runs tests"
+    say "building bin/versitygw, an S3 server, bin/gotestsum, which runs tests, and bin/runsc, gVisor, which is large"
     mkdir -p bin/tools.tmp
     (cd tools && CGO_ENABLED=0 go build -trimpath -ldflags=-s -o ../bin/tools.tmp/ github.com/versity/versitygw/cmd/versitygw gotest.tools/gotestsum)
+    (cd tools && CGO_ENABLED=0 go build -trimpath -ldflags=-s -o ../bin/tools.tmp/ gvisor.dev/gvisor/runsc) ||
+        say "CANNOT BUILD bin/runsc: nothing will be tested under gVisor"
     mv bin/tools.tmp/* bin/
     rmdir bin/tools.tmp
     echo "$sum" >bin/.tools

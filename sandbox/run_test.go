@@ -20,6 +20,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"thaw/internal/testbin"
 )
 
 // seen is what the probe's "look" tells.
@@ -525,10 +527,7 @@ func TestDeleteMounted(t *testing.T) {
 
 // gVisor shows a kernel of its own, so what an instance sees differs; what we do for it does not.
 func TestGVisor(t *testing.T) {
-	if _, err := Find("runsc"); err != nil || os.Getuid() != 0 {
-		t.Skip("SKIPPED: needs root and runsc, which Debian 12 does not have: ", err)
-	}
-	r := newRig(t, "runsc")
+	r := newRig(t, testbin.Runtime(t, "runsc"))
 	c := r.config("look")
 	c.Image = []byte(`{"config":{"Entrypoint":["/bin/probe"],"Env":["B=image"],"User":"app","WorkingDir":"/srv/made"}}`)
 	s := r.look(c)

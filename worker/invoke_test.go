@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"thaw/internal/testbin"
 	"thaw/invokewire"
 )
 
@@ -58,10 +58,8 @@ var (
 func TestColdAndWarm(t *testing.T) {
 	for _, runtime := range []string{"crun", "runc", "runsc"} {
 		t.Run(runtime, func(t *testing.T) {
-			if _, err := exec.LookPath(runtime); err != nil {
-				t.Skipf("NOT TESTED: %v", err)
-			}
-			r := newRig(t, func(o *Options) { o.Runtime = runtime })
+			path := testbin.Runtime(t, runtime)
+			r := newRig(t, func(o *Options) { o.Runtime = path })
 			r.start("i1", "", spec(func(s *invokewire.Spec) { s.Env["MINE"] = "1" }))
 			cold := r.invoke("i1", "r1", `{"hello":1}`)
 			if cold.status != 200 || cold.body != `{"hello":1}` || cold.failed != "" || !coldTail.MatchString(cold.tail) {

@@ -1,16 +1,17 @@
 package main
 
 import (
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"thaw/internal/testbin"
 )
 
 // The sample functions in shell, Python, JavaScript and Java run cold and warm
-// under each OCI runtime that is here: deployed once, under the first. The one in
+// under each OCI runtime: deployed once, under the first. The one in
 // JavaScript runs under AWS's own client too.
 func TestContractRuntimes(t *testing.T) {
 	t.Parallel()
@@ -30,11 +31,9 @@ func TestContractRuntimes(t *testing.T) {
 	t.Run("client", k.awsClient)
 	for _, runtime := range []string{"runc", "runsc"} {
 		t.Run(runtime, func(t *testing.T) {
-			if _, err := exec.LookPath(runtime); err != nil {
-				t.Skipf("NOT TESTED: no %s on this machine", runtime)
-			}
+			path := testbin.Runtime(t, runtime)
 			k.down()
-			k.region = restarted(t, k.region, "--runtime="+runtime)
+			k.region = restarted(t, k.region, "--runtime="+path)
 			k.c = k.client(t)
 			k.coldAndWarm(t, samples)
 		})

@@ -2,12 +2,13 @@ package main
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	"thaw/internal/testbin"
 	"thaw/mount"
-	"thaw/sandbox"
 )
 
 // What a machine's other users see of running containers is nothing: not the
@@ -18,31 +19,37 @@ func TestOtherUsersSeeNothing(t *testing.T) {
 	m := newMachine(t)
 	m.convert("app", 7)
 	volume := t.TempDir()
-	runtimes := []string{"crun", "runc"}
-	if _, err := sandbox.Find("runsc"); err == nil {
-		runtimes = append(runtimes, "runsc")
+	for _, runtime := range []string{"crun", "runc", "runsc"} {
+		t.Run(runtime, func(t *testing.T) {
+			m.t = t
+			path := testbin.Runtime(t, runtime)
+			for _, flags := range [][]string{{"-u", "0"}, {"-u", "1000", "-v", volume + ":/volume"}, {"-u", "app", "--rw-block"}} {
+				m.seesNothing(append([]string{"--runtime", path}, flags...)...)
+			}
+		})
 	}
-	for _, runtime := range runtimes {
-		for _, flags := range [][]string{{"-u", "0"}, {"-u", "1000", "-v", volume + ":/volume"}, {"-u", "app", "--rw-block"}} {
-			r := m.serve(append(append([]string{"--runtime", runtime}, flags...), "app")...)
-			r.reads(7, 0)
-			if len(flags) == 4 {
-				if got := r.ask("ls /volume"); got != "" {
-					t.Errorf("%s: the volume says %q", runtime, got)
-				}
-			}
-			mounts, err := mount.Under(m.runDir())
-			if err != nil || len(mounts) < 3 {
-				t.Fatalf("%v, %v", mounts, err)
-			}
-			for _, mnt := range mounts {
-				seenBy(t, mnt.Dir, 0, true)
-				seenBy(t, mnt.Dir, 65534, false)
-			}
-			if e := r.end(); e.code != 0 {
-				t.Errorf("%s %q: status %d\n%s", runtime, flags, e.code, e.stderr)
-			}
+}
+
+// seesNothing starts a container, and looks at it as others.
+func (m *machine) seesNothing(flags ...string) {
+	m.t.Helper()
+	r := m.serve(append(flags, "app")...)
+	r.reads(7, 0)
+	if slices.Contains(flags, "-v") {
+		if got := r.ask("ls /volume"); got != "" {
+			m.t.Errorf("the volume says %q", got)
 		}
+	}
+	mounts, err := mount.Under(m.runDir())
+	if err != nil || len(mounts) < 3 {
+		m.t.Fatalf("%v, %v", mounts, err)
+	}
+	for _, mnt := range mounts {
+		seenBy(m.t, mnt.Dir, 0, true)
+		seenBy(m.t, mnt.Dir, 65534, false)
+	}
+	if e := r.end(); e.code != 0 {
+		m.t.Errorf("%q: status %d\n%s", flags, e.code, e.stderr)
 	}
 }
 

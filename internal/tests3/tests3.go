@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"thaw/internal/testbin"
 )
 
 const buildServer = "build it: cd tools && go build -o ../bin/ github.com/versity/versitygw/cmd/versitygw"
@@ -32,10 +34,8 @@ type Server struct {
 func Start(t testing.TB) *Server {
 	t.Helper()
 	bin := os.Getenv("THAW_VERSITYGW")
-	for up := ".."; bin == ""; up = filepath.Join(up, "..") { // tests run in their package's folder
-		if _, err := os.Stat(filepath.Join(up, "go.mod")); err == nil || up == "../../../.." {
-			bin = filepath.Join(up, "bin", "versitygw")
-		}
+	if bin == "" {
+		bin = testbin.Path(t, "versitygw")
 	}
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("no S3 server to test with (%v): %s, or set THAW_VERSITYGW", err, buildServer)

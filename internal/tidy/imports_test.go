@@ -91,11 +91,12 @@ func around() map[string]string {
 		"corpus/functions/over": "",
 		"docs/reader":           "", // tests of a reader in another language
 		"internal/faults":       "",
+		"internal/testbin":      "",
 		"internal/testleak":     "",
 		"internal/testmount":    "",
 		"internal/testoci":      "",
 		"internal/testpty":      "",
-		"internal/tests3":       "internal/faults",
+		"internal/tests3":       "internal/faults internal/testbin",
 		"internal/tidy":         "",
 	}
 }
