@@ -102,13 +102,14 @@ var errNoPlatform = errors.New("no platform runs with this --state")
 // noPlatform is errNoPlatform, and what to do.
 func (g *Globals) noPlatform() error {
 	m := g.membership()
-	switch {
-	case m.Cluster == "":
+	if m.Cluster == "" {
 		return fmt.Errorf("%w: start it with thaw up, or for a role of another machine's platform join it with thaw fleet join", errNoPlatform)
-	case m.API == "":
-		return fmt.Errorf("%w, but a role of the one at %s may: ask there", errNoPlatform, m.at())
 	}
-	return fmt.Errorf("%w, but a role of the one at %s may: ask there, or its Lambda API at https://%s", errNoPlatform, m.at(), m.API)
+	api := ""
+	if m.API != "" {
+		api = ", or its Lambda API at https://" + m.API
+	}
+	return fmt.Errorf("%w: this machine has joined the fleet of %s: ask on that machine%s", errNoPlatform, m.at(), api)
 }
 
 // fleet reads how the platform is reached.

@@ -172,7 +172,7 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 		return fmt.Errorf("--registry %s: it asks nobody who they are: it listens on loopback only, such as 127.0.0.1:9005", c.Registry)
 	}
 	if m := g.membership(); m.Cluster != "" {
-		return fmt.Errorf("this machine has joined the fleet of %s: thaw worker runs a worker of that here, or thaw fleet leave first", m.at())
+		return fmt.Errorf("this machine has joined the fleet of %s: run roles of that here, such as thaw worker, or thaw fleet leave first", m.at())
 	}
 	ports, err := c.fleetPorts()
 	if err != nil {
