@@ -63,13 +63,14 @@ func openAt(t *testing.T, url string, o events.Options) *events.Queue {
 type tries struct {
 	script func(e events.Event) events.Outcome
 
-	mu  sync.Mutex // guards all
+	mu  sync.Mutex // guards all and at
 	all []events.Event
+	at  []time.Time // of each, by the wall clock, as delays are
 }
 
 func (i *tries) Invoke(_ context.Context, e events.Event) events.Outcome {
 	i.mu.Lock()
-	i.all = append(i.all, e)
+	i.all, i.at = append(i.all, e), append(i.at, time.Now().Round(0))
 	i.mu.Unlock()
 	if i.script == nil {
 		return events.Outcome{Kind: events.Succeeded}
@@ -87,6 +88,23 @@ func (i *tries) of(id string) (found []events.Event) {
 		}
 	}
 	return found
+}
+
+// pauses gives the time between the tries of one event.
+func (i *tries) pauses(id string) (all []time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var last time.Time
+	for n, e := range i.all {
+		if e.ID != id {
+			continue
+		}
+		if !last.IsZero() {
+			all = append(all, i.at[n].Sub(last))
+		}
+		last = i.at[n]
+	}
+	return all
 }
 
 func (i *tries) count() int {
@@ -207,11 +225,24 @@ func TestPolicy(t *testing.T) {
 	for id := range kinds {
 		put(t, q, event("of-"+id, id))
 	}
+	const second, minute = unit / 10, unit
+	waits := map[string][]time.Duration{ // at least
+		"flaky":   {minute, 2 * minute},
+		"bad":     {minute, 2 * minute},
+		"crowded": {second, 2 * second, 4 * second, 8 * second},
+		"mixed":   {second, minute, second, 2 * minute, second},
+		"silent":  {second},
+	}
 	for id, want := range kinds {
 		eventually(t, "all tries of "+id, func() bool { return len(i.of(id)) == len(want) })
 		for n, e := range i.of(id) {
 			if e.Attempt != n || e.ID != id || string(e.Payload) != `{"id":"`+id+`"}` {
 				t.Errorf("try %d of %s has %+v", n, id, e)
+			}
+		}
+		for n, pause := range i.pauses(id) { // delays are kept in whole milliseconds
+			if least := waits[id][n] - time.Millisecond; pause < least {
+				t.Errorf("%s is tried again after %v, want %v at least", id, pause, least)
 			}
 		}
 	}
@@ -283,18 +314,18 @@ func TestBacklog(t *testing.T) {
 	g.Wait()
 	run(t, q, i)
 	eventually(t, "throttling", func() bool { return i.count() >= 16 })
-	worst := 0
+	worst, latest := 0, time.Duration(0)
 	for n := range 20 {
 		id := fmt.Sprintf("other-%d", n)
-		before := i.count()
+		before, start := i.count(), time.Now()
 		put(t, q, event("other", id))
 		eventually(t, "the other's try", func() bool { return len(i.of(id)) == 1 })
-		worst = max(worst, i.count()-before)
+		worst, latest = max(worst, i.count()-before), max(latest, time.Since(start))
 	}
 	if worst > 100 {
 		t.Errorf("%d others were tried first", worst)
 	}
-	t.Logf("at most %d others were tried first; %d tries in all", worst, i.count())
+	t.Logf("at most %d others were tried first, and it took at most %v; %d tries in all", worst, latest, i.count())
 }
 
 // TestBounds: of one function, no more events are tried at a time than allowed,
