@@ -386,7 +386,7 @@ func (f *Frontend) write(w http.ResponseWriter, b []byte) {
 // spec is all that workers need of a version, but for keys.
 func (f *Frontend) spec(ctx context.Context, fn *functions.Function, v *functions.Version) (s invokewire.Spec, err error) {
 	s = specOf(fn, v, f.options.Region)
-	s.Tenant, s.Egress, s.Endpoint = f.options.Tenant(fn.Account), f.options.Egress(fn.Account), f.options.Inside
+	s.Tenant, s.Egress, s.Endpoint = f.options.Tenant(fn.Account), !f.options.NoNetwork, f.options.Inside
 	if s.Env, err = f.control.secrets.open(ctx, fn.ID, v.Env); err != nil {
 		f.options.Log.Warn("frontend: a function cannot be invoked: its variables cannot be opened", "function", fn.ID, "error", err)
 		return s, unopened(err)

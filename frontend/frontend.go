@@ -67,6 +67,8 @@ type Options struct {
 	// Inside is the same as functions reach it, for their AWS_ENDPOINT_URL;
 	// empty: they are told none.
 	Inside string
+	// NoNetwork keeps functions from reaching anything, the door inside too.
+	NoNetwork bool
 	// Leases are where managers and workers are found.
 	Leases *cluster.Leases
 
@@ -89,8 +91,6 @@ type Options struct {
 	// Tenant gives the tenant whose images an account's are, in the origin; nil:
 	// "default" for 000000000000, else the account.
 	Tenant func(account string) string
-	// Egress says whether an account's functions have a network; nil: all have.
-	Egress func(account string) bool
 
 	// Client sends requests to managers and workers; nil: one that reaches loopback.
 	Client *http.Client
@@ -111,8 +111,8 @@ func (o *Options) fill() {
 	if o.Tenant == nil {
 		o.Tenant = tenantOf
 	}
-	if o.Egress == nil {
-		o.Egress = func(string) bool { return true }
+	if o.NoNetwork {
+		o.Inside = ""
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -31,7 +31,8 @@ type s3Flags struct {
 
 // identityFlags are what functions and clients see of the platform.
 type identityFlags struct {
-	Region string `help:"Region in ARNs and signatures." default:"us-east-1" env:"THAW_REGION" placeholder:"R"`
+	Region  string `help:"Region in ARNs and signatures." default:"us-east-1" env:"THAW_REGION" placeholder:"R"`
+	Network string `help:"What functions reach besides themselves: egress, the outside and the Lambda API; or none." enum:"egress,none" default:"egress" env:"THAW_NETWORK" placeholder:"WHAT"`
 }
 
 // Help teaches by example.
