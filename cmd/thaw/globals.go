@@ -90,8 +90,8 @@ const maxOriginRequests = 4096
 // lastCall is for right before another program takes the place of this one. It
 // fails if a signal has come that the other would not hear of.
 func (g *Globals) lastCall(ctx context.Context) error {
-	if g.settle != nil {
-		g.settle()
+	if g.signals != nil {
+		g.signals.settle()
 	}
 	return ctx.Err()
 }

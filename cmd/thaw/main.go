@@ -117,14 +117,14 @@ func mainWith(parts fs.FS) int {
 	return host.Aside(func() int {
 		ctx, signals := catchSignals()
 		defer signals.settle()
-		return run(ctx, program{parts, signals.settle}, os.Args[1:], os.Stdout, os.Stderr)
+		return run(ctx, program{parts, signals}, os.Args[1:], os.Stdout, os.Stderr)
 	})
 }
 
 // program is what the process is made of besides its command line.
 type program struct {
-	parts  fs.FS  // programs inside of this one
-	settle func() // see signals; nil if no signals are caught
+	parts   fs.FS    // programs inside of this one
+	signals *signals // nil if none are caught
 }
 
 // run is the program with its end as a number.
@@ -159,7 +159,12 @@ func run(ctx context.Context, p program, args []string, stdout, stderr io.Writer
 		return status(ctx, stderr, err)
 	}
 	verb, _, _ := strings.Cut(k.Command(), " ")
-	g.dated = slices.Contains(lasting, verb) && !isTerminal(stderr)
+	if slices.Contains(lasting, verb) {
+		g.dated = !isTerminal(stderr)
+		if g.signals != nil {
+			g.signals.adopt()
+		}
+	}
 	k.BindTo(ctx, (*context.Context)(nil))
 	err = k.Run(g)
 	if err == nil || errors.Is(err, errDamaged) {
@@ -210,7 +215,7 @@ func status(ctx context.Context, stderr io.Writer, err error) int {
 }
 
 // lasting are the verbs that run for days: of what they write into a file, one
-// wants to know when it was.
+// wants to know when it was, and those that another has started end with it.
 var lasting = []string{"up", "cluster", "builder", "frontend", "manager", "worker", "zone", "metrics"}
 
 // logger writes what the user should know beside results.

@@ -30,3 +30,18 @@ func TestSignalsSettle(t *testing.T) {
 		}
 	}
 }
+
+// What says that the parent is dead ends the context, and kills nothing however
+// often it comes.
+func TestSignalsOrphaned(t *testing.T) {
+	ctx, s := catchSignals()
+	defer s.settle()
+	s.adopt()
+	for range 50 {
+		if err := syscall.Kill(os.Getpid(), orphaned); err != nil {
+			t.Fatal(err)
+		}
+		<-s.more
+		<-ctx.Done()
+	}
+}

@@ -151,7 +151,7 @@ func (s *supervisor) once(ctx context.Context, r role, ready func()) error {
 	cmd := exec.CommandContext(ctx, s.program, r.args()...)
 	cmd.Stderr = s.stderr
 	// A group of its own, so that a terminal's Ctrl-C reaches only us.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: orphaned}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = roleEnd
 	out, err := cmd.StdoutPipe()

@@ -101,7 +101,7 @@ func (c *zoneServeCmd) child(ctx context.Context, g *Globals, dir string) (*devN
 		"--memory="+cmp.Or(c.Memory, devMemory).String(), "--flash-size="+cmp.Or(c.FlashSize, devFlash).String())
 	cmd.Stderr = os.Stderr
 	// A group of its own, so that Ctrl-C reaches it once: the second kills.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: orphaned}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = devEnd
 	out, err := cmd.StdoutPipe()
