@@ -162,24 +162,37 @@ func (r *rig) expire(id string) {
 func (r *rig) tmp(id string) string { return r.w.find(id).box.slot.tmp }
 
 // A process that ends is told to the caller, by status or signal, and the next
-// invoke finds a new one.
+// invoke finds a new one. gVisor is one process to the kernel, which ends all of it
+// when there is no more memory: then the next invoke needs another instance.
 func TestExit(t *testing.T) {
-	r := newRig(t, nil)
-	r.start("i1", "", spec(func(s *invokewire.Spec) { s.Memory = 128 }))
-	for n, c := range []struct{ do, message string }{
-		{`{"exit":127}`, "Runtime exited with error: exit status 127"},
-		{`{"exit":0}`, "Runtime exited without providing a reason"},
-		{`{"allocate_mb":400}`, "Runtime exited with error: signal: killed"}, // out of memory
-	} {
-		id := fmt.Sprintf("r%d", n)
-		got := r.invoke("i1", id, `{"do":`+c.do+`}`)
-		want := `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: ` + id + ` Error: ` + c.message + `"}`
-		if got.status != 200 || got.failed != "Unhandled" || got.body != want || !strings.Contains(got.tail, "\tStatus: error\tError Type: Runtime.ExitError\n") {
-			t.Errorf("%s: %+v", c.do, got)
-		}
+	for _, runtime := range []string{"crun", "runsc"} {
+		t.Run(runtime, func(t *testing.T) {
+			path := testbin.Runtime(t, runtime)
+			r := newRig(t, func(o *Options) { o.Runtime = path })
+			r.start("i1", "", spec(func(s *invokewire.Spec) { s.Memory = 256 }))
+			for n, c := range []struct{ do, message string }{
+				{`{"exit":127}`, "Runtime exited with error: exit status 127"},
+				{`{"exit":0}`, "Runtime exited without providing a reason"},
+				{`{"allocate_mb":400}`, "Runtime exited with error: signal: killed"}, // out of memory
+			} {
+				r.exits(fmt.Sprintf("r%d", n), c.do, c.message)
+			}
+			if runtime == "runsc" {
+				r.until("the instance is gone", func() bool { return r.phase("i1") == "" })
+			} else if _, got := r.ask("i1", "r9", `{}`); got.failed != "" || got.status != 200 {
+				t.Errorf("%+v", got)
+			}
+		})
 	}
-	if _, got := r.ask("i1", "r9", `{}`); got.failed != "" || got.status != 200 {
-		t.Errorf("%+v", got)
+}
+
+// exits has the function of i1 end, and wants its caller to be told so.
+func (r *rig) exits(id, do, message string) {
+	r.t.Helper()
+	got := r.invoke("i1", id, `{"do":`+do+`}`)
+	want := `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: ` + id + ` Error: ` + message + `"}`
+	if got.status != 200 || got.failed != "Unhandled" || got.body != want || !strings.Contains(got.tail, "\tStatus: error\tError Type: Runtime.ExitError\n") {
+		r.t.Errorf("%s: %+v", do, got)
 	}
 }
 
