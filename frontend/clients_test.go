@@ -62,27 +62,41 @@ func TestCLIInvokes(t *testing.T) {
 	}
 }
 
-// Streaming, which the CLI has not got.
+// Invokes with boto3, and streams, which the CLI has not got; nor have versions of
+// boto3 before 1.26.127, of which Debian 12's is one.
 func TestBoto3(t *testing.T) {
 	d := newDoor(t)
 	d.function("f")
-	if exec.Command("python3", "-c", `import boto3; boto3.client("lambda", region_name="x").invoke_with_response_stream`).Run() != nil {
-		t.Skip("NOT TESTED: boto3 is not installed, or older than response streams (1.26.127), as Debian 12's is; the SDK for Go is tried in cmd/thaw")
+	if exec.Command("python3", "-c", "import boto3").Run() != nil {
+		t.Skip("NOT TESTED: boto3 is not installed")
 	}
 	out := d.command("python3", "-c", `
-import boto3
-c = boto3.client("lambda")
-r = c.invoke_with_response_stream(FunctionName="f", Payload=b'"chunks"', LogType="Tail")
-for e in r["EventStream"]:
-    print(e)
+import base64, boto3, os
+c = boto3.client("lambda", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+if hasattr(c, "invoke_with_response_stream"):
+    for e in c.invoke_with_response_stream(FunctionName="f", Payload=b'"chunks"', LogType="Tail")["EventStream"]:
+        print("stream:", e)
+else:
+    print("no streams")
+r = c.invoke(FunctionName="f", Payload=b'{"a": 1}', LogType="Tail")
+print("answer:", r["StatusCode"], r["ExecutedVersion"], r["Payload"].read(), base64.b64decode(r["LogResult"]))
 r = c.invoke(FunctionName="f", Payload=b'"fail"')
-print(r["FunctionError"], r["Payload"].read())
+print("error:", r["FunctionError"], r["Payload"].read())
 try:
     c.invoke(FunctionName="g")
 except c.exceptions.ResourceNotFoundException as e:
     print("refused:", e.response["Error"]["Message"])
 `)
-	for _, want := range []string{"b'chunk 1;'", "InvokeComplete", "LogResult", `Unhandled b'{"errorType":"Boom"`, "refused: Function not found: arn:aws:lambda:us-east-1:000000000000:function:g"} {
+	wants := []string{
+		`answer: 200 $LATEST b'{"a": 1}' b'START\nREPORT\n'`, `error: Unhandled b'{"errorType":"Boom"`,
+		"refused: Function not found: arn:aws:lambda:us-east-1:000000000000:function:g",
+	}
+	if strings.Contains(out, "no streams") {
+		t.Log("NOT TESTED: streams, which this version of boto3 has not got; the SDK for Go is tried in cmd/thaw")
+	} else {
+		wants = append(wants, "b'chunk 1;'", "InvokeComplete", "LogResult")
+	}
+	for _, want := range wants {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in %s", want, out)
 		}
