@@ -286,6 +286,10 @@ func TestFreeze(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		<-time.After(50 * time.Millisecond)
+		if later, err := group.CPUTime(); err != nil || later-before > time.Millisecond { // what is counted of the freeze itself
+			t.Errorf("frozen, it used %v; %v", later-before, err)
+		}
 		if got := r.invoke("i1", "r2", `2`); got.body != "2" {
 			t.Fatalf("%d: %+v", n, got)
 		}
