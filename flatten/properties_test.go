@@ -272,21 +272,3 @@ func TestFill(t *testing.T) {
 		t.Errorf("%d chunks of a synthetic layer are %.1f %% full", n, 100*mean)
 	}
 }
-
-// A real image: two oracles find nothing wrong with it.
-func TestRealImage(t *testing.T) {
-	all := corpusPacked(t, "base")
-	m, tree, s := mustBuild(t, all...)
-	if tree.root.dir.children["etc"].dir == nil || s.Entries < 1000 {
-		t.Errorf("%d entries", s.Entries)
-	}
-	g := grains{}
-	for i, c := range m {
-		if _, err := g.WriteAt(c, i*chunkSize); err != nil {
-			t.Fatal(err)
-		}
-	}
-	n, mean := g.fill()
-	t.Logf("%d entries, %d bytes of files, %d chunks, %.1f %% full with all metadata", s.Entries, s.Bytes, n, 100*mean)
-	fsck(t, m.file(t, s.Size))
-}
