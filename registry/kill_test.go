@@ -126,8 +126,7 @@ func checkWhole(t *testing.T, dir string) {
 	}
 }
 
-// TestSkopeo has a client that many use push and pull: the docker push
-// without a docker daemon.
+// TestSkopeo has a client that many use push and pull, without a docker daemon.
 func TestSkopeo(t *testing.T) {
 	skopeo, err := exec.LookPath("skopeo")
 	if err != nil {

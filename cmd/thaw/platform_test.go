@@ -50,6 +50,7 @@ type region struct {
 	up       *running
 	env      []string // for clients
 	endpoint string
+	registry string // address of the registry inside
 	metrics  string // address, if it was asked for
 }
 
@@ -89,6 +90,9 @@ func (r *region) ready(t *testing.T) {
 		}
 		if at, ok := strings.CutPrefix(strings.TrimSpace(line), "metrics   http://"); ok {
 			r.metrics = strings.TrimSuffix(at, "/metrics")
+		}
+		if at, ok := strings.CutPrefix(strings.TrimSpace(line), "registry  docker push "); ok {
+			r.registry = strings.TrimSuffix(at, "/NAME")
 		}
 	}
 }
@@ -133,12 +137,11 @@ func nowhere(t *testing.T, folder, text string) {
 	}
 }
 
-// A function is deployed, invoked cold and warm, and deleted, by thaw's own
-// verbs.
+// A function is pushed, deployed, invoked cold and warm, and deleted, by thaw's
+// own verbs.
 func TestPlatform(t *testing.T) {
-	r := newRegion(t, "--metrics=127.0.0.1:0")
-	layout := sampleLayout(t)
-	r.must("deploy", "hello", layout, "--command", "/function", "--memory", "256", "--timeout", "60", "-e", "GREETING="+canary)
+	r := newRegion(t, "--metrics=127.0.0.1:0", "--region=eu-thaw-1")
+	r.must("deploy", "hello", r.pushed(t, sampleLayout(t), "team/hello:1"), "--command", "/function", "--memory", "256", "--timeout", "60", "-e", "GREETING="+canary)
 	var cold, warm struct {
 		Status int
 		Answer json.RawMessage
@@ -170,6 +173,8 @@ func TestPlatform(t *testing.T) {
 	}
 	r.counted(t)
 	r.followed(t)
+	c := r.client(t)
+	r.verbs(t, c)
 	login := r.command("registry", "login", "registry.example:5000", "-u", "somebody")
 	login.Stdin = strings.NewReader(canary + "\n")
 	if out, err := login.CombinedOutput(); err != nil || len(out) > 0 {
@@ -181,13 +186,14 @@ func TestPlatform(t *testing.T) {
 	if out := r.must("functions", "--json"); !strings.Contains(out, "hello") || strings.Contains(out, canary) {
 		t.Errorf("functions: %s", out)
 	}
-	var pair struct{ Secret string }
+	var pair struct{ ID, Secret string }
 	if err := json.Unmarshal([]byte(r.must("keys", "create", "--json")), &pair); err != nil || len(pair.Secret) != 40 {
 		t.Errorf("a key with %d characters: %v", len(pair.Secret), err)
 	}
 	r.must("cluster", "backup", filepath.Join(r.state, "backup"))
 	nowhere(t, r.state, canary)
 	nowhere(t, r.state, pair.Secret)
+	r.revoked(t, c, pair.ID, pair.Secret)
 	r.must("registry", "logout", "registry.example:5000")
 	if e := r.thaw("fleet", "invite", "-"); e.code != 1 || !strings.Contains(e.stderr, "for this machine only") {
 		t.Errorf("inviting to a platform on loopback: %+v", e)

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/lambda"
+)
+
+// pushed puts an image into the registry inside, as docker push does, and gives
+// its reference.
+func (r *region) pushed(t *testing.T, layout, name string) string {
+	t.Helper()
+	ref := r.registry + "/" + name
+	cmd := exec.Command("skopeo", "--insecure-policy", "--tmpdir", t.TempDir(), "copy", "--dest-tls-verify=false", layout, "docker://"+ref)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("skopeo: %v\n%s", err, out)
+	}
+	return ref
+}
+
+// verbs tries those that only look at hello, or invoke it.
+func (r *region) verbs(t *testing.T, c *lambda.Client) {
+	t.Helper()
+	if got := c.Options().Region; got != "eu-thaw-1" {
+		t.Errorf("the region is %s", got)
+	}
+	r.starts(t)
+	r.payloads(t)
+	r.givenUp(t, c)
+}
+
+// payloads: invoke reads a file, and standard input.
+func (r *region) payloads(t *testing.T) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "event.json")
+	if err := os.WriteFile(file, []byte(`{"from":"a file"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := r.must("invoke", "hello", "@"+file); out != `{"from":"a file"}`+"\n" {
+		t.Errorf("invoke @FILE: %s", out)
+	}
+	cmd := r.command("invoke", "hello", "-")
+	cmd.Stdin = strings.NewReader(`{"from":"a pipe"}`)
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != `{"from":"a pipe"}`+"\n" {
+		t.Errorf("invoke -: %s, %v", out, err)
+	}
+	if e := r.thaw("invoke", "hello", `{"do":{"error":"no luck"}}`); e.code != 1 || !strings.Contains(e.out, "no luck") {
+		t.Errorf("a function that fails: %+v", e)
+	}
+}
+
+// starts: coldstarts tells numbers of what is young enough.
+func (r *region) starts(t *testing.T) {
+	t.Helper()
+	for since, want := range map[string]int{"1h": 1, "1ns": 0} {
+		var got struct {
+			Name          string
+			Invokes, Cold int
+			Init          struct {
+				Count int
+				Min   float64 `json:"min_ms"`
+			}
+		}
+		out := r.must("coldstarts", "hello", "--json", "--since", since)
+		if err := json.Unmarshal([]byte(out), &got); err != nil || got.Name != "hello" || got.Cold != want || got.Init.Count != want || got.Invokes < want || (got.Init.Min > 0) != (want > 0) {
+			t.Errorf("coldstarts --since %s: %s, %v", since, out, err)
+		}
+	}
+}
+
+// letter gives the only dead letter of a function, once there is one that died
+// after another.
+func (r *region) letter(t *testing.T, after string) (id, died string) {
+	t.Helper()
+	r.until(t, "a dead letter of hello", func() bool {
+		var l struct {
+			ID, Function, Died, Reason string
+			Tries                      int
+		}
+		out := r.must("events", "hello", "--json")
+		if out == "" {
+			return false
+		}
+		if err := json.Unmarshal([]byte(out), &l); err != nil || l.Function != "hello" || l.Reason != "RetriesExhausted" || l.Tries < 1 {
+			t.Fatalf("events --json: %s, %v", out, err)
+		}
+		id, died = l.ID, l.Died
+		return died != after
+	})
+	return id, died
+}
+
+// givenUp: an event that fails is listed, queued again and forgotten.
+func (r *region) givenUp(t *testing.T, c *lambda.Client) {
+	t.Helper()
+	if _, err := c.PutFunctionEventInvokeConfig(t.Context(), &lambda.PutFunctionEventInvokeConfigInput{FunctionName: aws.String("hello"), MaximumRetryAttempts: aws.Int32(0)}); err != nil {
+		t.Fatal(err)
+	}
+	if out := r.must("invoke", "hello", `{"do":{"error":"no luck"}}`, "--async"); out != "" {
+		t.Errorf("invoke --async: %q", out)
+	}
+	id, died := r.letter(t, "")
+	if out := r.must("events", "hello"); strings.Count(out, "\n") != 2 || !strings.HasPrefix(out, "ID ") || !strings.Contains(out, id+"  hello  ") || !strings.Contains(out, "RetriesExhausted") {
+		t.Errorf("events hello: %s", out)
+	}
+	if out := r.must("events", "other", "--json"); out != "" {
+		t.Errorf("events of another function: %s", out)
+	}
+	r.must("events", "replay", id)
+	if again, _ := r.letter(t, died); again != id {
+		t.Errorf("%s came back as %s", id, again)
+	}
+	r.must("events", "remove", id)
+	if out := r.must("events", "--json"); out != "" {
+		t.Errorf("events after remove: %s", out)
+	}
+	for _, verb := range []string{"remove", "replay"} {
+		if e := r.thaw("events", verb, id); e.code != 1 || strings.Count(e.stderr, "\n") != 1 {
+			t.Errorf("events %s of what is gone: %+v", verb, e)
+		}
+	}
+}
+
+// revoked: a key opens functions until it is revoked.
+func (r *region) revoked(t *testing.T, c *lambda.Client, id, secret string) {
+	t.Helper()
+	with := func(o *lambda.Options) {
+		o.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: id, SecretAccessKey: secret}, nil
+		})
+	}
+	if _, err := c.ListFunctions(t.Context(), &lambda.ListFunctionsInput{}, with); err != nil {
+		t.Errorf("with a new key: %v", err)
+	}
+	r.must("keys", "revoke", id)
+	r.until3("the revoked key is refused", func() error {
+		if _, err := c.ListFunctions(t.Context(), &lambda.ListFunctionsInput{}, with); err == nil || !strings.Contains(err.Error(), "UnrecognizedClientException") {
+			return errors.Join(err, errors.New("it is not refused"))
+		}
+		return nil
+	})
+	if out := r.must("keys", "list"); strings.Contains(out, id) {
+		t.Errorf("keys list: %s", out)
+	}
+	if e := r.thaw("keys", "revoke", id); e.code != 1 || strings.Count(e.stderr, "\n") != 1 {
+		t.Errorf("revoking what is gone: %+v", e)
+	}
+}
