@@ -39,7 +39,7 @@ type fakeWorker struct {
 	hold   chan struct{}               // invokes of "hold" end when it is closed
 	starts chan int                    // each start takes its status from it; nil: 204
 	queued atomic.Bool                 // starts have not begun
-	broken atomic.Bool                 // starts fail
+	broken atomic.Int32                // starts fail, with this status
 
 	looks atomic.Int64 // how often it was asked for its state
 
@@ -139,11 +139,11 @@ func (w *fakeWorker) ready(rw http.ResponseWriter, r *http.Request) {
 	if status == 0 {
 		panic(http.ErrAbortHandler)
 	}
-	if w.broken.Load() {
+	if broken := w.broken.Load(); broken != 0 {
 		w.mu.Lock()
 		delete(w.instances, r.PathValue("id"))
 		w.mu.Unlock()
-		rw.WriteHeader(http.StatusInternalServerError)
+		rw.WriteHeader(int(broken))
 		fmt.Fprint(rw, `{"error":"no key"}`)
 		return
 	}

@@ -51,7 +51,7 @@ func TestStartElsewhere(t *testing.T) {
 	d := newDoor(t)
 	log := &lines{}
 	d.Frontend.options.Log = slog.New(slog.NewTextHandler(log, nil))
-	d.worker.broken.Store(true)
+	d.worker.broken.Store(http.StatusInternalServerError)
 	two := 2
 	names := []string{"f", "g", "h"}
 	for _, name := range names {
@@ -97,8 +97,8 @@ func TestStartElsewhere(t *testing.T) {
 func TestStartNowhere(t *testing.T) {
 	d := newDoor(t)
 	other := d.second()
-	d.worker.broken.Store(true)
-	other.broken.Store(true)
+	d.worker.broken.Store(http.StatusInternalServerError)
+	other.broken.Store(http.StatusInternalServerError)
 	d.function("f")
 	_, err := d.invoke(&lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte("1")})
 	refused(t, err, "ServiceException", "")
@@ -108,6 +108,24 @@ func TestStartNowhere(t *testing.T) {
 		t.Errorf("%d and %d starts, want one each", a, b)
 	}
 	d.until("nothing is held", func() bool { return d.pool.count(true)+d.pool.count(false) == 0 })
+}
+
+// A function that ends its sandbox is no worker's fault, and is tried once.
+func TestStartEndsItself(t *testing.T) {
+	d := newDoor(t)
+	log := &lines{}
+	d.Frontend.options.Log = slog.New(slog.NewTextHandler(log, nil))
+	other := d.second()
+	d.worker.broken.Store(http.StatusUnprocessableEntity)
+	other.broken.Store(http.StatusUnprocessableEntity)
+	d.function("f")
+	_, err := d.invoke(&lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte("1")})
+	refused(t, err, "ServiceException", "")
+	a, _, _ := d.worker.counts()
+	b, _, _ := other.counts()
+	if a+b != 1 || log.count("starts fail on a worker") != 0 {
+		t.Errorf("%d and %d starts, want one; %s", a, b, log.b.String())
+	}
 }
 
 // A start that has failed when nobody needs it any more is not tried elsewhere,

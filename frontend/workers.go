@@ -37,6 +37,8 @@ var (
 	errGone = errors.New("the instance is gone")
 	// errNoImage says that the image is not in the origin any more.
 	errNoImage = errors.New("the worker does not find the image")
+	// errEnded says that the function has ended its sandbox in its init.
+	errEnded = errors.New("the function ended its sandbox")
 	// errUnsent says that the worker has seen nothing of the request.
 	errUnsent = errors.New("the worker cannot be reached")
 	// errBroken says that the answer has no end: the worker or its machine died.
@@ -177,6 +179,8 @@ func refusal(status int, body io.Reader) error {
 		return errGone // or its worker takes nothing more
 	case http.StatusBadGateway:
 		return fmt.Errorf("%w: %.200q", errNoImage, e.Error)
+	case http.StatusUnprocessableEntity:
+		return fmt.Errorf("%w: %.200q", errEnded, e.Error)
 	case http.StatusGatewayTimeout:
 		return fmt.Errorf("%w: %.200q", context.DeadlineExceeded, e.Error)
 	}

@@ -107,6 +107,10 @@ func (i *instance) state() invokewire.InstanceState {
 	}
 }
 
+// errEnded says that a function ended more than its own processes, such as all
+// that shared its memory: another worker starts it no better.
+var errEnded = errors.New("the sandbox ended while the function was initialised")
+
 // start runs the platform's part of a start and the init. It is called once, before
 // ready is closed.
 func (i *instance) start(ctx context.Context) {
@@ -143,7 +147,7 @@ func (i *instance) start(ctx context.Context) {
 		i.w.initialised(i.box.root, i.spec)
 	}
 	if i.dead {
-		i.failed = errors.New("the sandbox ended while the function was initialised")
+		i.failed = errEnded
 	} else if err := i.box.limit(); err != nil {
 		i.failed = err
 	}
@@ -178,6 +182,7 @@ func (i *instance) initialise(ctx context.Context, limit *time.Timer) (o outcome
 	drain(i.inits)
 	setup := setup(i.spec, &i.box.root.config, i.log.name, i.w.userOf(i.spec.Tenant))
 	if err := i.box.frames.WriteJSON(invokewire.FrameSetup, setup); err != nil {
+		<-i.over // nobody reads it any more: the sandbox ends, or is ended
 		return outcome{Status: statusError, ErrorType: errorOf(nil)}, true
 	}
 	var result initResult
@@ -260,11 +265,11 @@ func (i *instance) read() {
 	}
 	i.box.kill() // if it has only closed the connection, or says what is no frame
 	i.box.wait()
-	close(i.over)
 	i.mu.Lock()
 	i.dead = true
 	asked, starting := i.phase == invokewire.PhaseEnding, i.phase == invokewire.PhaseInit
 	i.mu.Unlock()
+	close(i.over) // who waits for it finds that the sandbox is dead
 	if asked {
 		return
 	}

@@ -188,6 +188,21 @@ func TestKilledAgent(t *testing.T) {
 	}
 }
 
+// An instance that is killed in its init says whose fault that is, and leaves nothing.
+func TestKilledInInit(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(func(s *invokewire.Spec) { s.Env["FUNCTION_INIT_DO"] = `{"log_text":"initialising","sleep_ms":600000}` }))
+	i := r.w.find("i1")
+	r.until("it is initialised", func() bool { return r.w.logs.bytes.Load() > 0 })
+	if err := syscall.Kill(i.box.process.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if resp := r.do("GET", "/instances/i1/ready", nil); resp.StatusCode != http.StatusUnprocessableEntity {
+		t.Error(resp.Status)
+	}
+	r.until("it is gone", func() bool { return r.phase("i1") == "" })
+}
+
 // A killed instance answers its caller in time, is gone, and leaves nothing.
 func TestKilledInstance(t *testing.T) {
 	r := newRig(t, nil)
