@@ -221,10 +221,12 @@ func TestContractFunctionErrors(t *testing.T) {
 	if a := k.invoke(t, "plain", `{"do":{"answer_bytes":6291556}}`); len(a.Payload) != 6291556 || a.FunctionError != nil {
 		t.Errorf("the longest answer: %v, %d bytes", aws.ToString(a.FunctionError), len(a.Payload))
 	}
-	t.Run("shell", func(t *testing.T) {
-		t.Parallel()
-		k.initErrors(t)
-	})
+	for name, test := range map[string]func(*testing.T){"shell": k.initErrors, "extensions": k.extensions, "lingers": k.lingers} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t)
+		})
+	}
 }
 
 // afterwards has functions work that have failed.
