@@ -40,8 +40,8 @@ while event=$(ask "$api/event/next"); do
 done
 `
 
-// watched gives an image as it is, and in /opt/extensions what watches it.
-func watched(t *testing.T, image string) string {
+// extended gives an image as it is, and in /opt/extensions what watches it.
+func extended(t *testing.T, image string) string {
 	t.Helper()
 	index, err := layout.ImageIndexFromPath(strings.TrimPrefix(image, "oci:"))
 	try(t, err)
@@ -64,7 +64,7 @@ func watched(t *testing.T, image string) string {
 // extensions runs functions whose images have an extension: one that works, and
 // those that fail, each in its way.
 func (k *contract) extensions(t *testing.T) {
-	image := watched(t, corpusLayout(t, "fn-shell"))
+	image := extended(t, corpusLayout(t, "fn-shell"))
 	kinds := map[string]string{"init error": "Extension.InitError", "exit error": "Extension.ExitError", "crash": "Extension.Crash"}
 	for kind := range kinds {
 		k.order(t, strings.ReplaceAll(kind, " ", "-"), timeout(600), entryPoint(image), env("EXTENSION", kind))
