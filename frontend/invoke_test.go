@@ -237,7 +237,8 @@ func TestSessions(t *testing.T) {
 	refused(t, call(later, func(k *invokewire.Keys) { *k = newSessions("another fleet's token").issue(testAccount, later) }), "UnrecognizedClientException", "")
 }
 
-// Reserved concurrency: throttled with the right reason, and free again after.
+// Whoever is throttled is told why: reserved concurrency, which is free again after,
+// the account's, or that no worker takes more.
 func TestThrottle(t *testing.T) {
 	d := newDoor(t)
 	id := d.function("f", func(f *functions.Function) { f.Reserved = aws.Int(1) })
@@ -248,11 +249,15 @@ func TestThrottle(t *testing.T) {
 		held <- err
 	}()
 	d.until("the invoke runs", func() bool { _, n, _ := d.worker.counts(); return n == 2 })
-	_, err := d.invoke(&lambda.InvokeInput{FunctionName: aws.String("f")})
-	var throttle *types.TooManyRequestsException
-	if !errors.As(err, &throttle) || throttle.Reason != types.ThrottleReasonReservedFunctionConcurrentInvocationLimitExceeded || aws.ToString(throttle.RetryAfterSeconds) == "" || throttle.ErrorMessage() != "Rate Exceeded." {
-		t.Errorf("got %v", err)
+	throttled := func(name string, why types.ThrottleReason) {
+		t.Helper()
+		_, err := d.invoke(&lambda.InvokeInput{FunctionName: &name})
+		var e *types.TooManyRequestsException
+		if !errors.As(err, &e) || e.Reason != why || aws.ToString(e.RetryAfterSeconds) == "" || e.ErrorMessage() != "Rate Exceeded." {
+			t.Errorf("%s: got %v, want %s", name, err, why)
+		}
 	}
+	throttled("f", types.ThrottleReasonReservedFunctionConcurrentInvocationLimitExceeded)
 	d.worker.letGo()
 	if err := <-held; err != nil {
 		t.Error(err)
@@ -260,12 +265,20 @@ func TestThrottle(t *testing.T) {
 	d.ok("f", "1")
 	d.ok("f:1", "1") // another version: the idle instance makes room
 	d.update(id, func(f *functions.Function) { f.Reserved = aws.Int(0) })
-	_, err = d.invoke(&lambda.InvokeInput{FunctionName: aws.String("f")})
-	refused(t, err, "TooManyRequestsException", "Rate Exceeded.")
+	throttled("f", types.ThrottleReasonReservedFunctionConcurrentInvocationLimitExceeded)
 	// Events are accepted all the same.
 	if _, err := d.invoke(&lambda.InvokeInput{FunctionName: aws.String("f"), InvocationType: types.InvocationTypeEvent}); err != nil {
 		t.Errorf("event: %v", err)
 	}
+	// One has all that the account may: nothing is left for another.
+	d.function("all", func(f *functions.Function) { f.Reserved = aws.Int(1000) })
+	d.ok("all", "1")
+	d.function("g")
+	throttled("g", types.ThrottleReasonConcurrentInvocationLimitExceeded)
+	d.worker.mu.Lock()
+	d.worker.limit = 0
+	d.worker.mu.Unlock()
+	throttled("all:1", types.ThrottleReasonFunctionInvocationRateLimitExceeded)
 }
 
 // A client that hangs up does not stop the function.
