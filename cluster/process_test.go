@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"thaw/cluster"
 	"thaw/internal/testleak"
@@ -182,12 +183,12 @@ func (c *three) url() string {
 	return c.servers[0].url + "," + c.servers[1].url + "," + c.servers[2].url
 }
 
-// leader gives the server that leads the streams of the test's bucket.
-func (c *three) leader(t *testing.T, conn *cluster.Conn) int {
+// leader gives the server that leads a bucket's stream.
+func (c *three) leader(t *testing.T, conn *cluster.Conn, bucket string) int {
 	t.Helper()
 	found := -1
 	eventually(t, "somebody leads", func() bool {
-		s, err := conn.JetStream().Stream(t.Context(), "KV_"+t.Name())
+		s, err := conn.JetStream().Stream(t.Context(), "KV_"+bucket)
 		if err != nil {
 			return false // elections take a while
 		}
@@ -197,10 +198,29 @@ func (c *three) leader(t *testing.T, conn *cluster.Conn) int {
 	return found
 }
 
-// TestThree: what one server does, three do.
+// TestThree: what one server does, three do, and two of them go on with it.
 func TestThree(t *testing.T) {
 	t.Parallel()
-	suite(t, dial(t, startThree(t).url()))
+	three := startThree(t)
+	c := dial(t, three.url())
+	suite(t, c)
+	t.Run("one killed", func(t *testing.T) {
+		// A new bucket wants all three: these are there before one is killed.
+		names := []string{"compare and swap", "list", "watch", "leases"}
+		for _, name := range names {
+			_, err := c.Records(t.Context(), bucket(t.Name()+"/"+name))
+			is(t, err, nil)
+			_, err = c.Leases(t.Context(), bucket(t.Name()+"/"+name)+"-leases", time.Hour)
+			is(t, err, nil)
+		}
+		three.servers[1].kill()
+		for _, name := range names {
+			for _, of := range []string{"", "-leases"} {
+				eventually(t, "one of the two leads", func() bool { return three.leader(t, c, bucket(t.Name()+"/"+name)+of) != 1 })
+			}
+			t.Run(name, func(t *testing.T) { parts()[name](t, c) })
+		}
+	})
 }
 
 // TestThreeOneKilled: while clients write, the server that leads is killed. No
@@ -241,7 +261,7 @@ func TestThreeOneKilled(t *testing.T) {
 		})
 	}
 	eventually(t, "writes", func() bool { return count() > 50 })
-	c.servers[c.leader(t, first)].kill()
+	c.servers[c.leader(t, first, t.Name())].kill()
 	before := count()
 	eventually(t, "writes without the leader", func() bool { return count() > before+50 })
 	stop()

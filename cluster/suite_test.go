@@ -20,18 +20,26 @@ const token = "a token of a fleet for tests"
 
 // suite is what every cluster does, however many servers it has.
 func suite(t *testing.T, c *cluster.Conn) {
-	for name, f := range map[string]func(*testing.T, *cluster.Conn){
-		"compare and swap": testSwap, "keys of any bytes": testKeys, "list": testList, "first keys": testFirstKeys, "large values": testLarge,
-		"watch": testWatch, "races": testRaces, "own writes": testOwnWrites, "leases": testLeases, "leases end": testLeasesEnd,
-	} {
+	for name, f := range parts() {
 		t.Run(name, func(t *testing.T) { f(t, c) })
 	}
 }
 
+// parts are those of suite.
+func parts() map[string]func(*testing.T, *cluster.Conn) {
+	return map[string]func(*testing.T, *cluster.Conn){
+		"compare and swap": testSwap, "keys of any bytes": testKeys, "list": testList, "first keys": testFirstKeys, "large values": testLarge,
+		"watch": testWatch, "races": testRaces, "own writes": testOwnWrites, "leases": testLeases, "leases end": testLeasesEnd,
+	}
+}
+
+// bucket is the name of a test's bucket.
+func bucket(test string) string { return strings.NewReplacer("/", "-", " ", "_").Replace(test) }
+
 // records gives a bucket of its own to a test.
 func records(t *testing.T, c *cluster.Conn) *cluster.Records {
 	t.Helper()
-	r, err := c.Records(t.Context(), strings.NewReplacer("/", "-", " ", "_").Replace(t.Name()))
+	r, err := c.Records(t.Context(), bucket(t.Name()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +48,7 @@ func records(t *testing.T, c *cluster.Conn) *cluster.Records {
 
 func leases(t *testing.T, c *cluster.Conn, ttl time.Duration) *cluster.Leases {
 	t.Helper()
-	l, err := c.Leases(t.Context(), strings.NewReplacer("/", "-", " ", "_").Replace(t.Name())+"-leases", ttl)
+	l, err := c.Leases(t.Context(), bucket(t.Name())+"-leases", ttl)
 	if err != nil {
 		t.Fatal(err)
 	}
