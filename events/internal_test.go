@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -173,5 +174,26 @@ func TestNormal(t *testing.T) {
 	}
 	if b, err := json.Marshal(Event{Payload: []byte("secret")}); err != nil || bytes.Contains(b, []byte("secret")) || bytes.Contains(b, []byte("c2VjcmV0")) {
 		t.Errorf("an event's JSON shows its payload: %s, %v", b, err)
+	}
+}
+
+// Events that an earlier build has queued are read, and found where they lie.
+func TestEventOfOld(t *testing.T) {
+	const old = `{"ID":"id","Account":"000000000000","Function":"f","Qualifier":"live","ClientContext":"e30=","Trace":"Root=1","Source":"s3.amazonaws.com",` +
+		`"Accepted":"2023-11-14T22:13:20.000000005Z","Attempt":3,"Failures":1,"Refusals":2}`
+	want := Event{ID: "id", Account: "000000000000", Function: "f", Qualifier: "live", Payload: []byte("{}"), ClientContext: "e30=", Trace: "Root=1",
+		Source: "s3.amazonaws.com", Accepted: time.Unix(1_700_000_000, 5).UTC(), Attempt: 3, Failures: 1, Refusals: 2}
+	if got, err := decode(nats.Header{"Thaw-Event": {old}}, []byte("{}")); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+	o := ownerOf(want.Account, want.Function)
+	for want, got := range map[string]string{
+		"thaw.events.q.303030303030303030303030.66":                        o.queue(),
+		"thaw.events.later.1700000000000.303030303030303030303030.66.6964": o.later("id", want.Accepted),
+		"thaw.events.dead.303030303030303030303030.66.6964":                o.dead("id"),
+	} {
+		if got != want {
+			t.Errorf("subject %s, was %s", got, want)
+		}
 	}
 }
