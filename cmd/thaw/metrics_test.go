@@ -140,7 +140,7 @@ func TestMetrics(t *testing.T) {
 }
 
 // On a terminal thaw top is live, and stays so when it is stopped and goes on;
-// Ctrl-C leaves the terminal as it was.
+// Ctrl-C leaves the terminal as it was. So does a program that runs on it.
 func TestTop(t *testing.T) {
 	m := newMachine(t)
 	m.convert("app", 1)
@@ -187,9 +187,49 @@ func TestTop(t *testing.T) {
 		t.Error(err)
 	}
 	p.Restored()
+	onTerminal(t, m, p)
 	if e := app.end(); e.code != 0 {
 		t.Errorf("%+v", e)
 	}
+}
+
+// onTerminal: run -it gives the program a terminal like the caller's, with its
+// size, what is typed and its keys, and leaves the caller's as it was.
+func onTerminal(t *testing.T, m *machine, p *testpty.Terminal) {
+	p.Resize(31, 101)
+	cmd := m.command("run", "-it", "app", "/bin/inside", "serve")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.TTY, p.TTY, p.TTY
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	p.Await("ready\r\n")
+	ask := func(line string) string {
+		p.Type(line + "\n")
+		p.Await(line + "\r\n") // the inner terminal's echo
+		return p.Await("\r\n")
+	}
+	if got := ask("echo hello"); got != "hello" {
+		t.Errorf("inside answers %q", got)
+	}
+	sized := func(want string) {
+		for end := time.Now().Add(patience); ask("size") != want; {
+			if time.Now().After(end) {
+				t.Fatalf("the terminal inside never had %s", want)
+			}
+		}
+	}
+	sized("31x101")
+	p.Resize(12, 40)
+	sized("12x40")
+	p.Type("\x03")
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 2 { // of a Go program that is process 1
+		t.Errorf("Ctrl-C ends it with status %d", code)
+	}
+	p.Restored()
 }
 
 // awaitStopped waits until a child is.

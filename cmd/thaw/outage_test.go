@@ -1,12 +1,16 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,19 +20,27 @@ import (
 	"thaw/internal/tests3"
 )
 
-// A bucket goes away, in both ways, and comes back.
+// A bucket and the key service go away, in both ways, and come back.
 func TestOriginOutage(t *testing.T) {
 	server := tests3.Start(t)
 	m := newMachine(t)
 	way := newProxy(t, strings.TrimPrefix(server.URL, "http://"), 1)
+	vault, asked := startVault(t)
+	keys := newProxy(t, strings.TrimPrefix(vault, "http://"), 2)
 	set := func(l faults.Link) {
-		way.Set(l)
-		way.Cut()
+		for _, p := range []*faults.Proxy{way, keys} {
+			p.Set(l)
+			p.Cut()
+		}
 	}
-	m.flags = []string{"--origin", server.Bucket(t, "http://"+way.Addr()) + "&region=us-east-1"}
+	m.env = append(m.env, "VAULT_ADDR=http://"+keys.Addr(), "VAULT_TOKEN=hvs.token", "VAULT_MAX_RETRIES=0")
+	m.flags = []string{"--origin", server.Bucket(t, "http://"+way.Addr()) + "&region=us-east-1", "--key", "hashivault://app"}
 	m.convert("app", 1)
 	m.convert("other", 100)
 	m.keep("app")
+	if asked.Load() == 0 {
+		t.Fatal("the key service was not asked")
+	}
 	m.flags = append(m.flags, "--origin-deadline", "2s")
 	stats := filepath.Join(t.TempDir(), "stats.json")
 	for how, down := range map[string]faults.Link{"refused": {Refuse: true}, "hanging": {Stall: true}} {
@@ -67,6 +79,31 @@ func TestOriginOutage(t *testing.T) {
 			}
 		}
 	}
+}
+
+// startVault is a key service that speaks as Vault does, and hides nothing. It
+// counts what it is asked.
+func startVault(t *testing.T) (url string, asked *atomic.Int64) {
+	asked = new(atomic.Int64)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		var in struct{ Plaintext, Ciphertext string }
+		err := json.NewDecoder(r.Body).Decode(&in)
+		var out map[string]string
+		switch r.URL.Path {
+		case "/v1/transit/encrypt/app":
+			out = map[string]string{"ciphertext": "vault:v1:" + in.Plaintext}
+		case "/v1/transit/decrypt/app":
+			out = map[string]string{"plaintext": strings.TrimPrefix(in.Ciphertext, "vault:v1:")}
+		}
+		if out == nil || err != nil {
+			http.Error(w, r.URL.Path, http.StatusBadRequest)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(map[string]any{"data": out}) // who has gone is not there to hear
+	}))
+	t.Cleanup(server.Close)
+	return server.URL, asked
 }
 
 // causesTold counts by their causes the lines that say that a read of app failed.

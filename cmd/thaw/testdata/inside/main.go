@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 func main() {
@@ -100,6 +101,12 @@ func do(verb string, args []string) (string, error) {
 			names = append(names, i.Name)
 		}
 		return strings.Join(names, " "), err
+	case "size": // of the terminal
+		var size [4]uint16
+		if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size))); e != 0 {
+			return "", e
+		}
+		return fmt.Sprintf("%dx%d", size[0], size[1]), nil
 	case "stdin":
 		b, err := io.ReadAll(os.Stdin)
 		return string(b), err
