@@ -28,7 +28,10 @@ func TestContractRuntimes(t *testing.T) {
 		k.active(t, name)
 	}
 	t.Run("default", func(t *testing.T) { k.coldAndWarm(t, samples) })
-	t.Run("client", k.awsClient)
+	t.Run("client", func(t *testing.T) {
+		k.awsClient(t)
+		samples = append(samples, "node-ric")
+	})
 	for _, runtime := range []string{"runc", "runsc"} {
 		t.Run(runtime, func(t *testing.T) {
 			path := testbin.Runtime(t, runtime)
@@ -86,12 +89,14 @@ func (k *contract) coldAndWarm(t *testing.T, functions []string) {
 // awsClient invokes a function under aws-lambda-ric, as npm gives it: its errors
 // have a type and a trace, and what it prints has the client's own form.
 func (k *contract) awsClient(t *testing.T) {
-	const name, streams = "node-ric", "node-ric-stream"
+	const name, streams, lost = "node-ric", "node-ric-stream", "node-ric-lost"
 	layout := corpusLayout(t, "fn-node-ric")
 	k.order(t, name, timeout(60), entryPoint(layout))
 	k.order(t, streams, timeout(60), entryPoint(layout, "node", "/var/runtime/bin/index.mjs", "app.stream"))
+	k.order(t, lost, timeout(60), entryPoint(layout, "node", "/var/runtime/bin/index.mjs", "nothing.handler"))
 	k.active(t, name)
 	k.active(t, streams)
+	k.active(t, lost)
 	k.coldAndWarm(t, []string{name})
 	if a := k.invoke(t, name, `{"do":{"log_text":"so far"}}`); !strings.Contains(a.log, "\t"+a.id+"\tINFO\tso far\n") {
 		t.Errorf("what it prints: %q", a.log)
@@ -106,6 +111,11 @@ func (k *contract) awsClient(t *testing.T) {
 	}
 	if !strings.Contains(a.log, "\t"+a.id+"\tERROR\tInvoke Error \t") {
 		t.Errorf("an error's log: %q", a.log)
+	}
+	a = k.invoke(t, lost, `1`) // the client says so itself, in its init
+	e.Trace = nil
+	if err := decode(a.Payload, &e); err != nil || aws.ToString(a.FunctionError) != "Unhandled" || e.ErrorType != "Runtime.ImportModuleError" || len(e.Trace) == 0 {
+		t.Errorf("a handler that is not there: %v, %s", err, a.Payload)
 	}
 	if s := k.stream(t, streams, `{"stream":["a","b","c"]}`); string(s.body) != "abc" || s.end.ErrorCode != nil {
 		t.Errorf("a stream: %q, %s", s.body, aws.ToString(s.end.ErrorDetails))
