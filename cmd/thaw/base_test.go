@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,7 +26,8 @@ type basesOf struct {
 // it, stays there while all else goes, and is forgotten
 // when it is removed.
 func TestBase(t *testing.T) {
-	r := newRegion(t, "--nodes=5")
+	r := newRegion(t, "--nodes=5", "--zone-disk=150MiB", "--account=210987654321")
+	r.zoneTakes(t, 4*gib/20, 150*mib)
 	base := testoci.Layout(t, filepath.Join(t.TempDir(), "base"), []string{"FROM=image"}, testoci.Tar(t, testoci.File("random", testoci.Noise(1, 3<<20))))
 	var added basesOf
 	if err := json.Unmarshal([]byte(r.must("base", "add", base, "--name", "ours", "--json")), &added); err != nil {
@@ -62,5 +65,26 @@ func TestBase(t *testing.T) {
 	}
 	if out := r.must("base", "list", "--json"); out != "" {
 		t.Errorf("base list: %s", out)
+	}
+}
+
+// zoneTakes looks at what the zone of a platform takes: at most so much memory and
+// disk, and nearly that.
+func (r *region) zoneTakes(t *testing.T, memory, disk int64) {
+	t.Helper()
+	var record struct{ Zone string }
+	data, err := os.ReadFile(filepath.Join(r.state, "fleet", "platform.json"))
+	try(t, errors.Join(err, json.Unmarshal(data, &record)))
+	var takes struct{ memory, disk int64 }
+	for line := range strings.Lines(r.must("--zone="+record.Zone, "zone", "status", "--json")) {
+		var node struct {
+			Stats struct{ Memory, Flash struct{ Limit int64 } }
+		}
+		try(t, json.Unmarshal([]byte(line), &node))
+		takes.memory += node.Stats.Memory.Limit
+		takes.disk += node.Stats.Flash.Limit
+	}
+	if takes.memory > memory || takes.memory < memory*9/10 || takes.disk > disk || takes.disk < disk*2/3 {
+		t.Errorf("%+v, want %d and %d", takes, memory, disk)
 	}
 }

@@ -57,7 +57,7 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 			return g.forTenant(g.tenantOf(account)).convertQuietly(ctx, o)
 		},
 		Zip: packages{g}.open, Login: logins.Get, PlainHTTP: innerNames(f.address()),
-		Local: func(account string) bool { return account == usualAccount }, Runtimes: runtimes, MaxImage: int64(c.MaxImage), Prime: g.Zone != "",
+		Local: func(account string) bool { return account == c.Account }, Runtimes: runtimes, MaxImage: int64(c.MaxImage), Prime: g.Zone != "",
 	}
 	b := builder.New(builder.Options{
 		ID: "builder-" + f.address(), Functions: store, Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],

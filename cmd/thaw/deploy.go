@@ -24,8 +24,6 @@ import (
 )
 
 const (
-	// usualRole stands where Lambda wants a role: here none is assumed.
-	usualRole = "arn:aws:iam::000000000000:role/thaw"
 	// deployLook is how often a deployment is looked at: more often than a
 	// conversion tells of itself.
 	deployLook = 500 * time.Millisecond
@@ -106,9 +104,10 @@ func absoluteSource(source string) (string, error) {
 	return strings.TrimPrefix(source, "docker://"), nil
 }
 
+// create makes the function. Lambda wants a role: here none is assumed.
 func (c *deployCmd) create(ctx context.Context, p *platform, code types.FunctionCode) error {
 	in := &lambda.CreateFunctionInput{
-		FunctionName: &c.Name, Role: aws.String(usualRole), Code: &code, Environment: c.environment(), ImageConfig: c.imageConfig(),
+		FunctionName: &c.Name, Role: aws.String("arn:aws:iam::" + p.Account + ":role/thaw"), Code: &code, Environment: c.environment(), ImageConfig: c.imageConfig(),
 		MemorySize: optional(c.Memory), Timeout: optional(c.Timeout), EphemeralStorage: c.storage(), PackageType: types.PackageTypeImage,
 	}
 	if c.Description != "" {

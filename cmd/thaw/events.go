@@ -38,7 +38,7 @@ func (c *eventsListCmd) Run(ctx context.Context, g *Globals) error {
 			fmt.Fprintln(w, "ID\tFUNCTION\tACCEPTED\tTRIES\tREASON\tLAST")
 		}
 		for after := uint64(0); ; {
-			page, err := q.List(ctx, usualAccount, c.Name, after, deadPage)
+			page, err := q.List(ctx, g.account(""), c.Name, after, deadPage)
 			if err != nil {
 				return err
 			}
@@ -64,10 +64,10 @@ func (c *eventsListCmd) Run(ctx context.Context, g *Globals) error {
 
 // Run queues a dead letter again.
 func (c *eventsReplayCmd) Run(ctx context.Context, g *Globals) error {
-	return g.queue(ctx, func(q *events.Queue) error { return q.Replay(ctx, usualAccount, c.ID) })
+	return g.queue(ctx, func(q *events.Queue) error { return q.Replay(ctx, g.account(""), c.ID) })
 }
 
 // Run forgets a dead letter.
 func (c *eventsRemoveCmd) Run(ctx context.Context, g *Globals) error {
-	return g.queue(ctx, func(q *events.Queue) error { return q.Remove(ctx, usualAccount, c.ID) })
+	return g.queue(ctx, func(q *events.Queue) error { return q.Remove(ctx, g.account(""), c.ID) })
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -42,6 +43,7 @@ type fleetRecord struct {
 	Cluster  string `json:"cluster"`  // URL of the records' server
 	Registry string `json:"registry"` // host:port
 	Region   string `json:"region"`
+	Account  string `json:"account"`
 	Zone     string `json:"zone,omitempty"` // as --zone has it
 	CA       string `json:"ca,omitempty"`   // file with the authority of the endpoint's certificate, if that is the fleet's
 	PID      int    `json:"pid"`            // of thaw up
@@ -122,6 +124,13 @@ func (g *Globals) fleet() (r fleetRecord, err error) {
 		return r, g.noPlatform() // it was killed
 	}
 	return r, err
+}
+
+// account is the one that is asked for, or else the platform's own: of a machine
+// where only roles of another one's run, the usual one.
+func (g *Globals) account(asked string) string {
+	r, _ := g.fleet() // what cannot do without says so
+	return cmp.Or(asked, r.Account, usualAccount)
 }
 
 func readJSON(path string, v any) error {

@@ -172,15 +172,18 @@ func (g *Globals) keyStore(ctx context.Context, url string, f func(*frontend.Key
 }
 
 // firstKey gives the key pair of this machine's user, and makes one if there is
-// none, it was revoked, or its record is damaged.
-func (g *Globals) firstKey(ctx context.Context, url string) (pair keyPair, err error) {
+// none, it was revoked, it is another account's, or its record is damaged.
+func (g *Globals) firstKey(ctx context.Context, r fleetRecord) (pair keyPair, err error) {
 	path := g.fleetPath("credentials")
 	if err := readJSON(path, &pair); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return pair, err
 	}
-	err = g.keyStore(ctx, url, func(s *frontend.KeyStore) error {
+	err = g.keyStore(ctx, r.Cluster, func(s *frontend.KeyStore) error {
 		if pair.ID != "" {
-			_, err := s.Lookup(ctx, pair.ID)
+			k, err := s.Lookup(ctx, pair.ID)
+			if err == nil && k.Account != r.Account {
+				err = frontend.ErrNoKey
+			}
 			if errors.Is(err, frontend.ErrDamagedKey) {
 				err = cmp.Or(s.Revoke(ctx, pair.ID), frontend.ErrNoKey)
 			}
@@ -188,7 +191,7 @@ func (g *Globals) firstKey(ctx context.Context, url string) (pair keyPair, err e
 				return err
 			}
 		}
-		k, err := s.Create(ctx, usualAccount, noteOfUp)
+		k, err := s.Create(ctx, r.Account, noteOfUp)
 		if err != nil {
 			return err
 		}
@@ -201,7 +204,7 @@ func (g *Globals) firstKey(ctx context.Context, url string) (pair keyPair, err e
 // Run makes a key pair.
 func (c *keysCreateCmd) Run(ctx context.Context, g *Globals) error {
 	return g.keyStore(ctx, "", func(s *frontend.KeyStore) error {
-		k, err := s.Create(ctx, c.Account, "")
+		k, err := s.Create(ctx, g.account(c.Account), "")
 		if err != nil {
 			return err
 		}

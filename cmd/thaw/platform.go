@@ -7,21 +7,29 @@ import "time"
 
 // upCmd runs a whole platform on one machine.
 type upCmd struct {
-	Listen   string   `help:"Address of the Lambda API. Beyond loopback it speaks TLS, with --tls-cert or a certificate of the fleet's own authority (127.0.0.1:9000)." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
-	Fleet    string   `help:"Address of this machine at which the roles of other machines find its own, over mutual TLS; they take this port and the next two (none: all roles on loopback)." placeholder:"HOST:PORT"`
-	Registry string   `help:"Address of the registry inside, for docker push (127.0.0.1:9005)." default:"127.0.0.1:9005" env:"THAW_REGISTRY" placeholder:"HOST:PORT"`
-	Budget   byteSize `help:"Memory that all of it may take (three quarters of what this machine has)."`
-	Disk     byteSize `help:"Bytes of disk that functions' /tmp and logs may take together; beyond that no instance starts (half of what is free)."`
-	Nodes    int      `help:"Nodes of the zone cache on this machine; 0 for none (5). They take 5 % of the budget and of the free disk at most." default:"5" placeholder:"N"`
-	Runtime  string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
-	Runtimes string   `help:"TOML file that maps names of runtimes to base images, for zip packages, [runtimes] and lines NAME = IMAGE in quotes (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
-	Allow    []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
-	Metrics  string   `help:"Address where Prometheus gets the numbers of all roles, such as 127.0.0.1:9101 (none)." env:"THAW_METRICS" placeholder:"HOST:PORT"`
-	CABundle string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
-	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
+	Listen     string   `help:"Address of the Lambda API. Beyond loopback it speaks TLS, with --tls-cert or a certificate of the fleet's own authority (127.0.0.1:9000)." default:"127.0.0.1:9000" env:"THAW_LISTEN" placeholder:"HOST:PORT"`
+	Fleet      string   `help:"Address of this machine at which the roles of other machines find its own, over mutual TLS; they take this port and the next two (none: all roles on loopback)." placeholder:"HOST:PORT"`
+	Registry   string   `help:"Address of the registry inside, for docker push (127.0.0.1:9005)." default:"127.0.0.1:9005" env:"THAW_REGISTRY" placeholder:"HOST:PORT"`
+	Budget     byteSize `help:"Memory that all of it may take (three quarters of what this machine has)."`
+	Disk       byteSize `help:"Bytes of disk that functions' /tmp and logs may take together; beyond that no instance starts (half of what is free)."`
+	Nodes      int      `help:"Nodes of the zone cache on this machine; 0 for none (5)." default:"5" placeholder:"N"`
+	ZoneMemory byteSize `help:"Memory that these nodes take together (5 % of the budget, 16 MiB each at least)."`
+	ZoneDisk   byteSize `help:"Bytes of disk that these nodes take together, at once (5 % of what is free, 20 MiB each at least)."`
+	Runtime    string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
+	Runtimes   string   `help:"TOML file that maps names of runtimes to base images, for zip packages, [runtimes] and lines NAME = IMAGE in quotes (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
+	Allow      []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
+	Metrics    string   `help:"Address where Prometheus gets the numbers of all roles, such as 127.0.0.1:9101 (none)." env:"THAW_METRICS" placeholder:"HOST:PORT"`
+	CABundle   string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
+	MaxImage   byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
+	accountFlag
 	s3Flags
 	identityFlags
 	serverTLS
+}
+
+// accountFlag is for who works with this machine's files.
+type accountFlag struct {
+	Account string `help:"Account, twelve digits, of whoever uses the platform from this machine: that of thaw env's keys and of thaw's verbs." default:"000000000000" env:"THAW_ACCOUNT" placeholder:"A"`
 }
 
 // s3Flags say where packages may come from.
@@ -106,6 +114,7 @@ type builderCmd struct {
 	fleetFlags
 	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
 	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
+	accountFlag
 }
 
 type frontendCmd struct {
@@ -181,7 +190,7 @@ type keysCmd struct {
 }
 
 type keysCreateCmd struct {
-	Account string `help:"Account, twelve digits, whose functions the key opens." default:"000000000000"`
+	Account string `help:"Account, twelve digits, whose functions the key opens (that of thaw up)." placeholder:"A"`
 	JSON    bool   `name:"json" help:"One JSON object."`
 }
 
@@ -357,7 +366,7 @@ type registryCmd struct {
 type registryLoginCmd struct {
 	Registry string `arg:"" help:"HOST or HOST:PORT, as images name it."`
 	Username string `short:"u" help:"User." required:""`
-	Account  string `help:"Account whose functions may use them." default:"000000000000"`
+	Account  string `help:"Account whose functions may use them (that of thaw up)." placeholder:"A"`
 }
 
 // Help teaches by example.
@@ -368,10 +377,10 @@ func (registryLoginCmd) Help() string {
 }
 
 type registryListCmd struct {
-	Account string `help:"Account." default:"000000000000"`
+	Account string `help:"Account (that of thaw up)." placeholder:"A"`
 }
 
 type registryLogoutCmd struct {
 	Registry string `arg:"" help:"HOST or HOST:PORT."`
-	Account  string `help:"Account." default:"000000000000"`
+	Account  string `help:"Account (that of thaw up)." placeholder:"A"`
 }

@@ -140,7 +140,7 @@ func nowhere(t *testing.T, folder, text string) {
 // A function is pushed, deployed, invoked cold and warm, and deleted, by thaw's
 // own verbs.
 func TestPlatform(t *testing.T) {
-	r := newRegion(t, "--metrics=127.0.0.1:0", "--region=eu-thaw-1")
+	r := newRegion(t, "--metrics=127.0.0.1:0", "--region=eu-thaw-1", "--account=123456789012")
 	r.must("deploy", "hello", r.pushed(t, sampleLayout(t), "team/hello:1"), "--command", "/function", "--memory", "256", "--timeout", "60", "-e", "GREETING="+canary)
 	var cold, warm struct {
 		Status int
@@ -183,12 +183,12 @@ func TestPlatform(t *testing.T) {
 	if out := r.must("registry", "list"); out != "registry.example:5000\n" {
 		t.Errorf("registry list: %q", out)
 	}
-	if out := r.must("functions", "--json"); !strings.Contains(out, "hello") || strings.Contains(out, canary) {
+	if out := r.must("functions", "--json"); !strings.Contains(out, ":123456789012:function:hello") || strings.Contains(out, canary) {
 		t.Errorf("functions: %s", out)
 	}
-	var pair struct{ ID, Secret string }
-	if err := json.Unmarshal([]byte(r.must("keys", "create", "--json")), &pair); err != nil || len(pair.Secret) != 40 {
-		t.Errorf("a key with %d characters: %v", len(pair.Secret), err)
+	var pair struct{ ID, Account, Secret string }
+	if err := json.Unmarshal([]byte(r.must("keys", "create", "--json")), &pair); err != nil || len(pair.Secret) != 40 || pair.Account != "123456789012" {
+		t.Errorf("a key of %s with %d characters: %v", pair.Account, len(pair.Secret), err)
 	}
 	r.must("cluster", "backup", filepath.Join(r.state, "backup"))
 	nowhere(t, r.state, canary)

@@ -47,13 +47,15 @@ func (c *registryLoginCmd) Run(ctx context.Context, g *Globals) error {
 	if password == "" || len(raw) > maxPassword {
 		return fmt.Errorf("registry login: want a password of 1 to %d bytes on standard input", maxPassword)
 	}
-	return g.withLogins(ctx, func(l *builder.Logins) error { return l.Set(ctx, c.Account, c.Registry, c.Username, password) })
+	return g.withLogins(ctx, func(l *builder.Logins) error {
+		return l.Set(ctx, g.account(c.Account), c.Registry, c.Username, password)
+	})
 }
 
 // Run lists registries.
 func (c *registryListCmd) Run(ctx context.Context, g *Globals) error {
 	return g.withLogins(ctx, func(l *builder.Logins) error {
-		all, err := l.List(ctx, c.Account)
+		all, err := l.List(ctx, g.account(c.Account))
 		for _, name := range all {
 			fmt.Fprintln(g.stdout, name)
 		}
@@ -63,5 +65,5 @@ func (c *registryListCmd) Run(ctx context.Context, g *Globals) error {
 
 // Run forgets credentials.
 func (c *registryLogoutCmd) Run(ctx context.Context, g *Globals) error {
-	return g.withLogins(ctx, func(l *builder.Logins) error { return l.Remove(ctx, c.Account, c.Registry) })
+	return g.withLogins(ctx, func(l *builder.Logins) error { return l.Remove(ctx, g.account(c.Account), c.Registry) })
 }

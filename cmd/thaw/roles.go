@@ -407,7 +407,8 @@ func (g *Globals) forTenant(tenant string) *Globals {
 	return &other
 }
 
-// usualAccount is the account of the tenant that commands have by default.
+// usualAccount is the account of the tenant that commands have by default, and
+// whose functions thaw up's user has.
 const usualAccount = "000000000000"
 
 // tenantOf gives the tenant of an account: those of other accounts are called as

@@ -20,57 +20,6 @@ import (
 	"thaw/text"
 )
 
-const (
-	// zoneShare is the part, as one in so many, of the budget and of the free disk
-	// that the zone's nodes take together: 5 %.
-	zoneShare = 20
-	// rolesMemory is what the roles themselves take of the budget, in bytes:
-	// measured at 40 to 80 MiB each, with room for payloads under way.
-	rolesMemory = 768 << 20
-	// minBudget is the least that leaves room for a few small functions.
-	minBudget = 2 << 30
-	// minNode is the least that a zone node is worth running with, in bytes of
-	// memory; its flash is at least minFlash.
-	minNode, minFlash = 16 << 20, 64 << 20
-)
-
-// plan is what thaw up takes of the machine, in bytes.
-type plan struct {
-	budget, instances     int64
-	nodes                 int
-	nodeMemory, nodeFlash int64
-}
-
-// plan divides the machine.
-func (c *upCmd) plan(g *Globals) (p plan, err error) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return p, err
-	}
-	total := int64(info.Totalram) * int64(info.Unit)
-	if p.budget = int64(c.Budget); p.budget == 0 {
-		p.budget = total / 4 * 3
-	}
-	if p.budget < minBudget || p.budget > total {
-		return p, fmt.Errorf("--budget %s: want %s to what the machine has, %s", text.Bytes(p.budget), text.Bytes(minBudget), text.Bytes(total))
-	}
-	if c.Nodes < 0 || c.Nodes > maxDev {
-		return p, fmt.Errorf("--nodes %d: want 0 to %d", c.Nodes, maxDev)
-	}
-	p.instances = p.budget - rolesMemory
-	if p.nodes = c.Nodes; p.nodes == 0 {
-		return p, nil
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(g.State, &fs); err != nil {
-		return p, &os.PathError{Op: "statfs", Path: g.State, Err: err}
-	}
-	p.nodeMemory = max(p.budget/zoneShare/int64(p.nodes), minNode)
-	p.nodeFlash = max(int64(fs.Bavail)*fs.Bsize/zoneShare/int64(p.nodes), minFlash)
-	p.instances -= p.nodeMemory * int64(p.nodes)
-	return p, nil
-}
-
 // addresses are where roles listen, as they have said. A role that is started
 // again is asked to listen there again.
 type addresses struct {
@@ -171,6 +120,9 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	if !fleet.Loopback(c.Registry) {
 		return fmt.Errorf("--registry %s: it asks nobody who they are: it listens on loopback only, such as 127.0.0.1:9005", c.Registry)
 	}
+	if !accounts.MatchString(c.Account) {
+		return fmt.Errorf("--account %s: want twelve digits", c.Account)
+	}
 	if m := g.membership(); m.Cluster != "" {
 		return fmt.Errorf("this machine has joined the fleet of %s: run roles of that here, such as thaw worker, or thaw fleet leave first", m.at())
 	}
@@ -195,7 +147,7 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	if err := c.certify(g); err != nil {
 		return err
 	}
-	p, err := c.plan(g)
+	p, err := c.plan(g.State)
 	if err != nil {
 		return err
 	}
@@ -216,10 +168,10 @@ func (up *platformUp) serve(ctx context.Context) error {
 		}
 	}
 	record := fleetRecord{
-		Cluster: up.at.get("cluster", ""), Registry: up.at.get("builder", ""), Region: up.Region, Zone: cmp.Or(up.g.Zone, up.at.get("zone", "")), PID: os.Getpid(),
+		Cluster: up.at.get("cluster", ""), Registry: up.at.get("builder", ""), Region: up.Region, Account: up.Account, Zone: cmp.Or(up.g.Zone, up.at.get("zone", "")), PID: os.Getpid(),
 	}
 	record.Endpoint, record.CA = up.endpoint()
-	pair, err := up.g.firstKey(ctx, record.Cluster)
+	pair, err := up.g.firstKey(ctx, record)
 	if err != nil {
 		return err
 	}
@@ -298,7 +250,7 @@ func (up *platformUp) roles() []role {
 	}
 	runtimes := "--runtimes=" + up.runtimes()
 	return append(all, cluster,
-		listen("builder", up.Registry, role{args: common("builder", runtimes, "--max-image="+up.MaxImage.String())}),
+		listen("builder", up.Registry, role{args: common("builder", runtimes, "--max-image="+up.MaxImage.String(), "--account="+up.Account)}),
 		listen("manager", up.ports.manager, role{args: common("manager")}),
 		listen("frontend", up.Listen, role{args: common("frontend", append(up.tlsArgs(), "--s3="+up.S3, "--region="+up.Region, "--network="+up.Network, runtimes)...)}),
 		listen("worker", up.ports.worker, role{args: func() []string {

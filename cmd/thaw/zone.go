@@ -3,6 +3,10 @@ package main
 // The verb zone is in the build with all drivers (handOver): what it needs would
 // make every start longer.
 
+// maxDev is how many nodes one machine is asked to run: beyond that they tell
+// nothing more.
+const maxDev = 32
+
 // zoneCmd is the verb of the cache that workers share.
 type zoneCmd struct {
 	Serve  zoneServeCmd  `cmd:"" default:"withargs" help:"Run one node, or with --dev several. This is what thaw zone does without a word behind it."`

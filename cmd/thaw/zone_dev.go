@@ -23,9 +23,6 @@ import (
 )
 
 const (
-	// maxDev is how many nodes one machine is asked to run: beyond that they
-	// tell nothing more.
-	maxDev = 32
 	// devEnd is how long nodes may take to end; they write to flash what they
 	// have queued.
 	devEnd = 15 * time.Second
