@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,17 +35,22 @@ import (
 // killsEach is how many moments each kind of process is killed at, unless
 // THAW_KILLS says more, as make soak does: so many fit into some two minutes of a
 // machine with two cores. THAW_KILLS_SEED repeats a run's.
-const killsEach = 15
+const killsEach = 13
 
 // client gives the SDK's client, which tries nothing twice.
 func (r *region) client(t *testing.T) *lambda.Client {
+	t.Helper()
+	return r.clientOver(t, sdkhttp.Client())
+}
+
+func (r *region) clientOver(t *testing.T, over *http.Client) *lambda.Client {
 	t.Helper()
 	var vars map[string]string
 	if err := json.Unmarshal([]byte(r.must("env", "--json")), &vars); err != nil {
 		t.Fatal(err)
 	}
 	return lambda.New(lambda.Options{
-		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(r.endpoint), Retryer: aws.NopRetryer{}, HTTPClient: sdkhttp.Client(),
+		Region: vars["AWS_REGION"], BaseEndpoint: aws.String(r.endpoint), Retryer: aws.NopRetryer{}, HTTPClient: over,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: vars["AWS_ACCESS_KEY_ID"], SecretAccessKey: vars["AWS_SECRET_ACCESS_KEY"]}, nil
 		}),
@@ -81,7 +87,7 @@ func (r *region) role(t *testing.T, name string) (pid int) {
 }
 
 // platformRoles are what thaw up runs.
-var platformRoles = []string{"cluster", "builder", "manager", "worker", "frontend"}
+var platformRoles = []string{"zone", "cluster", "builder", "manager", "worker", "frontend"}
 
 // victims are what is killed: what thaw up runs, an instance's first process, and
 // the function's own.
@@ -90,17 +96,21 @@ var victims = append(slices.Clone(platformRoles), "init", "function")
 // load invokes a function again and again, and queues events for another.
 type load struct {
 	c         *lambda.Client
+	over      *http.Client // of c
 	stop      chan struct{}
 	work      errgroup.Group
 	good, bad atomic.Int64
+	door      atomic.Int64 // odd while the frontend is away
 
 	mu       sync.Mutex      // guards what follows
 	accepted int             // events
 	awaited  map[string]bool // what the function is to say of those that it was not seen to say yet
 }
 
-func newLoad(ctx context.Context, c *lambda.Client) *load {
-	l := &load{c: c, stop: make(chan struct{}), awaited: map[string]bool{}}
+func newLoad(t *testing.T, r *region) *load {
+	l := &load{over: sdkhttp.Client(), stop: make(chan struct{}), awaited: map[string]bool{}}
+	l.c = r.clientOver(t, l.over)
+	ctx, c := t.Context(), l.c
 	for range 3 {
 		l.work.Go(func() error {
 			return l.repeat(5*time.Millisecond, func(n int) error { return l.invoke(ctx, n%len(ways)) })
@@ -205,23 +215,36 @@ func streamOnce(ctx context.Context, c *lambda.Client) (a killedAnswer, err erro
 	return a, err
 }
 
-// invoke fails if an answer is wrong, late, or none of Lambda's.
+// leave says that the frontend is about to be killed, and back that it answers
+// again: a connection that was cut then is used no more.
+func (l *load) leave() { l.door.Add(1) }
+
+func (l *load) back() {
+	l.over.CloseIdleConnections()
+	l.door.Add(1)
+}
+
+// invoke fails if an answer is wrong, late, or none of Lambda's: which it is
+// unless the frontend was away meanwhile.
 func (l *load) invoke(ctx context.Context, way int) error {
-	began := time.Now()
+	began, door := time.Now(), l.door.Load()
 	out, err := ways[way](ctx, l.c)
+	cut := door%2 == 1 || door != l.door.Load()
 	switch api := smithy.APIError(nil); {
 	case err == nil && !out.failed && out.body == `{"n":1}`:
 		l.good.Add(1)
 	case err == nil && out.failed && strings.Contains(out.body, `"errorType":"Runtime.ExitError"`):
 		l.bad.Add(1) // its instance was killed
-	case err == nil && out.id == "":
+	case err == nil && out.id == "" && cut:
 		l.bad.Add(1) // no frontend's: another test has its port until it is back
 	case err == nil:
 		return fmt.Errorf("a wrong answer: %q, failed %v, request %s, asked for by way %d at %v", out.body, out.failed, out.id, way, began)
-	case errors.As(err, &api) || errors.As(err, new(*net.OpError)) || strings.Contains(err.Error(), "EOF") || strings.Contains(err.Error(), idleClosed):
-		l.bad.Add(1) // what Lambda says, or nobody is there to say it
+	case errors.As(err, &api):
+		l.bad.Add(1)
+	case cut && (errors.As(err, new(*net.OpError)) || strings.Contains(err.Error(), "EOF") || strings.Contains(err.Error(), idleClosed)):
+		l.bad.Add(1) // nobody is there to say it
 	default:
-		return err
+		return fmt.Errorf("asked for by way %d at %v: %w", way, began, err)
 	}
 	if took := time.Since(began); took > invokeLimit {
 		return fmt.Errorf("an invoke took %v", took)
@@ -246,15 +269,14 @@ func (l *load) said(log string) bool {
 // error of Lambda's shape; soon all is
 // well again; every event that was accepted is tried; and nothing is left.
 func TestPlatformKill(t *testing.T) {
-	r := newRegion(t)
-	c := r.client(t)
+	r := newRegion(t, "--nodes=5")
 	layout := sampleLayout(t)
 	r.must("deploy", "f", layout, "--command", "/function", "--timeout", killedTimeout)
 	r.must("deploy", "e", layout, "--command", "/function", "--timeout", killedTimeout) // for events: what is read of a log at once is bounded
 	kills, seed := numberOf(t, "THAW_KILLS", killsEach), numberOf(t, "THAW_KILLS_SEED", rand.Uint64())
 	t.Logf("seed %d", seed)
 	draw := rand.New(rand.NewPCG(seed, 0))
-	l := newLoad(t.Context(), c)
+	l := newLoad(t, r)
 	r.up.late.Reset(upLife + time.Duration(kills)*time.Minute)
 	away := map[string][]time.Duration{}
 	for n := range kills {
@@ -266,7 +288,7 @@ func TestPlatformKill(t *testing.T) {
 		}
 		for _, i := range draw.Perm(len(victims)) {
 			name := victims[i]
-			away[name] = append(away[name], r.kill(t, c, draw, name, of))
+			away[name] = append(away[name], r.kill(t, l, draw, name, of))
 		}
 		if e := r.thaw("logs", "e"); e.code == 0 {
 			l.said(e.out) // now: it is more than what is read at once in the end
@@ -310,9 +332,13 @@ func numberOf[N int | uint64](t *testing.T, name string, usual N) N {
 // kill kills a role, or a process of an instance of one of some functions, some
 // time after an invoke was answered, waits until invokes are again, and tells how
 // long that took.
-func (r *region) kill(t *testing.T, c *lambda.Client, draw *rand.Rand, name string, of []string) time.Duration {
+func (r *region) kill(t *testing.T, l *load, draw *rand.Rand, name string, of []string) time.Duration {
 	t.Helper()
-	r.until(t, "invokes work before "+name+" is killed", func() bool { return r.works(c) })
+	if name == "frontend" {
+		l.leave()
+		defer l.back()
+	}
+	r.until(t, "invokes work before "+name+" is killed", func() bool { return r.works(l.c) })
 	<-time.NewTimer(time.Duration(draw.IntN(300)) * time.Millisecond).C
 	pid := 0
 	if slices.Contains(platformRoles, name) {
@@ -333,7 +359,7 @@ func (r *region) kill(t *testing.T, c *lambda.Client, draw *rand.Rand, name stri
 	if slices.Contains(platformRoles, name) {
 		r.until(t, name+" is there again", func() bool { return r.role(t, name) != pid })
 	}
-	r.until(t, "invokes work after "+name+" was killed", func() bool { return r.works(c) })
+	r.until(t, "invokes work after "+name+" was killed", func() bool { return r.works(l.c) })
 	return time.Since(began)
 }
 

@@ -21,7 +21,7 @@ func TestPlatformRestart(t *testing.T) {
 	backup := filepath.Join(t.TempDir(), "backup")
 	r.must("cluster", "backup", backup)
 	r.queued(t, "an event that no worker got.")
-	again := restarted(t, r)
+	again := restarted(t, r, "--nodes=5")
 	if out := again.must("invoke", "hello:1", `{"a":1}`); out != "{\"a\":1}\n" {
 		t.Errorf("after a restart: %q", out)
 	}
