@@ -176,6 +176,9 @@ func BenchmarkWarm(b *testing.B) {
 		b.Logf("claim: %s MB, one client: p50 %v, p99 %v", memory, quantile(alone, .5), quantile(alone, .99))
 		saturate(b, c) // so that as many instances are warm
 		open := steadily(b, c, pace{warmRate, warmTime})
+		if n := r.served(b, name); n < warmClients {
+			b.Errorf("%d instances of %s have served, want %d at least", n, name, warmClients)
+		}
 		b.Logf("claim: %s MB, open loop of %d/s: p50 %v, p99 %v of %d", memory, warmRate, quantile(open, .5), quantile(open, .99), len(open))
 		if memory == "1769" {
 			bare := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -196,6 +199,28 @@ func BenchmarkWarm(b *testing.B) {
 			b.Logf("claim: %d clients: %.0f invokes/s, bare echo %.0f/s, ours ÷ bare %s", warmClients, slices.Max(ours), slices.Max(theirs), ratio)
 		}
 	}
+}
+
+// served counts the instances of a function that have answered.
+func (r *region) served(b testing.TB, function string) (n int) {
+	b.Helper()
+	out, err := exec.Command(r.thaw, r.args("fleet", "--json")...).Output()
+	try(b, err)
+	for line := range bytes.Lines(out) {
+		var worker struct {
+			Instances []struct {
+				Function string
+				Invokes  int
+			}
+		}
+		try(b, json.Unmarshal(line, &worker))
+		for _, i := range worker.Instances {
+			if i.Function == function && i.Invokes > 0 {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // pace is how many requests a second are sent, and for how long.

@@ -257,11 +257,13 @@ func TestPlatformMachines(t *testing.T) {
 			t.Errorf("%s has %v of versions %q", w.ID, has, versions)
 		}
 	}
-	again := second.start("worker", "--memory=2GiB") // ends what its predecessor has left
+	r.must("base", "add", sampleLayout(t), "--name", "ours")
+	again := second.start("worker", "--memory=2GiB", "--pin-size=1MiB") // ends what its predecessor has left
 	if line := again.line(); !strings.HasPrefix(line, secondHost+":") {
 		t.Errorf("started again it says %q", line)
 	}
 	r.until3("the second worker is back", known(r, func(a string) bool { return a != "" }))
+	r.until3("it keeps what it may of the base image that was added before it came", r.kept(mib))
 	try(t, os.Remove(second.key()))
 	v := publish(t, r, c, 100)
 	r.until3("a version answers", func() error {
@@ -275,6 +277,31 @@ func TestPlatformMachines(t *testing.T) {
 	again.wait()
 	if out := second.must("prune"); !strings.Contains(out, "removed network thaw-") {
 		t.Errorf("pruned %q", out)
+	}
+}
+
+// kept tells whether the two workers have all that they are to have of the base
+// image that was added: one of them no more than a budget.
+func (r *region) kept(budget int64) func() error {
+	return func() error {
+		var base basesOf
+		if err := json.Unmarshal([]byte(r.must("base", "list", "--json")), &base); err != nil {
+			return err
+		}
+		whole, part := 0, 0
+		for _, w := range base.Workers {
+			switch {
+			case w.Missing != 0 || w.Error != "":
+			case w.Left == 0 && w.Pinned > budget:
+				whole++
+			case w.Left > 0 && w.Pinned > 0 && w.Pinned <= budget:
+				part++
+			}
+		}
+		if whole != 1 || part != 1 {
+			return fmt.Errorf("%+v", base.Workers)
+		}
+		return nil
 	}
 }
 
