@@ -68,15 +68,21 @@ func TestBase(t *testing.T) {
 	}
 }
 
-// zoneTakes looks at what the zone of a platform takes: at most so much memory and
-// disk, and nearly that.
-func (r *region) zoneTakes(t *testing.T, memory, disk int64) {
+// zone is where a platform's nodes were when it came up.
+func (r *region) zone(t *testing.T) string {
 	t.Helper()
 	var record struct{ Zone string }
 	data, err := os.ReadFile(filepath.Join(r.state, "fleet", "platform.json"))
 	try(t, errors.Join(err, json.Unmarshal(data, &record)))
+	return record.Zone
+}
+
+// zoneTakes looks at what the zone of a platform takes: at most so much memory and
+// disk, and nearly that.
+func (r *region) zoneTakes(t *testing.T, memory, disk int64) {
+	t.Helper()
 	var takes struct{ memory, disk int64 }
-	for line := range strings.Lines(r.must("--zone="+record.Zone, "zone", "status", "--json")) {
+	for line := range strings.Lines(r.must("--zone="+r.zone(t), "zone", "status", "--json")) {
 		var node struct {
 			Stats struct{ Memory, Flash struct{ Limit int64 } }
 		}

@@ -313,6 +313,9 @@ func TestPlatformKill(t *testing.T) {
 	if out := r.must("events", "--json"); out != "" {
 		t.Errorf("events were given up: %s", out)
 	}
+	r.until(t, "the zone's nodes are where others look for them", func() bool {
+		return r.thaw("--zone="+r.zone(t), "zone", "status").code == 0
+	})
 }
 
 // numberOf is what a variable says, or else the usual.

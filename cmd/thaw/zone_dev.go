@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"thaw/fleet"
 	"thaw/text"
@@ -88,6 +91,9 @@ func (c *zoneServeCmd) child(ctx context.Context, g *Globals, dir string) (*devN
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	if err := awaitFormer(ctx, filepath.Join(dir, "flash", "lock")); err != nil {
+		return nil, err
+	}
 	record := filepath.Join(dir, "address")
 	exe, err := os.Executable()
 	if err != nil {
@@ -115,6 +121,30 @@ func (c *zoneServeCmd) child(ctx context.Context, g *Globals, dir string) (*devN
 	}
 	go func() { n.ended <- cmp.Or(cmd.Wait(), errors.New("it has ended by itself")) }()
 	return n, os.WriteFile(record, []byte(line), 0o600)
+}
+
+// awaitFormer waits, for devEnd at most, until the node that has a folder's lock
+// has ended, and left its address before: who had started it was killed.
+func awaitFormer(ctx context.Context, lock string) error {
+	f, err := os.Open(lock)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	ctx, cancel := context.WithTimeout(ctx, devEnd)
+	defer cancel()
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil && ctx.Err() == nil {
+		select {
+		case <-look.C:
+		case <-ctx.Done(): // the next one says that it is in use
+		}
+	}
+	return nil
 }
 
 // formerAddress reads the address that a node had, if nobody listens there.
