@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,16 @@ import (
 	"thaw/keys"
 	"thaw/sigv4"
 )
+
+// A key's record that an earlier build wrote is read.
+func TestKeyOfOld(t *testing.T) {
+	const old = `{"ID":"AKIDEXAMPLE","Account":"000000000000","Sealed":"c2VhbGVk","Note":"laptop","Created":"2023-11-14T22:13:20Z"}`
+	k, err := readKey(cluster.Record{Key: "key/AKIDEXAMPLE", Value: []byte(old)})
+	want := keyRecord{ID: "AKIDEXAMPLE", Account: "000000000000", Sealed: []byte("sealed"), Note: "laptop", Created: time.Unix(1_700_000_000, 0).UTC()}
+	if err != nil || !reflect.DeepEqual(k, want) || string(k.bound()) != "thaw access key v1\x00000000000000\x00AKIDEXAMPLE" {
+		t.Errorf("%+v bound to %q, %v", k, k.bound(), err)
+	}
+}
 
 func TestKeys(t *testing.T) {
 	d := newDoor(t)
