@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -150,7 +151,7 @@ func TestFailedUpdate(t *testing.T) {
 }
 
 func TestUpdateRefusals(t *testing.T) {
-	_, c := deployed(t, "f")
+	r, c := deployed(t, "f")
 	for want, in := range map[string]*lambda.UpdateFunctionCodeInput{
 		"Please provide ImageUri when updating a function with packageType Image.": {ZipFile: zipped(t, nil)},
 		"Please don't provide ZipFile or S3":                                       {ZipFile: zipped(t, nil), ImageUri: aws.String("r/f")},
@@ -170,6 +171,15 @@ func TestUpdateRefusals(t *testing.T) {
 	if got.LastUpdateStatus != types.LastUpdateStatusSuccessful || got.Handler != nil {
 		t.Errorf("a refused update has left %+v", got)
 	}
+	must(r.store.Update(t.Context(), functions.ID{Account: testAccount, Name: "f"}, func(f *functions.Function) error {
+		f.Versions = map[string]string{}
+		for n := range 1000 {
+			f.Versions[fmt.Sprint(n+1)] = "none"
+		}
+		return nil
+	}))
+	_, err = c.PublishVersion(t.Context(), &lambda.PublishVersionInput{FunctionName: aws.String("f")})
+	wantError(t, err, "CodeStorageExceededException", "The function has 1000 published versions, and may not have more: delete some.")
 }
 
 func TestLogging(t *testing.T) {
