@@ -93,17 +93,26 @@ func TestStartElsewhere(t *testing.T) {
 	}
 }
 
-// Both fail: the client gets an error of a worker's, after each was asked once.
-func TestStartNowhere(t *testing.T) {
-	d := newDoor(t)
+// startsFail has one invoke where each start on two workers fails with a status:
+// how many were asked for on each, and what the operator is told.
+func startsFail(t *testing.T, status int32) (a, b int, log *lines, d *door) {
+	t.Helper()
+	d, log = newDoor(t), &lines{}
+	d.Frontend.options.Log = slog.New(slog.NewTextHandler(log, nil))
 	other := d.second()
-	d.worker.broken.Store(http.StatusInternalServerError)
-	other.broken.Store(http.StatusInternalServerError)
+	d.worker.broken.Store(status)
+	other.broken.Store(status)
 	d.function("f")
 	_, err := d.invoke(&lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte("1")})
 	refused(t, err, "ServiceException", "")
-	a, _, _ := d.worker.counts()
-	b, _, _ := other.counts()
+	a, _, _ = d.worker.counts()
+	b, _, _ = other.counts()
+	return a, b, log, d
+}
+
+// Both fail: the client gets an error of a worker's, after each was asked once.
+func TestStartNowhere(t *testing.T) {
+	a, b, _, d := startsFail(t, http.StatusInternalServerError)
 	if a != 1 || b != 1 {
 		t.Errorf("%d and %d starts, want one each", a, b)
 	}
@@ -112,17 +121,7 @@ func TestStartNowhere(t *testing.T) {
 
 // A function that ends its sandbox is no worker's fault, and is tried once.
 func TestStartEndsItself(t *testing.T) {
-	d := newDoor(t)
-	log := &lines{}
-	d.Frontend.options.Log = slog.New(slog.NewTextHandler(log, nil))
-	other := d.second()
-	d.worker.broken.Store(http.StatusUnprocessableEntity)
-	other.broken.Store(http.StatusUnprocessableEntity)
-	d.function("f")
-	_, err := d.invoke(&lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte("1")})
-	refused(t, err, "ServiceException", "")
-	a, _, _ := d.worker.counts()
-	b, _, _ := other.counts()
+	a, b, log, _ := startsFail(t, http.StatusUnprocessableEntity)
 	if a+b != 1 || log.count("starts fail on a worker") != 0 {
 		t.Errorf("%d and %d starts, want one; %s", a, b, log.b.String())
 	}
