@@ -134,16 +134,9 @@ func awaitFormer(ctx context.Context, lock string) error {
 		return err
 	}
 	defer f.Close()
-	ctx, cancel := context.WithTimeout(ctx, devEnd)
-	defer cancel()
-	look := time.NewTicker(20 * time.Millisecond)
-	defer look.Stop()
-	for unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil && ctx.Err() == nil {
-		select {
-		case <-look.C:
-		case <-ctx.Done(): // the next one says that it is in use
-		}
-	}
+	_ = poll(ctx, 20*time.Millisecond, devEnd, func() (bool, error) { // late: the next one says that it is in use
+		return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil, nil
+	})
 	return nil
 }
 
