@@ -4,6 +4,7 @@ GO       ?= go
 FUZZTIME ?= 60s
 SOAKTIME ?= 10m
 SOAKKILLS ?= 200
+TRYTWICE = bin/gotestsum --format standard-quiet --rerun-fails=1 --rerun-fails-max-failures=6 --rerun-fails-run-root-test
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
@@ -21,10 +22,10 @@ demo: ## convert two images that share a base, print what is shared, start a pro
 test: setup ## go vet and every test; as root, also those that mount and start containers
 	@$(GO) vet ./... && $(GO) vet -tags cloud ./cmd/thaw
 	@# cmd/thaw's takes ten minutes, and longer on a busy machine. docs/decisions/016-second-try.md says why a test gets two.
-	@bin/gotestsum --format standard-quiet --rerun-fails=1 --rerun-fails-max-failures=6 --rerun-fails-run-root-test --packages ./... -- -timeout 40m
+	@$(TRYTWICE) --packages ./... -- -timeout 40m
 	@# What only that build has: the tests in the files that say so.
 	@tests=$$(sed -nE 's/^func (Test[A-Za-z0-9_]+)\(.*/\1/p' $$(grep -l '^//go:build .*cloud' cmd/thaw/*_test.go) | paste -sd'|') && \
-		bin/gotestsum --format standard-quiet --rerun-fails=1 --packages ./cmd/thaw -- -tags cloud -run "^($$tests)$$"
+		$(TRYTWICE) --packages ./cmd/thaw -- -tags cloud -run "^($$tests)$$"
 
 build: ## bin/thaw, with the programs it starts inside
 	@cmd/thaw/build
