@@ -318,6 +318,18 @@ func TestWords(t *testing.T) {
 		at("run.sh:1: names the path /ro", "ot/thaw"))
 }
 
+func TestProofs(t *testing.T) {
+	got := problems(t, proofs,
+		"docs/proofs.md", "\n| p | a/TestOne, a/TestOne/part, a/TestOne/gone; cmd/b-c/BenchmarkTwo, a/Testing |\n| q | d/TestOne, a/FuzzThree |\n",
+		"a/a_test.go", "package a\nfunc TestOne(t *testing.T) { t.Run(`part`, nil) }\nfunc (T) FuzzThree() {}\n",
+		"a/a.go", "package a\nfunc FuzzThree() {}\n",
+		"cmd/b-c/b_test.go", "package main\nfunc BenchmarkTwo(b *testing.B) {}\n",
+		"d/d_test.go", "package d\n",
+	)
+	breach(t, got, "docs/proofs.md:2: a has no subtest gone", "docs/proofs.md:2: a has no Testing", "docs/proofs.md:3: d has no TestOne", "docs/proofs.md:3: a has no FuzzThree")
+	breach(t, problems(t, proofs, "docs/proofs.md", "by hand\n", "a/a_test.go", "package a\nfunc TestOne() {}\n"), "docs/proofs.md: names no test")
+}
+
 func TestCheck(t *testing.T) {
 	fsys := fstest.MapFS{
 		"b/b.go": {Data: []byte("package b\nfunc init() {}\nfunc F() {}\n")},
@@ -332,7 +344,7 @@ func TestCheck(t *testing.T) {
 		all = append(all, p.String())
 	}
 	breach(t, all, "a: 0 lines of tests", "a/a.go: package a is not in", "b: 0 lines of tests", "b/b.go: package b is not in",
-		"b/b.go: b has no package comment", "b/b.go:2: func init", "b/b.go:3: F has no doc comment")
+		"b/b.go: b has no package comment", "b/b.go:2: func init", "b/b.go:3: F has no doc comment", "docs/proofs.md: names no test")
 	if _, err := check(fstest.MapFS{"a/a.go": {Data: []byte("package")}}); err == nil {
 		t.Error("a file that does not parse passed")
 	}

@@ -72,7 +72,7 @@ func check(fsys fs.FS) ([]problem, error) {
 func rules() []func(*repo) {
 	return []func(*repo){
 		importTable, fileLines, functions, exportedNames, interfaceMethods, testShare,
-		documented, packageComments, noInit, noState, noMocks, noSleep, noSilentSkip, fuzzSeeds, words,
+		documented, packageComments, noInit, noState, noMocks, noSleep, noSilentSkip, fuzzSeeds, words, proofs,
 	}
 }
 
