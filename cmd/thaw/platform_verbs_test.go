@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,10 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"thaw/internal/tests3"
+	"thaw/sdkhttp"
 )
 
 // pushed puts an image into the registry inside, as docker push does, and gives
@@ -35,6 +40,7 @@ func (r *region) verbs(t *testing.T, c *lambda.Client) {
 	r.starts(t)
 	r.payloads(t)
 	r.givenUp(t, c)
+	r.triggered(t, c)
 }
 
 // payloads: invoke reads a file, and standard input.
@@ -153,4 +159,41 @@ func (r *region) revoked(t *testing.T, c *lambda.Client, id, secret string) {
 	if e := r.thaw("keys", "revoke", id); e.code != 1 || strings.Count(e.stderr, "\n") != 1 {
 		t.Errorf("revoking what is gone: %+v", e)
 	}
+}
+
+// triggered: what is put into a bucket invokes the function that lets it.
+func (r *region) triggered(t *testing.T, c *lambda.Client) {
+	t.Helper()
+	hello, err := c.GetFunctionConfiguration(t.Context(), &lambda.GetFunctionConfigurationInput{FunctionName: aws.String("hello")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	account := strings.Split(*hello.FunctionArn, ":")[4]
+	t.Setenv("VGW_EVENT_WEBHOOK_URL", r.endpoint+"/s3/"+account+"/hello") // of the S3 server
+	server := tests3.Start(t)
+	bucket, err := url.Parse(server.Bucket(t, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.AddPermission(t.Context(), &lambda.AddPermissionInput{
+		FunctionName: aws.String("hello"), StatementId: aws.String("bucket"), Action: aws.String("lambda:InvokeFunction"),
+		Principal: aws.String("s3.amazonaws.com"), SourceArn: aws.String("arn:aws:s3:::" + bucket.Host),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	objects := s3.New(s3.Options{
+		Region: "us-east-1", BaseEndpoint: &server.URL, UsePathStyle: true, HTTPClient: sdkhttp.Client(),
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: server.Access, SecretAccessKey: server.Secret}, nil
+		}),
+	})
+	invokes := func() int { return strings.Count(r.must("logs", "hello"), "REPORT RequestId") }
+	before := invokes()
+	r.until3("an object invokes the function", func() error { // the server tells of each once, however busy we are
+		_, err := objects.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket.Host, Key: aws.String("photo"), Body: strings.NewReader("x")})
+		if err == nil && invokes() == before {
+			err = errors.New("no invoke is in its log")
+		}
+		return err
+	})
 }
