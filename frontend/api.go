@@ -82,6 +82,9 @@ func (f *Frontend) serveControl(w http.ResponseWriter, r *http.Request, in call)
 		in.body = body
 		in.account, err = f.authenticate(r, body, "lambda")
 	}
+	if err == nil {
+		err = f.admit(in.account)
+	}
 	if err != nil {
 		lambdaapi.WriteError(w, in.requestID, err)
 		return

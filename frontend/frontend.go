@@ -142,12 +142,13 @@ type Frontend struct {
 	buffers  *buffers
 	chunks   chunks
 	counts   *counts
+	rates    *rates // of control
 }
 
 // New makes a frontend. It finds managers and workers once it runs.
 func New(o Options) *Frontend {
 	o.fill()
-	f := &Frontend{options: o, sessions: newSessions(o.Token), buffers: newBuffers(), counts: newCounts()}
+	f := &Frontend{options: o, sessions: newSessions(o.Token), buffers: newBuffers(), counts: newCounts(), rates: newRates(controlRate, controlBurst)}
 	f.view = newView(o.Store)
 	f.managers = newManagers(o.Client, o.Token)
 	f.workers = newWorkers(o.Client, o.Token)

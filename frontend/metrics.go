@@ -17,6 +17,8 @@ type counts struct {
 	seconds   *prometheus.HistogramVec
 	throttles *prometheus.CounterVec
 	running   prometheus.Gauge
+	// refusedControl counts what is no invoke.
+	refusedControl prometheus.Counter
 }
 
 // Kinds and outcomes of invokes.
@@ -38,6 +40,9 @@ func newCounts() *counts {
 			Name: "thaw_frontend_throttles_total", Help: "Invokes that were throttled, by Lambda's reason.",
 		}, []string{"reason"}),
 		running: prometheus.NewGauge(prometheus.GaugeOpts{Name: "thaw_frontend_invokes", Help: "Invokes under way."}),
+		refusedControl: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "thaw_frontend_control_throttles_total", Help: "Requests that read or change functions and were throttled: too many of one account.",
+		}),
 	}
 	for _, reason := range []string{invokewire.ReasonAccount, invokewire.ReasonReserved, invokewire.ReasonRate} {
 		c.throttles.WithLabelValues(reason)
@@ -62,7 +67,7 @@ func (f *Frontend) Metrics() []prometheus.Collector {
 		}, func() float64 { return float64(f.pool.count(busy)) })
 	}
 	c := f.counts
-	return []prometheus.Collector{c.invokes, c.seconds, c.throttles, c.running, leases(true), leases(false)}
+	return []prometheus.Collector{c.invokes, c.seconds, c.throttles, c.running, c.refusedControl, leases(true), leases(false)}
 }
 
 func kindOfInvoke(inv *invocation) string {
