@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -225,6 +226,12 @@ func (w *fakeWorker) behave(rw http.ResponseWriter, payload []byte) {
 		chunk := make([]byte, 1<<20)
 		for range 7 {
 			_, _ = rw.Write(chunk)
+		}
+	case "flood": // so many MiB, a letter for each
+		var mib int
+		_, _ = fmt.Sscanf(what, "flood %d", &mib)
+		for n := range mib {
+			_, _ = rw.Write(bytes.Repeat([]byte{byte('a' + n%26)}, 1<<20))
 		}
 	case "die":
 		fmt.Fprint(rw, "partial")

@@ -4,11 +4,16 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
 
 	"thaw/functions"
 	"thaw/invokewire"
@@ -117,6 +122,48 @@ func TestStreamLimits(t *testing.T) {
 		if r, got := relayOf(&endless{5, io.EOF}, http.Header{}, trailer, takes); got != 5 || r.code != codeUnhandled || !strings.Contains(r.details, want) || !json.Valid([]byte(r.details)) {
 			t.Errorf("an error midway, %q: %d bytes, %+v", text, got, r)
 		}
+	}
+}
+
+// The longest stream reaches a client of AWS's whole, one that is longer is cut
+// there, and neither is kept on its way.
+func TestLongestStream(t *testing.T) {
+	d := newDoor(t)
+	d.function("f")
+	before := heap()
+	for mib, code := range map[int]string{maxStream >> 20: "", maxStream>>20 + 1: codeTooLarge} {
+		out, err := d.client.InvokeWithResponseStream(t.Context(), &lambda.InvokeWithResponseStreamInput{FunctionName: aws.String("f"), Payload: fmt.Appendf(nil, `"flood %d"`, mib)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		total, looked := 0, 0
+		var end *types.InvokeWithResponseStreamCompleteEvent
+		stream := out.GetStream()
+		for e := range stream.Events() {
+			switch e := e.(type) {
+			case *types.InvokeWithResponseStreamResponseEventMemberPayloadChunk:
+				for _, b := range e.Value.Payload {
+					if b != byte('a'+total>>20%26) {
+						t.Fatalf("byte %d is %q", total, b)
+					}
+					total++
+				}
+			case *types.InvokeWithResponseStreamResponseEventMemberInvokeComplete:
+				end = &e.Value
+			}
+			if total-looked >= 16<<20 {
+				looked = total
+				if grown := heap() - before; grown > 32<<20 {
+					t.Fatalf("after %d bytes, %d more are in use", total, grown)
+				}
+			}
+		}
+		if err := stream.Close(); err != nil || end == nil || aws.ToString(end.ErrorCode) != code || total > maxStream || total <= maxStream-chunkSize || code == "" && total != maxStream {
+			t.Errorf("%d MiB: %d bytes, %+v, %v", mib, total, end, err)
+		}
+	}
+	if starts, _, _ := d.worker.counts(); starts != 1 {
+		t.Errorf("%d starts: a stream that is too long ends no instance", starts)
 	}
 }
 

@@ -402,7 +402,7 @@ func (i *instance) takeAnswer(f invokewire.Frame) error {
 		c.out.begin(begin.ContentType, begin.ErrorType)
 	case invokewire.FrameData:
 		if c.invoke.Streaming {
-			c.hold(len(f.Data))
+			c.hold(len(f.Data), i.w.limits.stream)
 		}
 		c.out.data(f.Data, c.invoke.Streaming)
 	case invokewire.FrameEnd:

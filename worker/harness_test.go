@@ -252,7 +252,7 @@ func runRig(t testing.TB, state string, o Options) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.limits = limits{init: patience, reset: patience, internal: patience, external: patience} // this machine may be slow
+	w.limits = limits{init: patience, reset: patience, internal: patience, external: patience, stream: streamRate} // this machine may be slow
 	server := httptest.NewServer(w.Handler())
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

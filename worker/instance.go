@@ -22,17 +22,18 @@ const (
 )
 
 // limits bound what an instance does by itself. They are fields for the tests,
-// whose machines may be slow.
+// whose machines may be slow, and which do not wait for a long stream.
 type limits struct {
 	init  time.Duration // of an init outside of an invoke
 	reset time.Duration // for thaw-init to end processes that were killed
 	// Grace for extensions when their processes are ended.
 	internal, external time.Duration
+	stream             int // bytes a second of a streamed answer, beyond streamBurst
 }
 
-// usualLimits has init and grace as Lambda has them.
+// usualLimits has init, grace and streams as Lambda has them.
 func usualLimits() limits {
-	return limits{init: 10 * time.Second, reset: 3 * time.Second, internal: 500 * time.Millisecond, external: 2 * time.Second}
+	return limits{init: 10 * time.Second, reset: 3 * time.Second, internal: 500 * time.Millisecond, external: 2 * time.Second, stream: streamRate}
 }
 
 // instance is one execution environment of a function version.

@@ -24,10 +24,11 @@ func (p *pace) take(n, rate, burst int, now time.Time) time.Duration {
 	return max(0, p.ahead-time.Second*time.Duration(burst)/time.Duration(rate))
 }
 
-// hold waits until n more bytes of a streamed answer may go, or nobody waits for
-// them any more. What the function sends meanwhile waits in its socket.
-func (c *call) hold(n int) {
-	wait := c.pace.take(n, streamRate, streamBurst, time.Now())
+// hold waits until n more bytes of a streamed answer may go, so many a second, or
+// nobody waits for them any more. What the function sends meanwhile waits in its
+// socket.
+func (c *call) hold(n, rate int) {
+	wait := c.pace.take(n, rate, streamBurst, time.Now())
 	if wait <= 0 {
 		return
 	}

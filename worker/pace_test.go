@@ -1,7 +1,14 @@
 package worker
 
 import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,7 +28,7 @@ func (c *counter) Write(p []byte) (int, error) { c.n += len(p); return len(p), n
 func streamed(streaming bool, out http.ResponseWriter) (*instance, *call) {
 	c := &call{began: time.Now(), said: invokewire.FrameBegin, out: &answer{w: out}, answered: make(chan struct{}), done: make(chan struct{})}
 	c.invoke.Streaming = streaming
-	return &instance{call: c}, c
+	return &instance{w: &Worker{limits: usualLimits()}, call: c}, c
 }
 
 // say has the function answer n bytes, in frames of size.
@@ -91,4 +98,54 @@ func TestPaceEndsWithTheCall(t *testing.T) {
 			t.Errorf("it was held for %v", took)
 		}
 	})
+}
+
+// readPieces reads what the sample function streams, a MiB of each letter after the other,
+// no faster than the heap is looked at, and tells how many bytes came.
+func readPieces(t *testing.T, body io.Reader) (total int) {
+	t.Helper()
+	const piece = 1 << 20
+	got := make([]byte, piece)
+	for n := 0; ; n++ {
+		read, err := io.ReadFull(body, got)
+		total += read
+		if want := bytes.Repeat([]byte{byte('a' + n%26)}, read); !bytes.Equal(got[:read], want) {
+			t.Fatalf("piece %d is another", n)
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return total
+		}
+		if err != nil {
+			t.Fatalf("after %d bytes: %v", total, err)
+		}
+		var m runtime.MemStats
+		if runtime.ReadMemStats(&m); m.HeapInuse > mostHeap {
+			t.Fatalf("after %d bytes the worker's heap takes %d MiB", total, m.HeapInuse>>20)
+		}
+	}
+}
+
+// The longest stream arrives whole, one that is longer is cut there, with an error
+// that says so, and neither worker nor instance keeps what it passes on.
+func TestLongestStream(t *testing.T) {
+	const most, mostMemory = 200 << 20, 96 << 20
+	r := newRig(t, nil)
+	r.w.limits.stream = 1 << 30 // or each would take 97 seconds
+	r.start("i", "", spec(func(s *invokewire.Spec) { s.Memory = 1769 }))
+	for _, pieces := range []int{200, 201} {
+		resp := r.streamed("i", fmt.Sprint(pieces), fmt.Sprintf(`{"pieces":%d,"bytes":1048576}`, pieces))
+		n := readPieces(t, resp.Body)
+		resp.Body.Close()
+		said, err := base64.StdEncoding.DecodeString(resp.Trailer.Get(invokewire.HeaderErrorBody))
+		failed := resp.Trailer.Get(invokewire.HeaderFunctionError) != ""
+		if cut := pieces<<20 > most; cut != failed || cut != strings.Contains(string(said), "Function.ResponseSizeTooLarge") || n > most || n < most-1<<20 || !cut && n != most || err != nil {
+			t.Errorf("%d MiB: %d bytes, failed %t: %s, %v", pieces, n, failed, said, err)
+		}
+	}
+	if used := r.w.find("i").used.Load(); used == 0 || used > mostMemory {
+		t.Errorf("the instance has taken %d bytes", used)
+	}
+	if v, got := r.ask("i", "after", `{}`); v.Invokes == 0 {
+		t.Errorf("afterwards: %+v", got)
+	}
 }
