@@ -139,7 +139,8 @@ func (c *deployCmd) update(ctx context.Context, p *platform, g *Globals, code ty
 		if _, err := p.functions.UpdateFunctionConfiguration(ctx, in); err != nil {
 			return err
 		}
-		if _, err := c.wait(ctx, p, g); err != nil {
+		// What was never built fails again with the code that is to be replaced.
+		if _, err := c.wait(ctx, p, g); err != nil && !errors.As(err, new(notBuilt)) {
 			return err
 		}
 	}
@@ -176,8 +177,14 @@ func optional(n int) *int32 {
 	return aws.Int32(int32(n))
 }
 
+// notBuilt says why nothing can be made of what was deployed.
+type notBuilt string
+
+// Error gives the reason.
+func (e notBuilt) Error() string { return string(e) }
+
 // wait waits until the function can be invoked with what was deployed, or never
-// will be. On a terminal it says what goes on.
+// will be, which is a notBuilt. On a terminal it says what goes on.
 func (c *deployCmd) wait(ctx context.Context, p *platform, g *Globals) (*types.FunctionConfiguration, error) {
 	f, ok := g.stderr.(*os.File)
 	tty := ok && term.IsTerminal(int(f.Fd()))
@@ -191,9 +198,9 @@ func (c *deployCmd) wait(ctx context.Context, p *platform, g *Globals) (*types.F
 		now := out.Configuration
 		switch {
 		case now.State == types.StateFailed:
-			return nil, fmt.Errorf("%s: %s (%s)", c.Name, aws.ToString(now.StateReason), now.StateReasonCode)
+			return nil, notBuilt(fmt.Sprintf("%s: %s (%s)", c.Name, aws.ToString(now.StateReason), now.StateReasonCode))
 		case now.LastUpdateStatus == types.LastUpdateStatusFailed:
-			return nil, fmt.Errorf("%s: %s (%s); it is invoked as it was", c.Name, aws.ToString(now.LastUpdateStatusReason), now.LastUpdateStatusReasonCode)
+			return nil, notBuilt(fmt.Sprintf("%s: %s (%s); it is invoked as it was", c.Name, aws.ToString(now.LastUpdateStatusReason), now.LastUpdateStatusReasonCode))
 		case now.State == types.StateActive && now.LastUpdateStatus != types.LastUpdateStatusInProgress:
 			return now, nil
 		}
