@@ -80,35 +80,43 @@ func try(t *testing.T, err error) {
 	}
 }
 
-// dialIn gives what dials in a network namespace: a socket belongs to that of the
-// thread which makes it.
+// within calls f in a network namespace: a socket belongs to that of the thread
+// which makes it.
+func within(file string, f func() error) (err error) {
+	var work sync.WaitGroup
+	work.Go(func() {
+		runtime.LockOSThread() // and it ends with the goroutine
+		ns, nerr := netns.GetFromPath(file)
+		if err = nerr; err != nil {
+			return
+		}
+		defer ns.Close()
+		if err = netns.Set(ns); err == nil {
+			err = f()
+		}
+	})
+	work.Wait()
+	return err
+}
+
+// dialIn gives what dials in a network namespace.
 func dialIn(file string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		var work sync.WaitGroup
-		work.Go(func() {
-			runtime.LockOSThread() // and it ends with the goroutine
-			ns, nerr := netns.GetFromPath(file)
-			if err = nerr; err != nil {
-				return
-			}
-			defer ns.Close()
-			if err = netns.Set(ns); err == nil {
-				var d net.Dialer
-				conn, err = d.DialContext(ctx, network, address)
-			}
+		err = within(file, func() (err error) {
+			conn, err = new(net.Dialer).DialContext(ctx, network, address)
+			return err
 		})
-		work.Wait()
 		return conn, err
 	}
 }
 
-// newFirst brings a platform up in a network namespace, that other machines may
-// join, and gives a client of it that is on the machine.
-func newFirst(t *testing.T, file string) (*region, *lambda.Client) {
+// newFirst brings a platform up in a network namespace, with flags more, that other
+// machines may join, and gives a client of it that is on the machine.
+func newFirst(t *testing.T, file string, more ...string) (*region, *lambda.Client) {
 	t.Helper()
 	m := newMachine(t)
 	m.net = file
-	r := &region{machine: m, up: m.start("up", "--listen="+firstHost+":0", "--fleet="+firstHost+":0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB")}
+	r := &region{machine: m, up: m.start(append([]string{"up", "--listen=" + firstHost + ":0", "--fleet=" + firstHost + ":0", "--registry=127.0.0.1:0", "--nodes=0", "--budget=4GiB"}, more...)...)}
 	r.up.late.Reset(upLife)
 	t.Cleanup(r.down)
 	r.ready(t)
@@ -215,7 +223,10 @@ func (r *region) until3(what string, done func() error) {
 // get in. Nothing is left.
 func TestPlatformMachines(t *testing.T) {
 	here, there := newLink(t)
-	r, c := newFirst(t, here)
+	office := newOffice(t, there)
+	r, c := newFirst(t, here, "--allow="+secondHost+"/32", "--ca-bundle="+office.ca)
+	r.must("deploy", "f", sampleLayout(t), "--command", "/function", "--timeout", "10", "--memory", "256")
+	office.reached(t, r)
 	second := joinSecond(t, r, there)
 	strangers(t, r, there)
 	worker := second.start("worker", "--memory=2GiB")
@@ -227,7 +238,6 @@ func TestPlatformMachines(t *testing.T) {
 	r.until3("the second worker is known", known(r, func(a string) bool { return a == address }))
 	overPlain(t, there, address)
 
-	r.must("deploy", "f", sampleLayout(t), "--command", "/function", "--timeout", "10", "--memory", "256")
 	stray := joinSecond(t, r, there)
 	stray.flags = nil
 	stray.refused(t, "without the origin", "is what it is on mounted?", "worker")

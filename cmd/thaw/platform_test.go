@@ -140,8 +140,11 @@ func nowhere(t *testing.T, folder, text string) {
 // A function is pushed, deployed, invoked cold and warm, and deleted, by thaw's
 // own verbs.
 func TestPlatform(t *testing.T) {
-	r := newRegion(t, "--metrics=127.0.0.1:0", "--region=eu-thaw-1", "--account=123456789012")
-	r.must("deploy", "hello", r.pushed(t, sampleLayout(t), "team/hello:1"), "--command", "/function", "--memory", "256", "--timeout", "60", "-e", "GREETING="+canary)
+	const disk = 32 << 20
+	layout := sampleLayout(t)
+	private := newGuarded(t, layout)
+	r := newRegion(t, "--metrics=127.0.0.1:0", "--region=eu-thaw-1", "--account=123456789012", fmt.Sprintf("--disk=%d", disk))
+	r.must("deploy", "hello", r.pushed(t, layout, "team/hello:1"), "--command", "/function", "--memory", "256", "--timeout", "600", "-e", "GREETING="+canary)
 	var cold, warm struct {
 		Status int
 		Answer json.RawMessage
@@ -175,14 +178,8 @@ func TestPlatform(t *testing.T) {
 	r.followed(t)
 	c := r.client(t)
 	r.verbs(t, c)
-	login := r.command("registry", "login", "registry.example:5000", "-u", "somebody")
-	login.Stdin = strings.NewReader(canary + "\n")
-	if out, err := login.CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("registry login: %s %v", out, err)
-	}
-	if out := r.must("registry", "list"); out != "registry.example:5000\n" {
-		t.Errorf("registry list: %q", out)
-	}
+	private.login(t, r)
+	r.bounded(t, c, disk)
 	if out := r.must("functions", "--json"); !strings.Contains(out, ":123456789012:function:hello") || strings.Contains(out, canary) {
 		t.Errorf("functions: %s", out)
 	}
@@ -194,7 +191,7 @@ func TestPlatform(t *testing.T) {
 	nowhere(t, r.state, canary)
 	nowhere(t, r.state, pair.Secret)
 	r.revoked(t, c, pair.ID, pair.Secret)
-	r.must("registry", "logout", "registry.example:5000")
+	private.logout(t, r)
 	if e := r.thaw("fleet", "invite", "-"); e.code != 1 || !strings.Contains(e.stderr, "for this machine only") {
 		t.Errorf("inviting to a platform on loopback: %+v", e)
 	}
@@ -203,6 +200,7 @@ func TestPlatform(t *testing.T) {
 		return strings.Count(out, "\n") == 2 && strings.HasPrefix(out, "WORKER ")
 	})
 	r.must("delete", "hello")
+	r.must("delete", "private")
 	if out := r.must("functions", "--json"); out != "" {
 		t.Errorf("functions after delete: %s", out)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,10 +23,7 @@ import (
 func (r *region) pushed(t *testing.T, layout, name string) string {
 	t.Helper()
 	ref := r.registry + "/" + name
-	cmd := exec.Command("skopeo", "--insecure-policy", "--tmpdir", t.TempDir(), "copy", "--dest-tls-verify=false", layout, "docker://"+ref)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("skopeo: %v\n%s", err, out)
-	}
+	push(t, layout, ref)
 	return ref
 }
 
