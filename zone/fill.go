@@ -21,7 +21,7 @@ const (
 	// maxFills, so that only a node that does not answer is left out.
 	maxPuts = 2 * maxFills
 	// settle is how long stripe 0 waits for the last of the others, which may be
-	// on a node that hangs.
+	// on a node that hangs, and how much longer than those a fill waits for it.
 	settle = 25 * time.Millisecond
 )
 
@@ -143,8 +143,11 @@ func (c *Client) newPut(v *view, name chunk.Name, sealed []byte) *put {
 }
 
 // first sends all stripes: those but 0, and 0 once the others are there or one
-// of them, or as many as the code can miss, takes too long.
+// of them, or as many as the code can miss, takes too long. Nor does it wait for 0
+// much longer than it did for the others, or for a deadline where there are none:
+// if that is the one on a node that hangs, the next fill is not to wait for it.
 func (u *put) first(ctx context.Context) {
+	began := time.Now()
 	u.stripes = u.v.code.Split(u.data)
 	for i := 1; i < u.v.n; i++ {
 		u.send(ctx, i)
@@ -152,19 +155,27 @@ func (u *put) first(ctx context.Context) {
 	for u.out > u.v.n-u.v.k {
 		u.hear()
 	}
-	timer := time.NewTimer(u.c.settle)
-	defer timer.Stop()
-	for late := false; u.out > 0 && !late; {
+	u.hearFor(u.c.settle, 0)
+	u.send(ctx, 0)
+	limit := time.Since(began) + u.c.settle
+	if u.v.n == 1 {
+		limit = u.c.o.Deadline
+	}
+	u.hearFor(limit, max(0, u.out-1))
+}
+
+// hearFor waits until no more than some uploads are out, but not for longer than a
+// limit.
+func (u *put) hearFor(limit time.Duration, left int) {
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	for u.out > left {
 		select {
 		case err := <-u.done:
 			u.take(err)
-		case <-timer.C:
-			late = true
+		case <-late.C:
+			return
 		}
-	}
-	u.send(ctx, 0)
-	if u.out > 0 {
-		u.hear()
 	}
 }
 

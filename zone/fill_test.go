@@ -110,15 +110,16 @@ func TestFillBesideHangingNode(t *testing.T) {
 	blockPuts(t, z, func(i int) bool { return i == 0 })
 	const many = 3 * maxPuts
 	held := z.nodes[sorted(z.nodes)[0]]
-	for i, filled, first := byte(0), 0, 0; filled < many; i++ {
-		s := chunktest.Sample(i, 1000)
-		if z.at(s.Name)[0] == held {
-			if first++; first >= maxFills { // all fills would wait for stripe 0
-				continue
+	for i, first := range []bool{true, false} { // as many as there are fills at once have stripe 0 there
+		seed := byte(i * 128)
+		for range []int{maxFills, many - maxFills}[i] {
+			s := chunktest.Sample(seed, 1000)
+			for ; (z.at(s.Name)[0] == held) != first; s = chunktest.Sample(seed, 1000) {
+				seed++
 			}
+			seed++
+			z.Fill(s.Name, s.Data)
 		}
-		z.Fill(s.Name, s.Data)
-		filled++
 	}
 	until(t, "what fits waits for the node, the rest goes on without it", func() bool {
 		return z.Stats().Fills >= many-maxPuts && z.Stats().Refused >= many-maxPuts
