@@ -64,7 +64,8 @@ func (p process) alive() bool {
 	return err == nil && boot == p.Boot
 }
 
-// open gives a pidfd, readable once the process has ended, or nil if it has.
+// open gives a pidfd, readable once the process has ended, or nil if it has. Go's
+// poller can wait for it.
 func (p process) open() (*os.File, error) {
 	if p.PID <= 0 {
 		return nil, nil
@@ -79,6 +80,10 @@ func (p process) open() (*os.File, error) {
 	if !p.alive() { // asked after opening: the pidfd is of whoever had the pid then
 		_ = unix.Close(fd)
 		return nil, nil
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "pidfd"), nil
 }

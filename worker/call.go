@@ -145,7 +145,7 @@ func shorten(body []byte) []byte {
 func (a *answer) abort() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.aborted = !a.closed
+	a.aborted = a.aborted || !a.closed
 	a.closed = true
 }
 
@@ -515,8 +515,13 @@ func (i *instance) fail(c *call, f failure) {
 	c.decided, c.whole, i.stale = true, true, true
 	i.mu.Unlock()
 	c.timer.Stop()
+	lost := !f.timeout && i.box.root.lost() // most likely that is why: the caller may ask again
 	i.w.work.Go(func() {
-		if !whole {
+		switch {
+		case whole:
+		case lost:
+			c.out.abort()
+		default:
 			c.out.fail(f.json())
 		}
 		if !c.tail {

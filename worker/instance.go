@@ -72,7 +72,7 @@ type instance struct {
 	freezer    *time.Timer
 	cancel     context.CancelCauseFunc // of the start
 	dead       bool                    // the sandbox has ended by itself
-	ended      bool                    // since its worker ends
+	ended      bool                    // by its worker, in the midst of what it does
 }
 
 // initResult is how an init ended.
@@ -147,7 +147,9 @@ func (i *instance) start(ctx context.Context) {
 		i.init = took
 		i.w.initialised(i.box.root, i.spec)
 	}
-	if i.dead {
+	if i.box.root.lost() {
+		i.failed = errAgent
+	} else if i.dead {
 		i.failed = errEnded
 	} else if err := i.box.limit(); err != nil {
 		i.failed = err

@@ -156,14 +156,19 @@ func newRigOn(t *testing.T, state string) *rig {
 	return runRig(t, state, o)
 }
 
-// An instance whose image's agent was killed ends with errors, and the next start
-// mounts the image anew.
+// Instances whose image's agent was killed are gone, whether they work or not,
+// and are no function's failure; the next start mounts the image anew.
 func TestKilledAgent(t *testing.T) {
 	r := newRig(t, nil)
-	r.start("i1", "", spec(nil))
-	if got := r.invoke("i1", "r1", "1"); got.body != "1" {
-		t.Fatalf("%+v", got)
+	for _, id := range []string{"i1", "works"} {
+		r.start(id, "", spec(nil))
+		if got := r.invoke(id, "r1", "1"); got.body != "1" {
+			t.Fatalf("%+v", got)
+		}
 	}
+	cut := make(chan said, 1)
+	go func() { cut <- r.invoke("works", "r2", `{"do":{"sleep_ms":600000}}`) }()
+	r.until("it works", func() bool { return r.phase("works") == invokewire.PhaseBusy })
 	n, err := r.w.o.Host.Ask(t.Context())
 	if err != nil || len(n.Images) != 1 {
 		t.Fatalf("%+v, %v", n, err)
@@ -171,21 +176,43 @@ func TestKilledAgent(t *testing.T) {
 	if err := syscall.Kill(n.Images[0].PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	r.until("the agent has gone", func() bool {
-		r.w.roots.mu.Lock()
-		defer r.w.roots.mu.Unlock()
-		for _, v := range r.w.roots.all {
-			return v.dead(r.w.o.Host)
-		}
-		return true
-	})
-	if resp := r.do("DELETE", "/instances/i1?force", nil); resp.StatusCode != http.StatusNoContent {
-		t.Error(resp.Status)
+	if got := <-cut; got.cut == nil {
+		t.Errorf("the one that worked has answered %+v", got)
 	}
-	r.start("i2", "", spec(nil))
-	if got := r.invoke("i2", "r2", "2"); got.body != "2" || got.kind != invokewire.StartFull {
+	r.until("both are gone", func() bool { return r.phase("i1") == "" && r.phase("works") == "" })
+	if got := r.invoke("i1", "r3", "1"); got.status != http.StatusGone {
 		t.Errorf("%+v", got)
 	}
+	r.start("i2", "", spec(nil))
+	if got := r.invoke("i2", "r4", "2"); got.body != "2" || got.kind != invokewire.StartFull {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A start in whose midst the agent is killed is the worker's failure, not the
+// function's.
+func TestKilledAgentInInit(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(func(s *invokewire.Spec) { s.Env["FUNCTION_INIT_DO"] = `{"log_text":"initialising","sleep_ms":600000}` }))
+	i := r.w.find("i1")
+	r.until("it is initialised", func() bool { return r.w.logs.bytes.Load() > 0 })
+	n, err := r.w.o.Host.Ask(t.Context())
+	if err != nil || len(n.Images) != 1 {
+		t.Fatalf("%+v, %v", n, err)
+	}
+	if err := syscall.Kill(n.Images[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.until("it is known", func() bool {
+		r.w.roots.mu.Lock()
+		defer r.w.roots.mu.Unlock()
+		return len(r.w.roots.all) == 0
+	})
+	i.box.kill()
+	if resp := r.do("GET", "/instances/i1/ready", nil); resp.StatusCode != http.StatusInternalServerError {
+		t.Error(resp.Status)
+	}
+	r.until("it is gone", func() bool { return r.phase("i1") == "" })
 }
 
 // An instance that is killed in its init says whose fault that is, and leaves nothing.

@@ -198,7 +198,7 @@ func (w *Worker) end(ctx context.Context, i *instance, force bool) error {
 		return errBusy
 	}
 	i.setPhase(invokewire.PhaseEnding)
-	i.ended = !i.dead && w.leaving.Load()
+	i.ended = i.ended || !i.dead && w.leaving.Load()
 	if i.cancel != nil {
 		i.cancel(errGone)
 	}
@@ -217,6 +217,25 @@ func (w *Worker) end(ctx context.Context, i *instance, force bool) error {
 		w.log.Error("something of an instance is left: thaw prune removes it", "instance", i.id, "cause", err)
 	}
 	return err
+}
+
+// endOn ends the instances on a root whose agent has ended; those that start, once
+// they have. Their callers may ask again: not the function has failed.
+func (w *Worker) endOn(v *root) {
+	w.mu.Lock()
+	all := slices.Collect(maps.Values(w.instances))
+	w.mu.Unlock()
+	for _, i := range all {
+		w.work.Go(func() {
+			if <-i.ready; i.failed != nil || i.box.root != v {
+				return
+			}
+			i.mu.Lock()
+			i.ended = true
+			i.mu.Unlock()
+			_ = w.end(w.life, i, true)
+		})
+	}
 }
 
 // withdraw ends an instance whose start has not begun; else it is errBusy.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -27,12 +28,14 @@ type root struct {
 	made   chan struct{} // closed once what follows is set
 	err    error
 	image  *host.Use
+	end    *os.File // readable once the image's agent has ended
 	keeper *host.Instance
 	path   string
 	config imageConfig
 	stages stages // of making it
 
 	recording recording
+	watching  sync.WaitGroup // of watch
 
 	// roots.mu guards what follows.
 	users int
@@ -60,9 +63,8 @@ func (r *roots) use(ctx context.Context, s *invokewire.Spec, blank func() *host.
 	key := rootKey(s)
 	r.mu.Lock()
 	v = r.all[key]
-	if v != nil && v.dead(r.w.o.Host) {
-		delete(r.all, key) // those who use it see errors, and end
-		r.old = append(r.old, v)
+	if v != nil && v.dead() {
+		r.retire(v)
 		v = nil
 	}
 	if fresh = v == nil; fresh {
@@ -85,24 +87,55 @@ func (r *roots) use(ctx context.Context, s *invokewire.Spec, blank func() *host.
 	return v, fresh, nil
 }
 
-// dead tells whether the root's agent has ended. It does not wait.
-func (v *root) dead(h *host.Host) bool {
+// errAgent says that nobody serves the image's device any more.
+var errAgent = errors.New("the agent that served the image has ended")
+
+// dead tells whether nobody can use the root any more. It does not wait.
+func (v *root) dead() bool {
 	select {
 	case <-v.made:
+		return v.err != nil || v.lost()
 	default:
 		return false
 	}
-	if v.err != nil {
-		return true
+}
+
+// lost tells whether the agent has ended, of a root that is made and in use.
+func (v *root) lost() (ended bool) {
+	conn, err := v.end.SyscallConn()
+	if err == nil {
+		err = conn.Control(func(fd uintptr) { ended = readable(fd) })
 	}
-	end, err := h.AgentEnd(v.image)
-	if end == nil || err != nil {
-		return true
-	}
-	defer end.Close()
-	fds := []unix.PollFd{{Fd: int32(end.Fd()), Events: unix.POLLIN}}
+	return ended && err == nil
+}
+
+// readable asks without waiting.
+func readable(fd uintptr) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	n, _ := unix.Poll(fds, 0)
 	return n > 0
+}
+
+// watch ends the instances of a root whose agent ends: what they have not read yet
+// they never can. It returns then, or when the root is taken down.
+func (r *roots) watch(v *root) {
+	conn, err := v.end.SyscallConn()
+	if err != nil || conn.Read(readable) != nil {
+		return // it is taken down
+	}
+	r.mu.Lock()
+	r.retire(v)
+	r.mu.Unlock()
+	r.w.log.Warn("an agent has ended: the instances whose image it served are ended", "image", v.keeper.ImageID)
+	r.w.endOn(v)
+}
+
+// retire keeps a root from being used, until nobody does any more. mu is held.
+func (r *roots) retire(v *root) {
+	if r.all[v.key] == v {
+		delete(r.all, v.key)
+		r.old = append(r.old, v)
+	}
 }
 
 func (r *roots) make(v *root, s *invokewire.Spec, blank func() *host.Blank) {
@@ -110,6 +143,7 @@ func (r *roots) make(v *root, s *invokewire.Spec, blank func() *host.Blank) {
 	ctx, cancel := context.WithTimeout(r.w.life, startLimit)
 	defer cancel()
 	if v.err = v.build(ctx, r.w, s, blank); v.err == nil {
+		v.watching.Go(func() { r.watch(v) })
 		return
 	}
 	v.err = errors.Join(v.err, v.takeDown(context.WithoutCancel(ctx), r.w.o.Host))
@@ -136,6 +170,12 @@ func (v *root) build(ctx context.Context, w *Worker, s *invokewire.Spec, blank f
 		return err
 	}
 	v.recording.on = image.Record && v.image.Made()
+	if v.end, err = w.o.Host.AgentEnd(v.image); err == nil && v.end == nil {
+		err = errAgent
+	}
+	if err != nil {
+		return err
+	}
 	watch.lap("image")
 	if v.keeper, err = w.o.Host.NewInstance(host.KindRoot, v.image, w.fetcher); err != nil {
 		return err
@@ -247,6 +287,10 @@ func (r *roots) drop(ctx context.Context, match func(*root) bool) error {
 }
 
 func (v *root) takeDown(ctx context.Context, h *host.Host) (err error) {
+	if v.end != nil {
+		_ = v.end.Close() // what ends the agent from now on is no news
+		v.watching.Wait()
+	}
 	if v.keeper != nil {
 		err = v.keeper.End(ctx)
 	}
