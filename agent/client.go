@@ -71,10 +71,21 @@ func (c *Conn) Ready(file *os.File) error {
 	return err
 }
 
-// Fault gives the last failed read, in words, or "".
-func (c *Conn) Fault() (string, error) {
+// ErrLost says that a chunk is not in the origin, or not what it was: that no
+// reader of the image will get it.
+var ErrLost = errors.New("the image is not whole in the origin")
+
+// Fault gives the last failed read, nil if there was none. It wraps ErrLost if that
+// is why.
+func (c *Conn) Fault() (fault, err error) {
 	a, err := c.ask(request{Op: opFault}, nil)
-	return a.Event, err
+	switch {
+	case err != nil || a.Event == "":
+		return nil, err
+	case a.Lost:
+		return fmt.Errorf("%w: %s", ErrLost, a.Event), nil
+	}
+	return errors.New(a.Event), nil
 }
 
 // Listen has the agent tell of failed reads from now on. The connection is for

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"thaw/cache"
+	"thaw/chunk"
 	"thaw/device"
 	"thaw/mount"
 )
@@ -23,7 +24,8 @@ import (
 // answers are lines of JSON over a unix socket that only root can open.
 //
 //	{"op":"stats"}                     → {"stats":{…}}
-//	{"op":"fault"}                     → {"event":"…"}: the last failed read, or {}
+//	{"op":"fault"}                     → {"event":"…"}: the last failed read, or {}; "lost":true if a chunk
+//	                                     is not in the origin, or wrong there
 //	{"op":"events"}                    → {}, then {"event":"…"} for failed reads; nothing is asked any
 //	                                     more, and the end of the asking side ends the connection,
 //	                                     once all events until then are told
@@ -75,6 +77,7 @@ type request struct {
 type answer struct {
 	Error string       `json:"error,omitempty"`
 	Event string       `json:"event,omitempty"`
+	Lost  bool         `json:"lost,omitempty"`
 	Stats *cache.Stats `json:"stats,omitempty"`
 }
 
@@ -120,7 +123,7 @@ type control struct {
 	listeners map[chan string]told
 	conns     map[net.Conn]struct{}
 	files     map[string]*os.File // what instances write to, by their names
-	fault     string              // the last
+	fault     answer              // the last
 	closed    bool
 }
 
@@ -241,7 +244,7 @@ func (c *control) handle(r request, in *passing) answer {
 	case opFault:
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return answer{Event: c.fault}
+		return c.fault
 	case opAdd:
 		err = c.add(r.Name, in.take())
 	case opRemove:
@@ -321,7 +324,7 @@ func (c *control) report(f mount.Fault) {
 	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.fault = text
+	c.fault = answer{Event: text, Lost: errors.Is(f.Err, chunk.ErrNotFound) || errors.Is(f.Err, chunk.ErrCorrupt)}
 	for l, last := range c.listeners {
 		if !last.due(f.Err, now) {
 			continue

@@ -77,8 +77,8 @@ func fault(text string) mount.Fault {
 func TestEvents(t *testing.T) {
 	c, path := newTestControl(t)
 	asks := dialControl(t, path)
-	if text, err := asks.Fault(); err != nil || text != "" {
-		t.Errorf("%q, %v", text, err)
+	if fault, err := asks.Fault(); fault != nil || err != nil {
+		t.Errorf("%v, %v", fault, err)
 	}
 	listens := dialControl(t, path)
 	if err := listens.Listen(); err != nil {
@@ -101,8 +101,8 @@ func TestEvents(t *testing.T) {
 			t.Errorf("told %q, want %q", told, want)
 		}
 	}
-	if text, err := asks.Fault(); err != nil || text != "image app: read of image: chunk 3" {
-		t.Errorf("%q, %v", text, err)
+	if fault, err := asks.Fault(); err != nil || fault == nil || fault.Error() != "image app: read of image: chunk 3" || errors.Is(fault, ErrLost) {
+		t.Errorf("%v, %v", fault, err)
 	}
 	if s, err := asks.Stats(); err != nil || !s.IsZero() {
 		t.Errorf("%+v, %v", s, err)
@@ -162,7 +162,7 @@ func TestDeafListener(t *testing.T) {
 	}
 	c.mu.Unlock()
 	c.report(fault("one"))
-	if text, err := dialControl(t, path).Fault(); err != nil || !strings.HasSuffix(text, "one") {
+	if text, err := dialControl(t, path).Fault(); err != nil || text == nil || !strings.HasSuffix(text.Error(), "one") {
 		t.Errorf("%q, %v", text, err)
 	}
 	_ = deaf.Close()
@@ -298,6 +298,9 @@ func TestFaultOfAgent(t *testing.T) {
 	}
 	var told []string
 	listens.Events(func(line string) { told = append(told, line) })
+	if fault, err := a.dial(t).Fault(); err != nil || !errors.Is(fault, ErrLost) {
+		t.Errorf("%v, %v", fault, err)
+	}
 	want := regexp.MustCompile(`^image app: read of image: .*chunk ` + gone.Name.String()[:12] + `.*origin: .*not found`)
 	// The kernel may ask again, and that may be a second later.
 	if len(told) == 0 || slices.ContainsFunc(told, func(line string) bool { return !want.MatchString(line) }) {

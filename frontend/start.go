@@ -78,9 +78,10 @@ func (f *Frontend) startOnce(ctx context.Context, a *invokewire.Acquire, of func
 
 // misfired says whether a worker had a start, and could not do it. One that has
 // died, or takes nothing more, the manager knows of; a function that ends its
-// sandbox does so everywhere.
+// sandbox does so everywhere, and an image that is gone is gone for all.
 func (g grant) misfired() bool {
-	return g.l != nil && g.err != nil && !errors.Is(g.err, errGone) && !errors.Is(g.err, errSurplus) && !errors.Is(g.err, errEnded)
+	none := []error{errGone, errSurplus, errEnded, errNoImage}
+	return g.l != nil && g.err != nil && !slices.ContainsFunc(none, func(e error) bool { return errors.Is(g.err, e) })
 }
 
 // blame tells the operator of a worker on which a start has failed.

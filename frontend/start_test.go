@@ -93,9 +93,10 @@ func TestStartElsewhere(t *testing.T) {
 	}
 }
 
-// startsFail has one invoke where each start on two workers fails with a status:
-// how many were asked for on each, and what the operator is told.
-func startsFail(t *testing.T, status int32) (a, b int, log *lines, d *door) {
+// startsFail has one invoke, which is refused with a code, where each start on two
+// workers fails with a status: how many were asked for on each, and what the
+// operator is told.
+func startsFail(t *testing.T, status int32, code string) (a, b int, log *lines, d *door) {
 	t.Helper()
 	d, log = newDoor(t), &lines{}
 	d.Frontend.options.Log = slog.New(slog.NewTextHandler(log, nil))
@@ -104,7 +105,7 @@ func startsFail(t *testing.T, status int32) (a, b int, log *lines, d *door) {
 	other.broken.Store(status)
 	d.function("f")
 	_, err := d.invoke(&lambda.InvokeInput{FunctionName: aws.String("f"), Payload: []byte("1")})
-	refused(t, err, "ServiceException", "")
+	refused(t, err, code, "")
 	a, _, _ = d.worker.counts()
 	b, _, _ = other.counts()
 	return a, b, log, d
@@ -112,18 +113,21 @@ func startsFail(t *testing.T, status int32) (a, b int, log *lines, d *door) {
 
 // Both fail: the client gets an error of a worker's, after each was asked once.
 func TestStartNowhere(t *testing.T) {
-	a, b, _, d := startsFail(t, http.StatusInternalServerError)
+	a, b, _, d := startsFail(t, http.StatusInternalServerError, "ServiceException")
 	if a != 1 || b != 1 {
 		t.Errorf("%d and %d starts, want one each", a, b)
 	}
 	d.until("nothing is held", func() bool { return d.pool.count(true)+d.pool.count(false) == 0 })
 }
 
-// A function that ends its sandbox is no worker's fault, and is tried once.
-func TestStartEndsItself(t *testing.T) {
-	a, b, log, _ := startsFail(t, http.StatusUnprocessableEntity)
-	if a+b != 1 || log.count("starts fail on a worker") != 0 {
-		t.Errorf("%d and %d starts, want one; %s", a, b, log.b.String())
+// A function that ends its sandbox, or whose image is gone, is no worker's fault,
+// and is tried once: the manager is told of neither.
+func TestStartFailsEverywhere(t *testing.T) {
+	for status, code := range map[int32]string{http.StatusUnprocessableEntity: "ServiceException", http.StatusBadGateway: "ResourceNotReadyException"} {
+		a, b, log, _ := startsFail(t, status, code)
+		if a+b != 1 || log.count("starts fail on a worker") != 0 {
+			t.Errorf("%s: %d and %d starts, want one; %s", code, a, b, log.b.String())
+		}
 	}
 }
 

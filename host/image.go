@@ -282,10 +282,8 @@ func (h *Host) fault(ctx context.Context, key string) error {
 		return nil // it has ended, and its words are in its log
 	}
 	defer conn.Close()
-	if text, err := conn.Fault(); err == nil && text != "" {
-		return errors.New(text)
-	}
-	return nil
+	fault, _ := conn.Fault() // or it has ended
+	return fault
 }
 
 // AgentEnd gives a descriptor that becomes readable when the image's agent

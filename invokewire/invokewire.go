@@ -12,7 +12,7 @@
 //	manager  POST /release               Release → 204
 //	manager  GET  /state                 200 ManagerState
 //	worker   POST /instances             Start → 202; 429 if no start is admitted; 409 if the id exists
-//	worker   POST /instances/ID/invoke   headers below and the payload → 200 and the answer; 409 busy; 410 gone; 502 no such image;
+//	worker   POST /instances/ID/invoke   headers below and the payload → 200 and the answer; 409 busy; 410 gone; 502 no such image, or not whole;
 //	                                     504 HeaderDeadline passed before the function has seen it; 500 it cannot be started
 //	worker   GET  /instances/ID/ready    204 once it has started; 410 gone; 502 and 500 as above; 422 the function has ended its sandbox
 //	worker   DELETE /instances/ID        204 once it is gone; 409 while it works, unless ?force; with ?queued, 409 if its start has begun

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"thaw/agent"
 	"thaw/invokewire"
 	"thaw/text"
 )
@@ -76,7 +77,7 @@ func statusOf(err error) int {
 		return http.StatusTooManyRequests
 	case errors.Is(err, errPayload):
 		return http.StatusRequestEntityTooLarge
-	case errors.Is(err, ErrNoImage):
+	case errors.Is(err, ErrNoImage), errors.Is(err, agent.ErrLost):
 		return http.StatusBadGateway
 	case errors.Is(err, errEnded):
 		return http.StatusUnprocessableEntity

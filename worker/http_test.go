@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"thaw/agent"
 	"thaw/host"
 	"thaw/invokewire"
 )
@@ -72,11 +74,20 @@ func TestRefusals(t *testing.T) {
 
 // What cannot be started is told to who waits for it, and leaves nothing.
 func TestFailedStarts(t *testing.T) {
-	r := newRig(t, nil)
+	r := newRig(t, func(o *Options) {
+		image := o.Image
+		o.Image = func(ctx context.Context, tenant, id, root string) (host.Image, []byte, error) {
+			if id == "lost" {
+				return host.Image{}, nil, fmt.Errorf("a chunk: %w", agent.ErrLost)
+			}
+			return image(ctx, tenant, id, root)
+		}
+	})
 	for id, c := range map[string]struct {
 		change func(*invokewire.Spec)
 		status int
 	}{
+		"lost":    {func(s *invokewire.Spec) { s.Image = "lost" }, http.StatusBadGateway},
 		"missing": {func(s *invokewire.Spec) { s.Image = "missing" }, http.StatusBadGateway},
 		"egress":  {func(s *invokewire.Spec) { s.Egress = true }, http.StatusInternalServerError},
 	} {

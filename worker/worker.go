@@ -61,8 +61,8 @@ type Options struct {
 	// the worker releases it.
 	Fetcher func(ctx context.Context) (*host.Use, error)
 	// Image finds what is needed to mount an image, and gives its config JSON. The
-	// worker sets Agent and Start. An error that wraps ErrNoImage says that there is no such
-	// image.
+	// worker sets Agent and Start. An error that wraps ErrNoImage says that no worker
+	// can have the image.
 	Image func(ctx context.Context, tenant, id, root string) (host.Image, []byte, error)
 	// KeepTrace keeps, for Image to give the next time, what the first start on a
 	// mount of an image touched until the end of its init, sealed; nil: nothing is
@@ -102,7 +102,7 @@ type LogLimits struct {
 	Invoke   int64         // bytes that one invoke may log; 0 = 1 MiB: the rest is counted
 }
 
-// ErrNoImage says that an image is not in the origin.
+// ErrNoImage says that an image is not in the origin, or damaged there.
 var ErrNoImage = errors.New("no such image")
 
 // Worker runs instances. Its methods are safe for concurrent use.

@@ -30,6 +30,7 @@ import (
 	"thaw/host"
 	"thaw/invokewire"
 	"thaw/manager"
+	"thaw/manifest"
 	"thaw/network"
 	"thaw/origin"
 	"thaw/text"
@@ -448,11 +449,11 @@ func (g *Globals) fetchManifest(ctx context.Context, l local, ref catalog.Refere
 	defer store.Close()
 	g.askTrace(ctx, store, ref)()
 	data, err := store.Manifests(ref.Root, g.Tenant).Get(ctx, ref.Image)
-	if errors.Is(err, origin.ErrNotFound) {
-		err = fmt.Errorf("%w: %w", worker.ErrNoImage, err)
-	}
 	if err == nil {
 		_, err = parseManifest(bytes.Clone(data), ref.Image)
+	}
+	if errors.Is(err, origin.ErrNotFound) || errors.Is(err, origin.ErrCorrupt) || errors.Is(err, manifest.ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", worker.ErrNoImage, err)
 	}
 	if err == nil {
 		err = keep(l.manifest(ref.Root, ref.Image), data)
