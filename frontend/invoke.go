@@ -20,6 +20,9 @@ const (
 	// graceTime is how much later than its deadline a worker's answer is given
 	// up: the worker itself ends what takes too long.
 	graceTime = 10 * time.Second
+	// lifeTime is for a worker to say that it lives, once an invoke has had its time: one that
+	// does is given more, for what it has to do before and after.
+	lifeTime = 5 * time.Second
 	// initTime is for a start's init, which runs again within the invoke.
 	initTime = 10 * time.Second
 	// systemRetry is what a throttled client is told to wait if nobody says more.
@@ -39,6 +42,7 @@ type invocation struct {
 	queued        bool // nobody waits for it
 	payload       *buffer
 	deadline      time.Time // when the worker is to have ended it
+	due           time.Time // after when a worker that does not live is not waited for; zero: never
 }
 
 // function names whose version it is.
@@ -85,7 +89,8 @@ func (f *Frontend) offer(ctx context.Context, inv *invocation) (a *answer, done 
 			cancel()
 			return nil, nil, f.apiError(err, inv)
 		}
-		inv.deadline = time.Now().Add(initTime + inv.target.spec.Timeout)
+		inv.due = time.Now().Add(inv.target.spec.Timeout)
+		inv.deadline = inv.due.Add(initTime)
 		if l.fresh {
 			inv.deadline = inv.deadline.Add(f.options.Start) // a machine that starts others is slow
 		}

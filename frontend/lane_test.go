@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,17 +21,29 @@ import (
 )
 
 // laneRig is a worker that says by which connection an invoke came, refuses those of
-// the instance "busy" unread, and those of "slow" never end.
+// the instance "busy" unread, and those of "slow" never end. If it stands still, it
+// does not say that it lives either.
 type laneRig struct {
 	*httptest.Server
 	workers      *workers
 	conns, heard atomic.Int64 // connections, and invokes of "slow" that came whole
+	still        atomic.Bool
+	asked        chan struct{} // closed once it was asked whether it lives
 }
 
 func newLaneRig(t *testing.T, secure bool) *laneRig {
-	r := &laneRig{}
+	r := &laneRig{asked: make(chan struct{})}
+	asked := sync.OnceFunc(func() { close(r.asked) })
 	r.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		switch {
+		case q.URL.Path == "/healthz":
+			asked()
+			if r.still.Load() {
+				<-q.Context().Done()
+			}
+			return
+		case strings.Contains(q.URL.Path, "late"):
+			<-r.asked
 		case strings.Contains(q.URL.Path, "busy"):
 			w.WriteHeader(http.StatusConflict)
 			return
@@ -67,9 +80,39 @@ func newLaneRig(t *testing.T, secure bool) *laneRig {
 }
 
 func (r *laneRig) invoke(ctx context.Context, instance, payload string) (*answer, error) {
+	return r.invokeBy(ctx, instance, payload, time.Time{})
+}
+
+// invokeBy is invoke of what is due by then.
+func (r *laneRig) invokeBy(ctx context.Context, instance, payload string, due time.Time) (*answer, error) {
 	return r.workers.invoke(ctx, &leased{id: instance, worker: r.Listener.Addr().String()}, &invocation{
-		requestID: "r1", payload: &buffer{b: []byte(payload)}, deadline: time.Now().Add(time.Hour),
+		requestID: "r1", payload: &buffer{b: []byte(payload)}, deadline: time.Now().Add(time.Hour), due: due,
 	})
+}
+
+// Of a worker that stands still no answer is waited for that is due, in an hour's
+// time; of one that lives, it is, and its connection is not used again, which may
+// be about to be cut.
+func TestLateAnswer(t *testing.T) {
+	t.Parallel() // it waits for lifeTime
+	r := newLaneRig(t, false)
+	a, err := r.invokeBy(t.Context(), "late", `"late"`, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(a); string(got) != `said "late"` || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	a.close()
+	r.say(t, "1", true)
+	r.still.Store(true)
+	before := r.conns.Load()
+	if _, err := r.invokeBy(t.Context(), "slow", `"slow"`, time.Now()); !errors.Is(err, errBroken) {
+		t.Errorf("of a worker that stands still: %v", err)
+	}
+	if before != 3 { // two of invokes, and who asked
+		t.Errorf("%d connections", before)
+	}
 }
 
 // say expects an answer, and reads it to its end if it is to be whole.

@@ -97,7 +97,7 @@ func (w *workers) invoke(ctx context.Context, l *leased, inv *invocation) (*answ
 	}
 	a := &answer{lane: lane, lanes: w.lanes}
 	_ = lane.conn.SetDeadline(inv.deadline.Add(graceTime)) // an error shows at once
-	a.stop = context.AfterFunc(ctx, func() { _ = lane.conn.SetDeadline(time.Unix(1, 0)) })
+	a.stop = w.watch(ctx, lane, inv.due)
 	a.Response, err = lane.post("/instances/"+l.id+"/invoke", inv.headers(w.token), inv.payload.b)
 	if err != nil {
 		a.stop()
@@ -114,6 +114,38 @@ func (w *workers) invoke(ctx context.Context, l *leased, inv *invocation) (*answ
 	}
 	a.close()
 	return nil, err
+}
+
+// watch has the lane's reads and writes fail once ctx ends, or when the worker does
+// not live after the invoke was due. The lane is as it was if stop says so.
+func (w *workers) watch(ctx context.Context, l *lane, due time.Time) (stop func() bool) {
+	cut := func() { _ = l.conn.SetDeadline(time.Unix(1, 0)) }
+	ended := context.AfterFunc(ctx, cut)
+	if due.IsZero() {
+		return ended
+	}
+	late := time.AfterFunc(time.Until(due), func() {
+		if !w.lives(ctx, l.worker) {
+			cut()
+		}
+	})
+	return func() bool {
+		unasked := late.Stop()
+		return ended() && unasked
+	}
+}
+
+// lives asks a worker whether it does: one that is stopped, or whose machine is
+// away, does not say so.
+func (w *workers) lives(ctx context.Context, address string) bool {
+	ctx, cancel := context.WithTimeout(ctx, lifeTime)
+	defer cancel()
+	resp, err := w.send(ctx, http.MethodGet, address, "/healthz")
+	if err != nil {
+		return false
+	}
+	_ = resp.Body.Close()
+	return true
 }
 
 // started waits until an instance has started, unless the start has not begun
