@@ -68,6 +68,10 @@ func (n *testNode) behave(f http.HandlerFunc) {
 }
 
 func (n *testNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == HavePath {
+		n.have(w, r)
+		return
+	}
 	id, err := ParsePath(r.URL.Path)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -146,6 +150,24 @@ func (n *testNode) put(w http.ResponseWriter, r *http.Request, id StripeID) {
 		n.changed.Broadcast()
 		w.WriteHeader(http.StatusCreated)
 	}
+}
+
+func (n *testNode) have(w http.ResponseWriter, r *http.Request) {
+	if f := n.fault.Load(); f != nil {
+		(*f)(w, r)
+		return
+	}
+	body, _ := io.ReadAll(r.Body)
+	var answers []byte
+	for b := range slices.Chunk(body, IDSize) {
+		id, err := ParseID(b)
+		held := byte(0)
+		if err == nil && n.holds(id) != nil {
+			held = 1
+		}
+		answers = append(answers, held)
+	}
+	_, _ = w.Write(answers)
 }
 
 // plant puts any bytes in the place of a stripe; nil: nothing.

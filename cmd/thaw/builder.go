@@ -36,7 +36,7 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	records := map[string]*cluster.Records{}
-	for _, name := range []string{functionRecords, buildRecords, loginRecords} {
+	for _, name := range []string{functionRecords, buildRecords, loginRecords, baseRecords} {
 		if records[name], err = f.conn.Records(ctx, name); err != nil {
 			return err
 		}
@@ -63,11 +63,24 @@ func (c *builderCmd) Run(ctx context.Context, g *Globals) error {
 		ID: "builder-" + f.address(), Functions: store, Leases: f.fleet, TTL: fleetTTL, Records: records[buildRecords],
 		Convert: makes.Build, Kept: own{kept{g}, records[buildRecords]}, Logger: g.logger(),
 	})
+	bases, err := g.zoneBases(records[baseRecords])
+	if err != nil {
+		return err
+	}
+	if bases != nil {
+		defer bases.zone.Close()
+	}
 	run := func(ctx context.Context) error {
-		both, ctx := errgroup.WithContext(ctx)
-		both.Go(func() error { return images.Run(ctx) })
-		both.Go(func() error { return b.Run(ctx) })
-		return both.Wait()
+		all, ctx := errgroup.WithContext(ctx)
+		all.Go(func() error { return images.Run(ctx) })
+		all.Go(func() error { return b.Run(ctx) })
+		if bases != nil {
+			all.Go(func() error {
+				bases.run(ctx)
+				return nil
+			})
+		}
+		return all.Wait()
 	}
 	return g.serveRole(ctx, f.socket, images, g.measured("builder", b.Metrics(), run))
 }

@@ -202,7 +202,7 @@ func (b *pinBudget) choose(chunks []manifest.Entry, s *invokewire.Pin) (fit []ma
 // keep pins one image's chunks, and fetches those that are missing. s says how
 // far it is.
 func (p *pinner) keep(ctx context.Context, base baseImage, budget *pinBudget, s *invokewire.Pin) error {
-	chunks, err := p.chunks(ctx, base)
+	chunks, err := p.g.baseChunks(ctx, base)
 	if err != nil {
 		return err
 	}
@@ -272,9 +272,9 @@ func (p *pinner) fetch(ctx context.Context, use *host.Use, root string, chunks [
 	return first
 }
 
-// chunks reads which chunks an image has, which takes no key.
-func (p *pinner) chunks(ctx context.Context, base baseImage) ([]manifest.Entry, error) {
-	g := p.g.forTenant(base.Tenant)
+// baseChunks reads which chunks a base image has, which takes no key.
+func (g *Globals) baseChunks(ctx context.Context, base baseImage) ([]manifest.Entry, error) {
+	g = g.forTenant(base.Tenant)
 	path := g.local().manifest(base.Root, base.Image)
 	if _, err := os.Stat(path); err != nil {
 		if err := g.fetchManifest(ctx, g.local(), catalog.Reference{Image: base.Image, Root: base.Root}); err != nil {

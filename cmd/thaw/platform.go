@@ -305,7 +305,7 @@ type baseAddCmd struct {
 // Help teaches by example.
 func (baseAddCmd) Help() string {
 	return `Chunks that functions share with a base image are then on every worker before they are deployed.
-Workers that join later fetch it too. What of it does not fit into a worker's --pin-size is cached
+Workers that join later fetch it too, and nodes of the zone are given it. What of it does not fit into a worker's --pin-size is cached
 as any other chunk.
 
   thaw base add debian:12
