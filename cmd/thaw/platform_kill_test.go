@@ -29,13 +29,16 @@ import (
 	"github.com/aws/smithy-go"
 	"golang.org/x/sync/errgroup"
 
+	"thaw/cache"
+	"thaw/host"
 	"thaw/sdkhttp"
 )
 
 // killsEach is how many moments each kind of process is killed at, unless
 // THAW_KILLS says more, as make soak does: so many fit into some two minutes of a
-// machine with two cores. THAW_KILLS_SEED repeats a run's.
-const killsEach = 13
+// machine with two cores. Those beside invokes are killed killsBeside times for
+// it. THAW_KILLS_SEED repeats a run's.
+const killsEach, killsBeside = 13, 5
 
 // client gives the SDK's client, which tries nothing twice.
 func (r *region) client(t *testing.T) *lambda.Client {
@@ -67,7 +70,7 @@ func children(pid int) map[string]int {
 		for _, word := range strings.Fields(string(list)) {
 			line, _ := os.ReadFile("/proc/" + word + "/cmdline")
 			for _, arg := range bytes.Split(line, []byte{0}) {
-				if verb := string(arg); slices.Contains(platformRoles, verb) {
+				if verb := string(arg); slices.Contains(platformRoles, verb) || verb == "metrics" {
 					all[verb], _ = strconv.Atoi(word)
 				}
 			}
@@ -86,12 +89,16 @@ func (r *region) role(t *testing.T, name string) (pid int) {
 	return pid
 }
 
-// platformRoles are what thaw up runs.
+// platformRoles are what thaw up runs; with --metrics, one more.
 var platformRoles = []string{"zone", "cluster", "builder", "manager", "worker", "frontend"}
 
 // victims are what is killed: what thaw up runs, an instance's first process, and
-// the function's own.
-var victims = append(slices.Clone(platformRoles), "init", "function")
+// the function's own. Those beside are what gives Prometheus the numbers, an agent,
+// and the fetcher of one that reads an image which is not in the cache.
+var (
+	victims       = append(slices.Clone(platformRoles), "init", "function")
+	victimsBeside = []string{"metrics", "agent", "fetcher"}
+)
 
 // load invokes a function again and again, and queues events for another.
 type load struct {
@@ -269,10 +276,10 @@ func (l *load) said(log string) bool {
 // error of Lambda's shape; soon all is
 // well again; every event that was accepted is tried; and nothing is left.
 func TestPlatformKill(t *testing.T) {
-	r := newRegion(t, "--nodes=5")
-	layout := sampleLayout(t)
-	r.must("deploy", "f", layout, "--command", "/function", "--timeout", killedTimeout)
-	r.must("deploy", "e", layout, "--command", "/function", "--timeout", killedTimeout) // for events: what is read of a log at once is bounded
+	r := newRegion(t, "--nodes=5", "--metrics=127.0.0.1:0")
+	for _, name := range []string{"f", "e"} { // e is for events: what is read of a log at once is bounded
+		r.must("deploy", name, sampleLayout(t, "OF="+name), "--command", "/function", "--timeout", killedTimeout) // each has its agent
+	}
 	kills, seed := numberOf(t, "THAW_KILLS", killsEach), numberOf(t, "THAW_KILLS_SEED", rand.Uint64())
 	t.Logf("seed %d", seed)
 	draw := rand.New(rand.NewPCG(seed, 0))
@@ -286,8 +293,12 @@ func TestPlatformKill(t *testing.T) {
 		if n > kills/5 {
 			of = of[1:]
 		}
-		for _, i := range draw.Perm(len(victims)) {
-			name := victims[i]
+		now := victims
+		if n*killsBeside/killsEach < (n+1)*killsBeside/killsEach {
+			now = slices.Concat(victims, victimsBeside)
+		}
+		for _, i := range draw.Perm(len(now)) {
+			name := now[i]
 			away[name] = append(away[name], r.kill(t, l, draw, name, of))
 		}
 		if e := r.thaw("logs", "e"); e.code == 0 {
@@ -332,9 +343,9 @@ func numberOf[N int | uint64](t *testing.T, name string, usual N) N {
 	return N(n)
 }
 
-// kill kills a role, or a process of an instance of one of some functions, some
-// time after an invoke was answered, waits until invokes are again, and tells how
-// long that took.
+// kill kills a role, or a process of an instance of one of some functions or
+// behind it, some time after an invoke was answered, waits until that is there
+// again and invokes are answered, and tells how long that took.
 func (r *region) kill(t *testing.T, l *load, draw *rand.Rand, name string, of []string) time.Duration {
 	t.Helper()
 	if name == "frontend" {
@@ -342,28 +353,124 @@ func (r *region) kill(t *testing.T, l *load, draw *rand.Rand, name string, of []
 		defer l.back()
 	}
 	r.until(t, "invokes work before "+name+" is killed", func() bool { return r.works(l.c) })
+	if name == "fetcher" { // it is to have something to do
+		r.forget(t, of)
+	}
 	<-time.NewTimer(time.Duration(draw.IntN(300)) * time.Millisecond).C
 	pid := 0
-	if slices.Contains(platformRoles, name) {
-		pid = r.role(t, name)
-	} else {
-		r.until(t, "a "+name+" runs", func() bool {
-			all := r.inside(name, of)
-			if len(all) > 0 {
-				pid = all[draw.IntN(len(all))]
-			}
-			return len(all) > 0
-		})
-	}
+	r.until(t, "a "+name+" runs", func() bool {
+		all := r.pidsOf(t, name, of)
+		if len(all) > 0 {
+			pid = all[draw.IntN(len(all))]
+		}
+		return len(all) > 0
+	})
 	began := time.Now()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		t.Fatalf("killing %s: %v", name, err)
 	}
-	if slices.Contains(platformRoles, name) {
-		r.until(t, name+" is there again", func() bool { return r.role(t, name) != pid })
+	if name != "init" && name != "function" {
+		r.until(t, name+" is there again", func() bool {
+			all := r.pidsOf(t, name, of)
+			return len(all) > 0 && !slices.Contains(all, pid)
+		})
 	}
 	r.until(t, "invokes work after "+name+" was killed", func() bool { return r.works(l.c) })
+	if name == "metrics" {
+		r.until(t, "the roles' numbers are to be had", func() bool { return r.rolesUp() >= len(platformRoles)-1 }) // the zone may tell its own
+	}
 	return time.Since(began)
+}
+
+// pidsOf lists processes of a kind: a role, or those of instances of some
+// functions and behind them.
+func (r *region) pidsOf(t *testing.T, name string, of []string) (pids []int) {
+	t.Helper()
+	switch name {
+	case "init", "function":
+		return r.inside(name, of)
+	case "agent", "fetcher":
+		n := r.numbers(t)
+		if name == "fetcher" {
+			for _, f := range n.Fetchers {
+				if !errors.Is(f.Err, os.ErrProcessDone) {
+					pids = append(pids, f.PID)
+				}
+			}
+			return pids
+		}
+		return agentsOf(n, of)
+	}
+	if pid := children(r.up.cmd.Process.Pid)[name]; pid != 0 {
+		pids = []int{pid}
+	}
+	return pids
+}
+
+// numbers are what the worker's processes say of themselves.
+func (r *region) numbers(t *testing.T) host.Numbers {
+	t.Helper()
+	h, err := host.Open(r.state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	n, err := h.Ask(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// agentsOf gives the processes that serve the images of instances of functions.
+func agentsOf(n host.Numbers, of []string) (pids []int) {
+	for _, image := range n.Images {
+		used := slices.ContainsFunc(n.Instances, func(i host.Instance) bool {
+			return i.ImageOf == image.Key && i.Kind == host.KindFunction && slices.ContainsFunc(of, func(f string) bool {
+				return len(i.Command) > 0 && strings.Contains(i.Command[0], ":function:"+f+":")
+			})
+		})
+		if used && !errors.Is(image.Err, os.ErrProcessDone) {
+			pids = append(pids, image.PID)
+		}
+	}
+	return pids
+}
+
+// forget empties the worker's cache, and kills the agents of functions, so that
+// what starts next reads all anew.
+func (r *region) forget(t *testing.T, of []string) {
+	t.Helper()
+	folder, err := cache.OpenFolder(filepath.Join(r.state, "cache"), gib)
+	if err == nil {
+		_, err = folder.Empty(t.Context(), true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range r.pidsOf(t, "agent", of) {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+	}
+}
+
+// rolesUp counts the roles of which there are numbers to be had.
+func (r *region) rolesUp() int {
+	res, err := http.Get("http://" + r.metrics + "/metrics")
+	if err != nil {
+		return 0
+	}
+	defer res.Body.Close()
+	page, err := io.ReadAll(res.Body)
+	if err != nil {
+		return 0
+	}
+	up := 0
+	for line := range strings.Lines(string(page)) {
+		if strings.HasPrefix(line, "thaw_role_up{") && strings.HasSuffix(line, " 1\n") {
+			up++
+		}
+	}
+	return up
 }
 
 // inside lists processes in instances of some functions: those that run the

@@ -29,8 +29,9 @@ var sample struct {
 	data []byte
 }
 
-// sampleLayout makes an image of the sample function: one file, /function.
-func sampleLayout(t *testing.T) string {
+// sampleLayout makes an image of the sample function: one file, /function. Another
+// environment makes it another image.
+func sampleLayout(t *testing.T, env ...string) string {
 	t.Helper()
 	sample.once.Do(func() { sample.data = testoci.GoProgram(t) })
 	if sample.data == nil {
@@ -38,7 +39,7 @@ func sampleLayout(t *testing.T) string {
 	}
 	file := testoci.File("function", sample.data)
 	file.Mode = 0o755
-	return testoci.Layout(t, t.TempDir(), []string{"FROM=image"}, testoci.Tar(t, file))
+	return testoci.Layout(t, t.TempDir(), append(env, "FROM=image"), testoci.Tar(t, file))
 }
 
 // upLife is how long a platform may be up in a test before it is killed.
