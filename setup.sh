@@ -47,21 +47,33 @@ missing() {
     [ -d /usr/lib/python3/dist-packages/boto3 ] || echo python3-boto3 # tests: a client with streams
 }
 
+# for_client prints the packages that corpus/build wants for one image alone, fn-node-ric. Where Node is not Debian's, its npm and headers
+# cannot be installed; such a Node brings its own.
+for_client() {
+    [ -n "$corpus" ] && [ ${#images[@]} = 0 ] || return 0
+    command -v g++ >/dev/null || echo g++
+    [ -f /usr/include/node/node_api.h ] || echo libnode-dev
+    command -v npm >/dev/null || echo npm # 361 packages, a minute
+}
+
 install_packages() {
-    local packages
-    packages=$(missing | xargs)
-    [ -n "$packages" ] || return 0
+    local packages more
+    packages=$(missing | xargs) more=$(for_client | xargs)
+    [ -n "$packages$more" ] || return 0
     if [ "$(id -u)" != 0 ]; then
-        say "MISSING PACKAGES: $packages"
+        say "MISSING PACKAGES: ${packages:+$packages }$more"
         say "what needs them will be skipped or fail; install them with: sudo ./setup.sh"
         return 0
     fi
-    say "installing $packages"
+    say "installing ${packages:+$packages }$more"
     export DEBIAN_FRONTEND=noninteractive
     # Package lists may be stale: fetch them, and do not fail on a source that is of no use here.
     apt-get update -qq </dev/null >/dev/null || true
     # shellcheck disable=SC2086 # one word each
-    apt-get install -y -qq --no-install-recommends $packages </dev/null >/dev/null
+    [ -z "$packages" ] || apt-get install -y -qq --no-install-recommends $packages </dev/null >/dev/null
+    # shellcheck disable=SC2086 # one word each
+    [ -z "$more" ] || apt-get install -y -qq --no-install-recommends $more </dev/null >/dev/null ||
+        say "NOT INSTALLED: $more: AWS's client for Node may not be tested"
     # Benchmarks start it themselves, with files of their own: the service that its installation starts is nobody's.
     [[ " $packages " != *" nginx "* ]] || systemctl disable --now nginx >/dev/null 2>&1 || true
     packages=$(missing | xargs)
