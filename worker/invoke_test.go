@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"thaw/internal/testbin"
@@ -297,6 +298,38 @@ func TestFreeze(t *testing.T) {
 			t.Errorf("%v, then %v; %v", before, after, err)
 		}
 	}
+}
+
+// An instance is frozen once it has been idle for 100 ms, neither before nor
+// while it works, and each invoke counts anew.
+func TestFreezesAfter100Milliseconds(t *testing.T) {
+	onStage(t, false, func(s *stage) {
+		frozen := func(after time.Duration, want bool) {
+			s.t.Helper()
+			<-time.After(after)
+			synctest.Wait()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.waking != want {
+				s.t.Fatalf("%v later it is frozen: %t, want %t", after, s.waking, want)
+			}
+		}
+		s.freezer = nil // as of one that has just started
+		s.mu.Lock()
+		s.rest()
+		s.mu.Unlock()
+		frozen(100*time.Millisecond-1, false)
+		frozen(1, true)
+		for range 2 { // found frozen, and found idle
+			_, wait := s.begins("r")
+			s.hears(invokewire.FrameInvoke)
+			frozen(time.Second, false)
+			s.answers("r", "1")
+			wait()
+			frozen(100*time.Millisecond-1, false)
+		}
+		frozen(1, true)
+	})
 }
 
 // An instance takes one invoke at a time.

@@ -1,6 +1,9 @@
 package worker
 
-import "testing"
+import (
+	"runtime"
+	"testing"
+)
 
 // Options without what a worker cannot do without are refused.
 func TestMissingOptions(t *testing.T) {
@@ -12,7 +15,7 @@ func TestMissingOptions(t *testing.T) {
 // Zero values mean defaults.
 func TestDefaults(t *testing.T) {
 	o := Options{}.withDefaults()
-	if o.MaxStarts < 2 || o.Queue != 1000 || o.Slots != o.MaxStarts || o.Memory < 1<<28 || o.Logger == nil {
+	if o.MaxStarts != 2*runtime.NumCPU() || o.Queue != 1000 || o.Slots != o.MaxStarts || o.Memory < 1<<28 || o.Logger == nil {
 		t.Errorf("%d starts, queue of %d", o.MaxStarts, o.Queue)
 	}
 }
