@@ -262,6 +262,34 @@ func TestDoor(t *testing.T) {
 	})
 }
 
+// Connections that one instance begins with the gateway get through one by one,
+// and all of them; another's are not among them.
+func TestCalls(t *testing.T) {
+	resolv := newOutside(t)
+	must(t, serveWeb(t, "host"))
+	n := open(t, Options{Resolv: resolv, Doors: map[uint16]string{9000: "127.0.0.1:80"}})
+	a, b := newNS(t, n, "a", true), newNS(t, n, "b", true)
+	gateway, err := n.Gateway()
+	must(t, err)
+	call := func() error {
+		c, err := net.DialTimeout("tcp", gateway.String()+":9000", dialTime)
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	}
+	began := time.Now()
+	inside(t, a, func() {
+		for range 3 * maxCalls {
+			must(t, call())
+		}
+	})
+	if took := time.Since(began); took < time.Second {
+		t.Errorf("%d in %v: want at most %d a second, after as many", 3*maxCalls, took, maxCalls)
+	}
+	inside(t, b, func() { must(t, call()) })
+}
+
 // An instance has so many connections through the host, and no more; another
 // has its own.
 func TestConnections(t *testing.T) {

@@ -19,6 +19,12 @@ const maxQuestions = 500
 // 65,536 on a small machine.
 const maxConnections = 1024
 
+// maxCalls bounds how many connections a second one instance may begin with the
+// gateway, after so many at once. Each costs this process, which serves everybody,
+// about as much as a warm invoke. What is more is dropped, not refused: TCP sends
+// its first packet again, after a second.
+const maxCalls = 64
+
 // forbidden lists where instances do not get: this host's loopback, private
 // ranges, and those with a special use, by the IANA's registry (RFC 6890), less
 // those for documentation. Instances' own addresses are in one of them, or in
@@ -173,37 +179,52 @@ func beyond(set *nftables.Set, limit expr.Any) []expr.Any {
 		&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: uint32(unix.NFT_DYNSET_OP_ADD), Exprs: []expr.Any{limit}})
 }
 
-// addHubRules makes the hub's own table, which bounds questions: the rest of the
-// policy is the host's.
+// addHubRules makes the hub's own table, which bounds questions and calls: the
+// rest of the policy is the host's.
 func addHubRules(n *names, hub int) error {
 	conn, err := nftables.New(nftables.WithNetNSFd(hub))
 	if err != nil {
 		return err
 	}
 	r := &rules{conn: conn, table: conn.AddTable(table(n)), link: upName}
-	sources := &nftables.Set{Table: r.table, Name: "questions", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 16}
-	if err := conn.AddSet(sources, nil); err != nil {
-		return err
-	}
 	c := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
-	rate := &expr.Limit{Type: expr.LimitTypePkts, Rate: maxQuestions, Unit: expr.LimitTimeSecond, Burst: maxQuestions, Over: true}
-	udp := []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_UDP})}
-	r.add(c, udp, beyond(sources, rate), verdict(expr.VerdictDrop))
+	for _, bound := range []struct {
+		name string
+		rate uint64
+		of   []expr.Any
+	}{
+		{"questions", maxQuestions, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_UDP})}},
+		{"calls", maxCalls, beginsTCP()},
+	} {
+		sources := &nftables.Set{Table: r.table, Name: bound.name, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 16}
+		if err := conn.AddSet(sources, nil); err != nil {
+			return err
+		}
+		rate := &expr.Limit{Type: expr.LimitTypePkts, Rate: bound.rate, Unit: expr.LimitTimeSecond, Burst: uint32(bound.rate), Over: true}
+		r.add(c, bound.of, beyond(sources, rate), verdict(expr.VerdictDrop))
+	}
 	return conn.Flush()
 }
 
-// clampMSS makes TCP's segments fit the way out, which may be a tunnel.
-func clampMSS() []expr.Any {
-	const flags, synRst, syn, maxSegment = 13, 0x06, 0x02, 2 // of the TCP header
+// beginsTCP matches a connection's first packets.
+func beginsTCP() []expr.Any {
+	const flags, synRst, syn = 13, 0x06, 0x02 // of the TCP header
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_TCP}),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flags, Len: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{synRst}, Xor: []byte{0}},
 		equal([]byte{syn}),
+	}
+}
+
+// clampMSS makes TCP's segments fit the way out, which may be a tunnel.
+func clampMSS() []expr.Any {
+	const maxSegment = 2 // of TCP's options
+	return append(beginsTCP(),
 		&expr.Rt{Key: expr.RtTCPMSS, Register: 1},
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
 		&expr.Exthdr{SourceRegister: 1, Type: maxSegment, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
-	}
+	)
 }
 
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
