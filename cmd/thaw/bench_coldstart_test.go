@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"encoding/xml"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -107,7 +108,7 @@ func TestBenchColdstart(t *testing.T) {
 	zip := sampleZip(t)
 	var m measuredColdstarts
 	apart(t, func(hold time.Duration) bool {
-		m = r.benchColdstart("--small", small, "--large", large, "--zip", zip, "--command", "/function", "--parallel", "2", "--hold", hold.String(), "--svg", svg)
+		m = r.benchColdstart("--small", small, "--large", large, "--zip", zip, "--command", "/function", "--parallel", "2", "--memory", "192", "--hold", hold.String(), "--svg", svg)
 		warm := 0
 		for _, row := range m.Rows {
 			warm += row.Warm
@@ -128,8 +129,11 @@ func TestBenchColdstart(t *testing.T) {
 		if row.Fetched.Zone.Bytes == 0 || row.Touched.Zone.Chunks+row.Touched.Cache.Chunks == 0 || row.Left != 0 {
 			t.Errorf("%s: nothing came from the zone, or something was there: %+v", name, row)
 		}
-		if want := map[string]int{"large-memory": 1000}[name]; row.MemoryMB != 128 && row.MemoryMB < want {
+		if large := name == "large-memory"; large && row.MemoryMB < 1000 || !large && row.MemoryMB != 192 {
 			t.Errorf("%s has %d MB", name, row.MemoryMB)
+		}
+		if said := holding(t, r.state, fmt.Sprintf("\tMemory Size: %d MB\t", row.MemoryMB)); len(said) == 0 {
+			t.Errorf("%s: no log tells of an instance of %d MB", name, row.MemoryMB)
 		}
 	}
 	drawing, err := os.ReadFile(svg)
@@ -140,7 +144,7 @@ func TestBenchColdstart(t *testing.T) {
 	for err == nil {
 		_, err = d.Token()
 	}
-	if err != io.EOF || strings.Count(string(drawing), "128 MB") != 6 || strings.Count(string(drawing), "<path d=\"M0 300H") != 8 {
+	if err != io.EOF || strings.Count(string(drawing), "192 MB") != 6 || strings.Count(string(drawing), "<path d=\"M0 300H") != 8 {
 		t.Errorf("%v: %s", err, drawing)
 	}
 	if out := r.must("functions", "--json"); out != "" {

@@ -112,8 +112,8 @@ func (r *region) down() {
 // canary is a secret of a function and of a registry.
 const canary = "a-canary-that-sings-nowhere"
 
-// nowhere looks for a text in all files of a folder.
-func nowhere(t *testing.T, folder, text string) {
+// holding gives the files of a folder that have a text.
+func holding(t *testing.T, folder, text string) (all []string) {
 	t.Helper()
 	files := 0
 	err := filepath.WalkDir(folder, func(path string, e fs.DirEntry, err error) error {
@@ -129,12 +129,21 @@ func nowhere(t *testing.T, folder, text string) {
 		}
 		files++
 		if bytes.Contains(data, []byte(text)) {
-			t.Errorf("%s has it in clear", path)
+			all = append(all, path)
 		}
 		return err
 	})
 	if err != nil || files < 10 {
 		t.Errorf("looked at %d files: %v", files, err)
+	}
+	return all
+}
+
+// nowhere looks for a text in all files of a folder.
+func nowhere(t *testing.T, folder, text string) {
+	t.Helper()
+	if all := holding(t, folder, text); len(all) > 0 {
+		t.Errorf("%q have it in clear", all)
 	}
 }
 
