@@ -6,7 +6,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"slices"
@@ -42,33 +45,41 @@ const (
 
 // BenchmarkNeighbour compares how long invokes of a function take at a steady
 // rate while a function of another tenant does harm with how long they take
-// alone. Both have one processor's memory.
+// alone. Both have one processor's memory. A bare server that echoes, a process of
+// its own, is asked at the same rate at the same time: it shows what the machine
+// does to anybody.
 func BenchmarkNeighbour(b *testing.B) {
 	asRoot(b)
 	r := newRegion(b)
 	timed(b, r.thaw, r.args("deploy", "neighbour", "oci:"+corpus(b, "fn-go"), "--memory", "1769")...)
 	payload := []byte(`{"text":"` + strings.Repeat("x", 1000) + `"}`)
 	h := r.hostile(b)
-	measure := func() (p50, p99 time.Duration) {
-		all := steadily(b, r.caller(b, "neighbour", payload), pace{neighbourRate, neighbourTime})
-		return quantile(all, .5), quantile(all, .99)
+	ours, bare := r.caller(b, "neighbour", payload), newEcho(b, payload)
+	measure := func() (invokes, echoes []time.Duration) {
+		var work sync.WaitGroup
+		work.Go(func() { echoes = steadily(b, bare, pace{neighbourRate, neighbourTime}) })
+		invokes = steadily(b, ours, pace{neighbourRate, neighbourTime})
+		work.Wait()
+		return invokes, echoes
 	}
 	measure()
 	worst := 0.0
 	compare := func(name string) {
-		var ratios, medians Ratios
+		var late, middle, bareLate Ratios
 		var alone, beside []time.Duration
 		for range neighbourRounds {
-			middle, late := measure()
+			invokes, echoes := measure()
 			stop := h.attack(b, name)
-			middle2, late2 := measure()
+			invokes2, echoes2 := measure()
 			stop()
-			alone, beside = append(alone, late), append(beside, late2)
-			ratios = append(ratios, late2.Seconds()/late.Seconds())
-			medians = append(medians, middle2.Seconds()/middle.Seconds())
+			late = append(late, slower(invokes, invokes2, .99))
+			middle = append(middle, slower(invokes, invokes2, .5))
+			bareLate = append(bareLate, slower(echoes, echoes2, .99))
+			alone, beside = append(alone, quantile(invokes, .99)), append(beside, quantile(invokes2, .99))
 		}
-		say("neighbour of a function that %s, %d instances: p99 %v ×, median %v × (at most 3); p99 alone %v, beside %v", name, hostileClients, ratios, medians, slices.Max(alone), slices.Max(beside))
-		worst = max(worst, slices.Sorted(slices.Values(ratios))[len(ratios)/2])
+		say("neighbour of a function that %s, %d instances: p99 %v × (at most 3), median %v ×; p99 alone %v, beside %v; a bare echo's p99 %v ×",
+			name, hostileClients, late, middle, slices.Max(alone), slices.Max(beside), bareLate)
+		worst = max(worst, slices.Sorted(slices.Values(late))[len(late)/2])
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.kinds)) {
 		if only := os.Getenv("THAW_BENCH_KIND"); strings.Contains(name, only) {
@@ -76,6 +87,46 @@ func BenchmarkNeighbour(b *testing.B) {
 		}
 	}
 	b.ReportMetric(worst, "×p99")
+}
+
+// slower is how much longer the later ones take at a quantile.
+func slower(before, after []time.Duration, q float64) float64 {
+	return quantile(after, q).Seconds() / quantile(before, q).Seconds()
+}
+
+// newEcho starts the bare server.
+func newEcho(b testing.TB, payload []byte) *caller {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	try(b, err)
+	defer l.Close()
+	file, err := l.(*net.TCPListener).File()
+	try(b, err)
+	defer file.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), role+"=echo")
+	cmd.ExtraFiles = []*os.File{file}
+	life, err := cmd.StdinPipe()
+	try(b, err, cmd.Start())
+	b.Cleanup(func() {
+		_ = life.Close()
+		_ = cmd.Wait()
+	})
+	q, err := http.NewRequest(http.MethodPost, "http://"+l.Addr().String(), bytes.NewReader(payload))
+	try(b, err)
+	return newCaller(b, q, payload)
+}
+
+// serveEcho is the process: descriptor 3 is where it listens, and it ends with its
+// standard input.
+func serveEcho() error {
+	l, err := net.FileListener(os.NewFile(3, "listener"))
+	if err != nil {
+		return err
+	}
+	go func() { _ = http.Serve(l, http.HandlerFunc(echo)) }()
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 // hostile is a tenant that means harm.

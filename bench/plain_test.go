@@ -19,7 +19,7 @@ import (
 const role = "THAW_BENCH_ROLE"
 
 func TestMain(m *testing.M) {
-	roles := map[string]func() error{"plain": servePlain, "load": zoneLoad}
+	roles := map[string]func() error{"plain": servePlain, "load": zoneLoad, "echo": serveEcho}
 	play, ok := roles[os.Getenv(role)]
 	if !ok {
 		os.Exit(m.Run())
