@@ -510,7 +510,7 @@ func (r *region) works(c *lambda.Client) bool {
 func (r *region) until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	late := time.Now().Add(6 * time.Minute)
-	look := time.NewTicker(20 * time.Millisecond)
+	look := time.NewTicker(50 * time.Millisecond) // several tests of one account ask, which is held to a rate
 	defer look.Stop()
 	for !ok() {
 		if time.Now().After(late) {
