@@ -177,7 +177,7 @@ func joinSecond(t *testing.T, r *region, file string) *machine {
 	m.net = file
 	m.flags = []string{"--origin=" + fileURL(r.state, "origin")}
 	invitation := filepath.Join(t.TempDir(), "second.json")
-	r.must("fleet", "invite", invitation)
+	r.must("fleet", "invite", "--host="+secondHost, invitation)
 	if info, err := os.Stat(invitation); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the invitation: %v, %v", info, err)
 	}
@@ -229,6 +229,7 @@ func TestPlatformMachines(t *testing.T) {
 	office.reached(t, r)
 	second := joinSecond(t, r, there)
 	strangers(t, r, there)
+	alone(t, r, c, second)
 	worker := second.start("worker", "--memory=2GiB")
 	worker.late.Reset(upLife)
 	address := worker.line()
@@ -287,6 +288,45 @@ func TestPlatformMachines(t *testing.T) {
 	again.wait()
 	if out := second.must("prune"); !strings.Contains(out, "removed network thaw-") {
 		t.Errorf("pruned %q", out)
+	}
+}
+
+// alone runs a door and a builder on the second machine, each by its verb, while
+// the first machine's builder stands still: a function is ordered at that door,
+// made by that builder, and answers there.
+func alone(t *testing.T, r *region, c *lambda.Client, second *machine) {
+	t.Helper()
+	first := r.role(t, "builder")
+	stop(t, first)
+	defer func() { try(t, syscall.Kill(first, syscall.SIGCONT)) }()
+	roles := map[string]*running{"frontend": second.start("frontend", "--listen="+secondHost+":0"), "builder": second.start("builder")}
+	said := map[string]string{}
+	for name, role := range roles {
+		if said[name] = role.line(); strings.Contains(said[name], "(EOF)") {
+			t.Fatalf("%s alone: %+v", name, role.wait())
+		}
+	}
+	if !strings.HasPrefix(said["frontend"], secondHost+":") || !strings.HasPrefix(said["builder"], "127.0.0.1:") {
+		t.Errorf("they listen at %q", said)
+	}
+	there := func(o *lambda.Options) { o.BaseEndpoint = aws.String("https://" + said["frontend"]) }
+	_, err := c.CreateFunction(t.Context(), &lambda.CreateFunctionInput{
+		FunctionName: aws.String("alone"), Role: aws.String(usualRoleOfTests), PackageType: types.PackageTypeImage, Timeout: aws.Int32(60),
+		Code: &types.FunctionCode{ImageUri: aws.String(sampleLayout(t))}, ImageConfig: &types.ImageConfig{EntryPoint: []string{"/function"}},
+	}, there)
+	try(t, err)
+	r.until3("a function answers at the second door", func() error {
+		out, err := c.Invoke(t.Context(), &lambda.InvokeInput{FunctionName: aws.String("alone"), Payload: []byte(`{"n":1}`)}, there)
+		if err == nil && string(out.Payload) != `{"n":1}` {
+			err = fmt.Errorf("it answers %s", out.Payload)
+		}
+		return err
+	})
+	for name, role := range roles {
+		try(t, role.cmd.Process.Signal(syscall.SIGTERM))
+		if e := role.wait(); e.code != 0 && e.code != exitInterrupted {
+			t.Errorf("%s alone ended with status %d: %s", name, e.code, e.stderr)
+		}
 	}
 }
 
