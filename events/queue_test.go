@@ -375,6 +375,14 @@ func TestDeadLetters(t *testing.T) {
 	other.Account = "111111111111"
 	put(t, q, other)
 	eventually(t, "a dead letter", func() bool { return len(letters(t, q)) == 4 })
+	theirs := func() []events.DeadLetter {
+		l, err := q.List(ctx, other.Account, "", 0, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	eventually(t, "a dead letter of another account", func() bool { return len(theirs()) == 1 })
 
 	page, err := q.List(ctx, account, "f", 0, 2)
 	if err != nil || len(page) != 2 || page[0].Event.ID != "f0" || page[1].Event.ID != "f1" || page[0].Last != "it failed" || page[0].Event.Attempt != 1 || page[0].Died.IsZero() {
@@ -384,7 +392,7 @@ func TestDeadLetters(t *testing.T) {
 	if err != nil || len(page) != 1 || page[0].Event.ID != "f2" || string(page[0].Event.Payload) != `{"id":"f2"}` {
 		t.Fatalf("second page %+v, %v", page, err)
 	}
-	for _, err := range []error{q.Remove(ctx, account, "nothing"), q.Replay(ctx, account, "nothing"), q.Remove(ctx, account, other.ID)} {
+	for _, err := range []error{q.Remove(ctx, account, "nothing"), q.Replay(ctx, account, "nothing"), q.Remove(ctx, account, other.ID), q.Replay(ctx, account, other.ID)} {
 		if !errors.Is(err, events.ErrNotFound) {
 			t.Errorf("got %v", err)
 		}
@@ -400,6 +408,9 @@ func TestDeadLetters(t *testing.T) {
 		t.Errorf("replayed %+v", e)
 	}
 	eventually(t, "it is dead again", func() bool { l := letters(t, q); return len(l) == 3 && l[2].Event.ID == "f1" })
+	if l := theirs(); len(l) != 1 || l[0].Event.ID != other.ID {
+		t.Errorf("another account has %+v", l)
+	}
 }
 
 // TestTwoRun: of several processes, each event is tried by one.

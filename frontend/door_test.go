@@ -428,7 +428,7 @@ func (w *fakeWorker) serveLogs(rw http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	since, _ := strconv.ParseInt(q.Get("since"), 10, 64)
 	for _, e := range w.told() {
-		if q.Get("function") == "f" && e.Time >= since && (q.Get("stream") == "" || q.Get("stream") == e.Stream) {
+		if q.Get("account") == testAccount && q.Get("function") == "f" && e.Time >= since && (q.Get("stream") == "" || q.Get("stream") == e.Stream) {
 			_ = json.NewEncoder(rw).Encode(e)
 		}
 	}
@@ -437,7 +437,7 @@ func (w *fakeWorker) serveLogs(rw http.ResponseWriter, r *http.Request) {
 func (w *fakeWorker) serveStreams(rw http.ResponseWriter, r *http.Request) {
 	list := []invokewire.LogStream{}
 	for _, e := range w.told() {
-		if r.URL.Query().Get("function") == "f" && !slices.ContainsFunc(list, func(s invokewire.LogStream) bool { return s.Name == e.Stream }) {
+		if q := r.URL.Query(); q.Get("account") == testAccount && q.Get("function") == "f" && !slices.ContainsFunc(list, func(s invokewire.LogStream) bool { return s.Name == e.Stream }) {
 			list = append(list, invokewire.LogStream{Name: e.Stream, Created: e.Time, First: e.Time, Last: e.Time, Bytes: 1})
 		}
 	}

@@ -119,6 +119,32 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+// Another account sees neither groups nor streams nor lines, by whatever name.
+func TestLogsOfAnother(t *testing.T) {
+	d := newDoor(t)
+	d.function("f")
+	d.worker.tell(invokewire.LogEvent{Time: 1000, Stream: "s", Message: "a line of f"})
+	d.until("the worker is known", func() bool { return len(d.workers.addresses()) == 1 })
+	const arn = `"logGroupIdentifier":"arn:aws:logs:us-east-1:000000000000:log-group:/aws/lambda/f"`
+	var own logsAnswer
+	if status, kind := d.askLogs("FilterLogEvents", `{`+arn+`}`, &own); status != http.StatusOK || len(own.Events) != 1 {
+		t.Fatalf("its own: %d %s %+v", status, kind, own)
+	}
+	other := *d
+	other.key = must(d.options.Keys.Create(t.Context(), "111111111111", ""))
+	var groups logsAnswer
+	if status, kind := other.askLogs("DescribeLogGroups", `{}`, &groups); status != http.StatusOK || len(groups.LogGroups) != 0 {
+		t.Errorf("groups: %d %s %+v", status, kind, groups)
+	}
+	for _, op := range []string{"DescribeLogStreams", "FilterLogEvents", "GetLogEvents"} {
+		for _, group := range []string{`"logGroupName":"/aws/lambda/f"`, arn} {
+			if status, kind := other.askLogs(op, `{`+group+`,"logStreamName":"s"}`, nil); status != http.StatusBadRequest || kind != "ResourceNotFoundException" {
+				t.Errorf("%s of %s: %d %s", op, group, status, kind)
+			}
+		}
+	}
+}
+
 func TestLogsRefuses(t *testing.T) {
 	d := newDoor(t)
 	d.function("f")

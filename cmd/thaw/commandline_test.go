@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"reflect"
 	"testing"
 
@@ -45,5 +46,25 @@ func TestCommandLine(t *testing.T) {
 		if c, ok := root.(*cli); !ok || g != &c.Globals {
 			t.Errorf("%q: %T", args, root)
 		}
+	}
+}
+
+// TestLoopback: unless told, nothing that thaw up starts is reached from outside.
+func TestLoopback(t *testing.T) {
+	var root cli
+	parser, err := kong.New(&root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"THAW_LISTEN", "THAW_REGISTRY", "THAW_METRICS"} {
+		t.Setenv(name, "") // is put back at the test's end
+		_ = os.Unsetenv(name)
+	}
+	if _, err := parser.Parse([]string{"up"}); err != nil {
+		t.Fatal(err)
+	}
+	up := root.Up
+	if up.Listen != "127.0.0.1:9000" || up.Registry != "127.0.0.1:9005" || up.Fleet != "" || up.Metrics != "" {
+		t.Errorf("up listens at %q, %q, %q and %q", up.Listen, up.Registry, up.Fleet, up.Metrics)
 	}
 }

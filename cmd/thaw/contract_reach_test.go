@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -239,14 +240,35 @@ func (k *contract) tenants(t *testing.T) {
 	// An image on the machine is the machine's owner's.
 	if _, err := other.CreateFunction(t.Context(), &lambda.CreateFunctionInput{
 		FunctionName: aws.String("f"), Role: aws.String("arn:aws:iam::111111111111:role/any"), PackageType: "Image", Code: &types.FunctionCode{ImageUri: &k.layout},
-	}); err == nil {
-		k.until(t, "another account's function of an image of this machine fails", func() bool {
-			out, err := other.GetFunctionConfiguration(t.Context(), &lambda.GetFunctionConfigurationInput{FunctionName: aws.String("f")})
-			return err == nil && out.State == "Failed" && strings.Contains(aws.ToString(out.StateReason), "are not for account 111111111111")
-		})
+	}); err != nil {
+		t.Fatal(err)
 	}
+	k.until(t, "another account's function of an image of this machine fails", func() bool {
+		out, err := other.GetFunctionConfiguration(t.Context(), &lambda.GetFunctionConfigurationInput{FunctionName: aws.String("f")})
+		return err == nil && out.State == "Failed" && strings.Contains(aws.ToString(out.StateReason), "are not for account 111111111111")
+	})
 	k.invoke(t, "f", `1`) // of the same name, and of the first account still
+	k.apart(t, pair.ID, pair.Secret)
 	k.sessions(t, invoke)
+}
+
+// apart looks at what both accounts have of a function of one name: the log of
+// one is not the other's, and each key is listed with its account, without secret.
+func (k *contract) apart(t *testing.T, id, secret string) {
+	t.Helper()
+	theirs := *k.region
+	theirs.env = append(slices.Clone(k.env), "AWS_ACCESS_KEY_ID="+id, "AWS_SECRET_ACCESS_KEY="+secret)
+	count := []string{"logs", "filter-log-events", "--log-group-name", "/aws/lambda/f", "--query", "length(events)"}
+	if out := strings.TrimSpace(k.mustAWS(count...)); out == "0" {
+		t.Error("the first account's function has logged nothing")
+	}
+	if out := strings.TrimSpace(theirs.mustAWS(count...)); out != "0" {
+		t.Errorf("the other account reads %s lines of a log", out)
+	}
+	list := k.must("keys", "list")
+	if !strings.Contains(list, id+"  111111111111  ") || strings.Count(list, "  000000000000  ") != 1 || strings.Contains(list, secret) {
+		t.Errorf("keys list: %s", strings.ReplaceAll(list, secret, "SECRET"))
+	}
 }
 
 // sessions uses a function's own keys, and what can be made of them.

@@ -113,9 +113,23 @@ func (s *supervisor) start(ctx context.Context, r role) error {
 	}
 }
 
+// backOff is how long is to lie between the next two starts of a role; 0: backOffFrom.
+type backOff time.Duration
+
+// rest gives what is left to wait when a role has ended that ran for so long.
+func (b *backOff) rest(ran time.Duration) time.Duration {
+	pause := max(time.Duration(*b), backOffFrom)
+	if ran > roleSteady {
+		pause = backOffFrom
+	}
+	*b = backOff(min(2*pause, backOffTo))
+	return max(0, pause-ran)
+}
+
 // keep runs a role again and again. first gets what came of the first start.
 func (s *supervisor) keep(ctx context.Context, r role, first chan<- error) {
-	pause, up := backOffFrom, false
+	var pause backOff
+	up := false
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := s.once(ctx, r, func() {
@@ -131,10 +145,7 @@ func (s *supervisor) keep(ctx context.Context, r role, first chan<- error) {
 			first <- err
 			return
 		}
-		if time.Since(began) > roleSteady {
-			pause = backOffFrom
-		}
-		rest := max(0, pause-time.Since(began))
+		rest := pause.rest(time.Since(began))
 		s.log.Error("a role has ended, and is started again: "+text.Line(err.Error()), "role", r.name, "in", rest.Round(time.Millisecond).String())
 		wait := time.NewTimer(rest)
 		select {
@@ -142,7 +153,6 @@ func (s *supervisor) keep(ctx context.Context, r role, first chan<- error) {
 		case <-ctx.Done():
 			wait.Stop()
 		}
-		pause = min(2*pause, backOffTo)
 	}
 }
 

@@ -80,6 +80,23 @@ func TestSupervise(t *testing.T) {
 	}
 }
 
+// A role that ends soon is started less and less often, but no less than every ten
+// seconds, which what it ran counts for; one that ran long begins anew.
+func TestBackOff(t *testing.T) {
+	const ms = time.Millisecond
+	var b backOff
+	for n, x := range []struct{ ran, want time.Duration }{
+		{0, 100 * ms}, {0, 200 * ms}, {0, 400 * ms}, {300 * ms, 500 * ms}, {0, 1600 * ms}, {0, 3200 * ms}, {0, 6400 * ms},
+		{0, 10 * time.Second}, {0, 10 * time.Second}, {4 * time.Second, 6 * time.Second}, {10 * time.Second, 0},
+		{30 * time.Second, 0}, {0, 10 * time.Second}, // not long enough
+		{31 * time.Second, 0}, {0, 200 * ms}, {0, 400 * ms},
+	} {
+		if got := b.rest(x.ran); got != x.want {
+			t.Errorf("end %d, after %v: it waits %v, want %v", n, x.ran, got, x.want)
+		}
+	}
+}
+
 // One that does not come up ends the whole at once, with its reason.
 func TestSuperviseFails(t *testing.T) {
 	for script, want := range map[string]string{"exit 3": "exit status 3", "kill -9 $$": "signal: killed"} {
