@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 		err = serverMain(args[1], args[2])
 	case args[0] == "runner":
 		err = runnerMain(args[1])
+	case args[0] == "putter":
+		err = putterMain(args[1])
 	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)

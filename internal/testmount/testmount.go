@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -41,6 +43,33 @@ func Ext4(t testing.TB, image, options string) (dir string, unmount func()) {
 	}
 	t.Cleanup(unmount)
 	return dir, unmount
+}
+
+// cutDisk is the size of the disk whose power is cut, in bytes.
+const cutDisk = 256 << 20
+
+// PowerCut gives a folder as a power cut would leave it, and its unmount, as Ext4
+// does: what was synced is there, and nothing that was only in the kernel's memory.
+// begin starts a process that writes to the folder it is given, and returns once
+// what has to be found was acknowledged; the process is stopped at that moment, and
+// killed after its disk has been copied.
+func PowerCut(t testing.TB, begin func(dir string) *exec.Cmd) (dir string, unmount func()) {
+	t.Helper()
+	disk, after := filepath.Join(t.TempDir(), "disk"), filepath.Join(t.TempDir(), "after")
+	run(t, "truncate", "-s", strconv.Itoa(cutDisk), disk)
+	run(t, "mkfs.ext4", "-q", "-F", disk)
+	live, unmountLive := Ext4(t, disk, "commit=300") // the kernel writes nothing by itself
+	cmd := begin(live)
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil { // a copy takes longer than a write
+		t.Fatal(err)
+	}
+	run(t, "cp", "--sparse=always", disk, after)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	unmountLive()
+	return Ext4(t, after, "")
 }
 
 // waitReleased waits for the loop device, which goes with its file system. A
