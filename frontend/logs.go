@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"thaw/invokewire"
 	"thaw/lambdaapi"
@@ -243,26 +245,32 @@ type logEvent struct {
 }
 
 // readEvents reads a group's events since a time, in order: those that workers
-// still have, and give in one answer.
-func (f *Frontend) readEvents(ctx context.Context, account string, q logsRequest, since int64) ([]invokewire.LogEvent, error) {
+// still have, and give in one answer, which are the last ones. With until, they are
+// the first ones, and all that there are to the ms that whole is.
+func (f *Frontend) readEvents(ctx context.Context, account string, q logsRequest, since, until int64) (list []invokewire.LogEvent, whole int64, err error) {
 	names, err := f.functionsOf(ctx, account, q)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	var list []invokewire.LogEvent
+	whole = math.MaxInt64
 	for _, name := range names {
-		values := url.Values{"account": {account}, "function": {name}, "since": {strconv.FormatInt(since, 10)}, "limit": {strconv.Itoa(maxLogLines)}}
+		values := url.Values{"account": {account}, "function": {name}, "since": {strconv.FormatInt(since, 10)}}
 		if q.LogStreamName != "" {
 			values.Set("stream", q.LogStreamName)
 		}
-		events, err := f.workers.logs(ctx, values)
-		if err != nil {
-			return nil, err
+		if until > 0 {
+			values.Set("until", strconv.FormatInt(until, 10))
 		}
-		list = append(list, events...)
+		events, to, err := f.workers.logs(ctx, values)
+		if err != nil {
+			return nil, 0, err
+		}
+		list, whole = append(list, events...), min(whole, to)
 	}
-	slices.SortStableFunc(list, func(a, b invokewire.LogEvent) int { return cmp.Compare(a.Time, b.Time) })
-	return list, nil
+	slices.SortStableFunc(list, func(a, b invokewire.LogEvent) int {
+		return cmp.Or(cmp.Compare(a.Time, b.Time), strings.Compare(a.Stream, b.Stream))
+	})
+	return list, whole, nil
 }
 
 // cursor is where an answer ended: n events of the time ms were told.
@@ -301,14 +309,20 @@ func (f *Frontend) filterEvents(ctx context.Context, account string, q logsReque
 			return nil, err
 		}
 	}
-	all, err := f.readEvents(ctx, account, q, from.ms)
+	// Lines of this moment would come in any order: who asks on from the newest
+	// time that was told, as clients do, would miss some.
+	until := time.Now().UnixMilli()
+	if q.EndTime != nil {
+		until = min(until, *q.EndTime)
+	}
+	all, whole, err := f.readEvents(ctx, account, q, from.ms, max(1, until))
 	if err != nil {
 		return nil, err
 	}
 	list, at, same := []logEvent{}, cursor{}, map[string]int{}
 	more := false
 	for _, e := range all {
-		if e.Time < from.ms || q.EndTime != nil && e.Time > *q.EndTime {
+		if e.Time < from.ms || e.Time > min(until, whole) {
 			continue
 		}
 		if e.Time != at.ms {
@@ -327,8 +341,11 @@ func (f *Frontend) filterEvents(ctx context.Context, account string, q logsReque
 		list = append(list, logEvent{e.Stream, e.Time, e.Message, e.Time, fmt.Sprintf("%020d/%s/%d", e.Time, e.Stream, same[e.Stream])})
 	}
 	next := ""
-	if more && at != from {
+	switch {
+	case more && at != from:
 		next = at.String()
+	case !more && whole < until:
+		next = cursor{ms: whole + 1}.String()
 	}
 	return withToken("events", list, next), nil
 }
@@ -341,7 +358,7 @@ func (f *Frontend) getEvents(ctx context.Context, account string, q logsRequest)
 	if q.LogStreamName == "" {
 		return nil, badParameter("A log stream must be named.")
 	}
-	all, err := f.readEvents(ctx, account, q, 0)
+	all, _, err := f.readEvents(ctx, account, q, 0, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -23,8 +24,10 @@ import (
 const (
 	// maxErrorBody bounds a function's error in a trailer, in base64.
 	maxErrorBody = 512 << 10
-	// maxLogLines bounds the log events that one request takes from one worker.
-	maxLogLines = 10_000
+	// maxLogLines bounds the log events that one request takes from one worker, but
+	// for those of the last one's millisecond, which mostLogLines bounds.
+	maxLogLines  = 10_000
+	mostLogLines = 10 * maxLogLines
 	// maxLogBytes bounds the same in bytes: a line is as long as 256 KiB.
 	maxLogBytes = 32 << 20
 	// logTime bounds a request for log events to one worker.
@@ -252,12 +255,15 @@ func (inv *invocation) headers(token string) http.Header {
 }
 
 // logs asks all workers for a function's log events since a time: each gives its
-// last maxLogLines. Workers that do not answer are left out, unless none does.
-func (w *workers) logs(ctx context.Context, query url.Values) ([]invokewire.LogEvent, error) {
+// last maxLogLines, or, if the query has an end, its first. These are all there
+// are to the ms that whole is: beyond it, some worker has more. Workers that do
+// not answer are left out, unless none does.
+func (w *workers) logs(ctx context.Context, query url.Values) (events []invokewire.LogEvent, whole int64, err error) {
+	query.Set("limit", strconv.Itoa(maxLogLines))
 	lists, err := gather(ctx, w, "/logs?"+query.Encode(), func(r io.Reader) ([]invokewire.LogEvent, error) {
 		var list []invokewire.LogEvent
 		d := json.NewDecoder(r)
-		for len(list) < maxLogLines {
+		for len(list) < mostLogLines {
 			var e invokewire.LogEvent
 			if err := d.Decode(&e); err == io.EOF {
 				break
@@ -268,7 +274,13 @@ func (w *workers) logs(ctx context.Context, query url.Values) ([]invokewire.LogE
 		}
 		return list, nil
 	})
-	return slices.Concat(lists...), err
+	whole = math.MaxInt64
+	for _, list := range lists {
+		if len(list) >= maxLogLines {
+			whole = min(whole, list[len(list)-1].Time)
+		}
+	}
+	return slices.Concat(lists...), whole, err
 }
 
 // streams asks all workers for a function's log streams.

@@ -20,7 +20,8 @@
 //	worker   GET  /starts                200, the last starts with their stages
 //	worker   POST /empty[?keep=images]   200 worker.Emptied: idle instances ended, and with them images and slots
 //	worker   GET  /pins                  200 []Pin
-//	worker   GET  /logs?account=A&function=F&stream=S&since=MS&limit=N&follow   200, a LogEvent a line
+//	worker   GET  /logs?account=A&function=F&stream=S&since=MS&until=MS&limit=N&follow   200, a LogEvent a line:
+//	              the last N since a time; with until, the first, with all of the last one's millisecond, none later
 //	worker   GET  /logs/streams?account=A&function=F    200 []LogStream
 //
 // An invoke's answer is streamed: 200 is sent as soon as the function has begun

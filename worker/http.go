@@ -360,8 +360,11 @@ func (w *Worker) serveLogs(rw http.ResponseWriter, r *http.Request) {
 	if s := v.Get("limit"); s != "" && err == nil {
 		q.limit, err = strconv.Atoi(s)
 	}
+	if s := v.Get("until"); s != "" && err == nil {
+		q.until, err = strconv.ParseInt(s, 10, 64)
+	}
 	if err != nil {
-		refuse(rw, http.StatusBadRequest, errors.New("since and limit are numbers"))
+		refuse(rw, http.StatusBadRequest, errors.New("since, until and limit are numbers"))
 		return
 	}
 	if _, err := w.logs.folder(q.account, q.function); err != nil {

@@ -35,9 +35,10 @@ type logStore struct {
 	bytes  atomic.Int64 // of all files, as far as known
 	text   logText
 
-	mu    sync.Mutex     // guards what follows
-	inUse map[string]int // logs that are written, by folder
-	users int            // in all
+	mu      sync.Mutex         // guards what follows
+	inUse   map[string]int     // logs that are written, by folder
+	users   int                // in all
+	writing map[*stream]string // the folders of those that are open
 }
 
 // logText counts what functions have written since the worker's start.
@@ -52,7 +53,7 @@ func newLogStore(dir string, limits LogLimits, log *slog.Logger) *logStore {
 	limits.Streams = cmp.Or(limits.Streams, 1000)
 	limits.Age = cmp.Or(limits.Age, 14*24*time.Hour)
 	limits.Invoke = cmp.Or(limits.Invoke, 1<<20)
-	return &logStore{dir: dir, limits: limits, log: log, inUse: map[string]int{}}
+	return &logStore{dir: dir, limits: limits, log: log, inUse: map[string]int{}, writing: map[*stream]string{}}
 }
 
 // leastLog is what a log may take at least, in bytes, of however many.
@@ -112,7 +113,44 @@ func (l *logStore) open(account, function, name string) (*stream, error) {
 		return nil, err
 	}
 	l.begin(dir)
-	return newStream(name, f, l.limits.Invoke), nil
+	s := newStream(name, f, l.limits.Invoke)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.writing[s] = dir
+	return s, nil
+}
+
+// closed forgets a log that is not written any more.
+func (l *logStore) closed(s *stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.writing, s)
+}
+
+// settle has all in a folder's files that was logged up to a time, in ms, and gives
+// the last ms of which this is so: the clock has to have passed it.
+func (l *logStore) settle(ctx context.Context, dir string, until int64) int64 {
+	if wait := time.Until(time.UnixMilli(until + 1)); wait > 0 {
+		passed := time.NewTimer(min(wait, settleWithin))
+		defer passed.Stop()
+		select {
+		case <-passed.C:
+		case <-ctx.Done():
+		}
+	}
+	until = min(until, time.Now().UnixMilli()-1)
+	l.mu.Lock()
+	var open []*stream
+	for s, in := range l.writing {
+		if in == dir {
+			open = append(open, s)
+		}
+	}
+	l.mu.Unlock() // a stream takes it while its own is held
+	for _, s := range open {
+		s.settle()
+	}
+	return until
 }
 
 // logEntry is a file of a log.
@@ -250,7 +288,8 @@ type query struct {
 	account, function string
 	stream            string // "" = all
 	since             int64  // ms
-	limit             int    // of lines; the last ones; 0 = no limit
+	limit             int    // of lines; the last ones, or the first if until is given; 0 = no limit
+	until             int64  // ms; 0 = no end, and lines of a moment ago may be missing
 	follow            bool
 }
 
@@ -263,6 +302,9 @@ const (
 	fileTick = time.Second
 	// mostEvents bounds an answer that is not followed.
 	mostEvents = 10000
+	// settleWithin is how much later than this machine's the clock of who asks may
+	// be, so that all up to its now can be told.
+	settleWithin = 100 * time.Millisecond
 )
 
 // read gives the lines, those of one stream in their order and streams merged by
@@ -271,6 +313,9 @@ func (l *logStore) read(ctx context.Context, q query, yield func([]invokewire.Lo
 	dir, err := l.folder(q.account, q.function)
 	if err != nil {
 		return err
+	}
+	if q.until > 0 {
+		q.until = l.settle(ctx, dir, q.until)
 	}
 	marks := map[string]mark{}
 	tick := time.NewTicker(followEvery)
@@ -325,15 +370,34 @@ func (l *logStore) collect(dir string, q query, marks map[string]mark, first boo
 			return nil, err
 		}
 		events = append(events, read...)
-		if len(events) > 4*mostEvents {
+		switch {
+		case len(events) <= 4*mostEvents:
+		case q.until > 0:
+			events = slices.Clone(firstOf(events, q.until, limit))
+		default:
 			events = slices.Clone(events[len(events)-mostEvents:])
 		}
+	}
+	if q.until > 0 {
+		return firstOf(events, q.until, limit), nil
 	}
 	slices.SortStableFunc(events, func(a, b invokewire.LogEvent) int { return cmp.Compare(a.Time, b.Time) })
 	if first && len(events) > limit {
 		events = events[len(events)-limit:]
 	}
 	return events, nil
+}
+
+// firstOf sorts lines by time and gives the first, none after until: as many as
+// limit, and what else is of the last one's millisecond, so that whoever asks for
+// those of later ones misses none.
+func firstOf(events []invokewire.LogEvent, until int64, limit int) []invokewire.LogEvent {
+	slices.SortStableFunc(events, func(a, b invokewire.LogEvent) int { return cmp.Compare(a.Time, b.Time) })
+	if len(events) > limit {
+		until = min(until, events[limit-1].Time)
+	}
+	end, _ := slices.BinarySearchFunc(events, until+1, func(e invokewire.LogEvent, ms int64) int { return cmp.Compare(e.Time, ms) })
+	return events[:end]
 }
 
 // readOn reads a log from its place on, first what was rotated away since.

@@ -359,3 +359,40 @@ func TestPace(t *testing.T) {
 		t.Errorf("after that time a burst has to wait %v", ahead)
 	}
 }
+
+// Who asks for what there is up to now gets all of it, though it is not written
+// yet, and nothing later: lines of another log would come behind. The first lines
+// end with their millisecond.
+func TestLinesUpToNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := testLogs(t, LogLimits{})
+		a, b := openStream(t, l, "a"), openStream(t, l, "b")
+		began := time.Now().UnixMilli()
+		for _, step := range []struct {
+			s    *stream
+			text string
+		}{{a, "a0"}, {b, "b1"}, {a, "a2\na2 too\na2 again"}, {b, "b3"}} {
+			step.s.write([]byte(step.text))
+			time.Sleep(time.Millisecond)
+		}
+		a.write([]byte("a4"))
+		for _, c := range []struct {
+			until int64
+			limit int
+			want  string
+		}{
+			{4, 0, "a0 b1 a2 a2 too a2 again b3 a4"},
+			{3, 0, "a0 b1 a2 a2 too a2 again b3"},
+			{4, 2, "a0 b1"},
+			{4, 3, "a0 b1 a2 a2 too a2 again"},
+			{1000, 0, "a0 b1 a2 a2 too a2 again b3 a4"}, // by a clock that is ahead
+		} {
+			if got := strings.Join(lines(t, l, query{until: began + c.until, limit: c.limit}), " "); got != c.want {
+				t.Errorf("to ms %d, %d lines: %q, want %q", c.until, c.limit, got, c.want)
+			}
+		}
+		if waited := time.Now().UnixMilli() - began - 4; waited > 200 {
+			t.Errorf("waited %d ms for a clock that is ahead", waited)
+		}
+	})
+}

@@ -96,9 +96,9 @@ func (s *stream) add(lines []string) {
 
 // write adds what the function wrote: whole lines, or what is left of the last.
 func (s *stream) write(text []byte) {
-	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := time.Now() // not before: settle
 	for len(text) > 0 {
 		var line []byte
 		line, text, _ = bytes.Cut(text, []byte{'\n'})
@@ -173,9 +173,17 @@ func (s *stream) flush() {
 	}
 }
 
+// settle writes what is left: lines that come later have a later time.
+func (s *stream) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.flush()
+}
+
 // close writes what is left and lets go of the file. Lines that come later are
 // lost.
 func (s *stream) close() {
+	s.file.store.closed(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tellCut()

@@ -23,8 +23,8 @@ import (
 const (
 	// logLook is how often logs are asked for more.
 	logLook = time.Second
-	// logLate is how much later than others of its time a line may be told: a worker
-	// keeps it for 100 ms, and its clock may be behind another's.
+	// logLate is how much later than others of its time a line may be told: its
+	// worker's clock may be behind another's.
 	logLate = 2 * time.Second
 )
 
