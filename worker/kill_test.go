@@ -189,6 +189,47 @@ func TestKilledAgent(t *testing.T) {
 	}
 }
 
+// A fetcher that was killed is there again though an image cannot be taken down:
+// a start mounts it, and waits for chunks.
+func TestKilledFetcher(t *testing.T) {
+	r := newRig(t, nil)
+	r.start("i1", "", spec(nil))
+	if got := r.invoke("i1", "r1", "1"); got.body != "1" {
+		t.Fatalf("%+v", got)
+	}
+	n, err := r.w.o.Host.Ask(t.Context())
+	if err != nil || len(n.Images) != 1 || len(n.Fetchers) != 1 {
+		t.Fatalf("%+v, %v", n, err)
+	}
+	held, err := os.Open(filepath.Join(runDir(r.state), "images", n.Images[0].Key+".lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := syscall.Flock(int(held.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	kill := func(pid int) {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kill(n.Images[0].PID)
+	r.until("the image is about to be taken down", func() bool {
+		r.w.roots.mu.Lock()
+		defer r.w.roots.mu.Unlock()
+		return len(r.w.roots.all)+len(r.w.roots.old) == 0
+	})
+	for range 2 {
+		before := n.Fetchers[0].PID
+		kill(before)
+		r.until("there is another", func() bool {
+			n, err = r.w.o.Host.Ask(t.Context())
+			return err == nil && len(n.Fetchers) == 1 && n.Fetchers[0].PID != before
+		})
+	}
+}
+
 // A start in whose midst the agent is killed is the worker's failure, not the
 // function's.
 func TestKilledAgentInInit(t *testing.T) {

@@ -119,8 +119,7 @@ func readable(fd uintptr) bool {
 // watch ends the instances of a root whose agent ends: what they have not read yet
 // they never can. It returns then, or when the root is taken down.
 func (r *roots) watch(v *root) {
-	conn, err := v.end.SyscallConn()
-	if err != nil || conn.Read(readable) != nil {
+	if !awaitEnd(v.end) {
 		return // it is taken down
 	}
 	r.mu.Lock()

@@ -217,6 +217,8 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.blanks.fill(background, func(err error) { w.log.Error("no agent can be started ahead: full starts take longer", "cause", err) })
 	})
 	helpers.Go(func() { w.tend(background) })
+	helpers.Go(func() { w.tendRoots(background) })
+	helpers.Go(func() { w.keepFetcher(background) })
 	helpers.Go(func() { w.register(background) })
 	w.mu.Lock()
 	w.open = true
@@ -290,23 +292,17 @@ const (
 	pruneEvery = time.Minute
 )
 
-// tend reaps orphans, revives the fetcher, takes idle images down and prunes logs.
+// tend reaps orphans, ends what takes too much disk, and prunes logs.
 func (w *Worker) tend(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
-	watch := &fetcherWatch{w: w}
-	defer watch.close()
 	for pruned := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
 			w.supervisor.Sweep()
-			watch.look(ctx)
 			w.relieve(ctx)
-			if err := w.roots.drop(ctx, func(v *root) bool { return now.Sub(v.idle) > w.o.Keep }); err != nil {
-				w.log.Warn("an image that nobody uses stays mounted: thaw prune removes it", "cause", err)
-			}
 			if now.Sub(pruned) > pruneEvery || w.logs.bytes.Load() > w.logs.limits.Total {
 				pruned = now
 				w.logs.prune(now, w.logsInUse())
@@ -325,32 +321,54 @@ func (w *Worker) logsInUse() map[string]bool {
 	return used
 }
 
-// fetcherWatch starts the fetcher again when it has ended.
-type fetcherWatch struct {
-	w   *Worker
-	end *os.File // readable once it has ended
-}
-
-func (f *fetcherWatch) look(ctx context.Context) {
-	if f.end != nil {
-		fds := []unix.PollFd{{Fd: int32(f.end.Fd()), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(fds, 0); n == 0 {
+// tendRoots takes idle images down. That waits for starts that mount one, which
+// may wait for chunks.
+func (w *Worker) tendRoots(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
 			return
+		case now := <-tick.C:
+			if err := w.roots.drop(ctx, func(v *root) bool { return now.Sub(v.idle) > w.o.Keep }); err != nil {
+				w.log.Warn("an image that nobody uses stays mounted: thaw prune removes it", "cause", err)
+			}
 		}
-		f.close()
-		f.w.log.Warn("the fetcher has ended, and is started again")
-	}
-	var err error
-	if f.end, err = f.w.o.Host.ReviveFetcher(ctx, f.w.fetcher); err != nil && ctx.Err() == nil {
-		f.w.log.Error("the fetcher cannot be started", "cause", err)
 	}
 }
 
-func (f *fetcherWatch) close() {
-	if f.end != nil {
-		_ = f.end.Close()
-		f.end = nil
+// keepFetcher starts the fetcher again when it has ended, once a second at most.
+// It waits for nothing else: all that reads waits for the fetcher.
+func (w *Worker) keepFetcher(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		end, err := w.o.Host.ReviveFetcher(ctx, w.fetcher)
+		if err != nil && ctx.Err() == nil {
+			w.log.Error("the fetcher cannot be started", "cause", err)
+		}
+		if end != nil {
+			stop := context.AfterFunc(ctx, func() { _ = end.Close() })
+			if awaitEnd(end) {
+				w.log.Warn("the fetcher has ended, and is started again")
+			}
+			stop()
+			_ = end.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
+}
+
+// awaitEnd waits until a process has ended, as its descriptor tells, or that is
+// closed, and says whether the process has.
+func awaitEnd(process *os.File) bool {
+	conn, err := process.SyscallConn()
+	return err == nil && conn.Read(readable) == nil
 }
 
 // register keeps the worker known until ctx ends.
