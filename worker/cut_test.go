@@ -39,7 +39,7 @@ func newPuppets(t *testing.T) *puppets {
 	w := &Worker{
 		o: Options{Token: "token", Host: h}, log: log, life: t.Context(), instances: map[string]*instance{}, users: map[string]uint32{},
 		logs: newLogStore(t.TempDir(), LogLimits{Total: 1 << 20}, log), history: &history{counts: map[string]uint64{}}, counts: newCounts(), payloads: newPayloads(), limits: limits{reset: patience, stream: streamRate},
-		admission: &admission{},
+		admission: newAdmission(1, 1, nil),
 	}
 	w.roots = &roots{w: w, all: map[string]*root{}}
 	server := httptest.NewServer(w.Handler())

@@ -155,6 +155,24 @@ func TestQueue(t *testing.T) {
 	both.Wait()
 }
 
+// A function that waits for something in its init keeps nobody from starting, not
+// even its own.
+func TestSlowInits(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.MaxStarts = 1 })
+	for _, id := range []string{"slow1", "slow2"} {
+		r.start(id, "", spec(func(s *invokewire.Spec) { s.Env["FUNCTION_INIT_DO"] = `{"sleep_ms":600000}` }))
+	}
+	r.start("i", "", spec(nil))
+	if got := r.invoke("i", "r", "1"); got.body != "1" {
+		t.Errorf("%+v", got)
+	}
+	for _, id := range []string{"slow1", "slow2"} {
+		if phase := r.phase(id); phase != invokewire.PhaseInit {
+			t.Errorf("%s is %s", id, phase)
+		}
+	}
+}
+
 // Who waits no longer is told, and the instance is the next caller's.
 func TestDeadline(t *testing.T) {
 	r := newRig(t, nil)

@@ -127,8 +127,10 @@ func (i *instance) start(ctx context.Context) {
 	}
 	i.w.work.Go(i.read)
 	i.log.platform(i.lines.initStart(time.Now()))
-	began := time.Now()
+	began, over := time.Now(), make(chan struct{})
+	i.w.work.Go(func() { i.w.admission.giveWay(i, i.box.group.CPUTime, over) })
 	o, failed := i.initialise(ctx, time.NewTimer(i.w.limits.init))
+	close(over)
 	took := time.Since(began)
 	if o.Status == statusTimeout { // the rest is what its processes took to end
 		took = i.w.limits.init

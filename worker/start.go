@@ -75,7 +75,7 @@ func (h *history) failure(id string) error {
 // begin runs an admitted start on a goroutine of its own.
 func (w *Worker) begin(i *instance) {
 	w.work.Go(func() {
-		defer w.admission.done()
+		defer w.admission.done(i)
 		ctx, cancel := context.WithCancelCause(w.life)
 		defer cancel(nil)
 		i.mu.Lock()

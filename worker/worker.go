@@ -162,7 +162,7 @@ func New(o Options) (*Worker, error) {
 	w.slots = newSlots(o.Slots, slotKind{slotTmp, o.Network != nil}, func(ctx context.Context, k slotKind) (*slot, error) { return w.makeSlot(ctx, k, true) })
 	w.blanks = newBlanks(min(o.Slots, mostBlanks), func(ctx context.Context) (*host.Blank, error) { return w.o.Host.StartAgent(ctx, w.fetcher, w.o.Agent) })
 	w.roots = &roots{w: w, all: map[string]*root{}}
-	w.admission = &admission{most: o.MaxStarts, limit: o.Queue, run: w.begin}
+	w.admission = newAdmission(o.MaxStarts, o.Queue, w.begin)
 	var err error
 	if w.runtime, err = sandbox.Find(o.Runtime); err != nil {
 		return nil, err
