@@ -28,6 +28,9 @@ type basesOf struct {
 func TestBase(t *testing.T) {
 	r := newRegion(t, "--nodes=5", "--zone-disk=150MiB", "--account=210987654321")
 	r.zoneTakes(t, 4*gib/20, 150*mib)
+	if !strings.Contains(r.screen, "up to 3.1 GiB for functions, 5 zone nodes with 204.8 MiB of memory and 150.0 MiB of disk, ") {
+		t.Errorf("up says %s", r.screen)
+	}
 	base := testoci.Layout(t, filepath.Join(t.TempDir(), "base"), []string{"FROM=image"}, testoci.Tar(t, testoci.File("random", testoci.Noise(1, 3<<20))))
 	var added basesOf
 	if err := json.Unmarshal([]byte(r.must("base", "add", base, "--name", "ours", "--json")), &added); err != nil {

@@ -53,6 +53,7 @@ type region struct {
 	endpoint string
 	registry string // address of the registry inside
 	metrics  string // address, if it was asked for
+	screen   string // what it said when it was up
 }
 
 // newRegion brings a platform up, with flags more, and down at the test's end.
@@ -89,6 +90,7 @@ func (r *region) ready(t *testing.T) {
 		if line = r.up.line(); strings.Contains(line, "(EOF)") {
 			t.Fatalf("up has ended: %+v", r.up.wait())
 		}
+		r.screen += line + "\n"
 		if at, ok := strings.CutPrefix(strings.TrimSpace(line), "metrics   http://"); ok {
 			r.metrics = strings.TrimSuffix(at, "/metrics")
 		}
@@ -154,6 +156,7 @@ func TestPlatform(t *testing.T) {
 	layout := sampleLayout(t)
 	private := newGuarded(t, layout)
 	r := newRegion(t, "--metrics=127.0.0.1:0", "--region=eu-thaw-1", "--account=123456789012", fmt.Sprintf("--disk=%d", disk))
+	r.firstScreen(t)
 	r.must("deploy", "hello", r.pushed(t, layout, "team/hello:1"), "--command", "/function", "--memory", "256", "--timeout", "600", "-e", "GREETING="+canary)
 	var cold, warm struct {
 		Status int
@@ -209,6 +212,7 @@ func TestPlatform(t *testing.T) {
 		out := r.must("fleet")
 		return strings.Count(out, "\n") == 2 && strings.HasPrefix(out, "WORKER ")
 	})
+	r.deployedAgain(t)
 	r.must("delete", "hello")
 	r.must("delete", "private")
 	if out := r.must("functions", "--json"); out != "" {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -37,6 +39,65 @@ func (r *region) verbs(t *testing.T, c *lambda.Client) {
 	r.payloads(t)
 	r.givenUp(t, c)
 	r.triggered(t, c)
+}
+
+// firstScreen: what up says is what it takes, and how it is found.
+func (r *region) firstScreen(t *testing.T) {
+	t.Helper()
+	var vars map[string]string
+	try(t, json.Unmarshal([]byte(r.must("env", "--json")), &vars))
+	want := fmt.Sprintf(`Thaw is up: %s
+  takes     up to 3.2 GiB for functions, no zone cache, 10.0 GiB of chunks in %s
+  registry  docker push %s/NAME
+  key       %s
+  secret    %s
+  metrics   http://%s/metrics
+
+In another shell:
+  eval "$(THAW_STATE='%s' thaw env)"
+  thaw deploy hello docker://IMAGE
+  aws lambda invoke --function-name hello /dev/stdout
+`, vars["AWS_ENDPOINT_URL"], filepath.Join(r.state, "cache"), r.registry, vars["AWS_ACCESS_KEY_ID"], vars["AWS_SECRET_ACCESS_KEY"], r.metrics, r.state)
+	if r.screen != want {
+		t.Errorf("up says\n%s\nwant\n%s", r.screen, want)
+	}
+	r.until(t, "the worker is listed", func() bool {
+		for _, w := range r.workers() {
+			if w.Memory != 4*gib-768*mib { // what is not for roles
+				t.Errorf("the worker takes %d bytes", w.Memory)
+			}
+			return true
+		}
+		return false
+	})
+}
+
+// deployedAgain: deploy gives a function another image, and of its configuration
+// what flags say; one that cannot be had leaves it as it was.
+func (r *region) deployedAgain(t *testing.T) {
+	t.Helper()
+	second := r.pushed(t, sampleLayout(t, "IMAGE=second"), "team/hello:2")
+	if out := r.must("deploy", "hello", second, "--memory", "512", "-e", "GREETED=twice"); out != "hello: ready: thaw invoke hello\n" {
+		t.Errorf("deployed again: %s", out)
+	}
+	is := func(name, version string) {
+		t.Helper()
+		var told toldOf
+		out := r.must("invoke", name, `{"do":{"env":["IMAGE","GREETED","GREETING"]}}`)
+		if err := decode([]byte(out), &told); err != nil || !maps.Equal(told.Env, map[string]string{"IMAGE": "second", "GREETED": "twice"}) || told.MemoryMB != 512 || told.Version != version {
+			t.Errorf("%s: %v, %s", name, err, out)
+		}
+	}
+	is("hello", "$LATEST")
+	var made struct{ State, Version string }
+	if out := r.must("deploy", "hello", second, "--publish", "--json"); decode([]byte(out), &made) != nil || made.State != "Active" || made.Version != "1" {
+		t.Errorf("deployed and published: %s", out)
+	}
+	is("hello:1", "1") // with the configuration that no flag has changed
+	if e := r.thaw("deploy", "hello", r.registry+"/team/none:1"); e.code != 1 || e.out != "" || strings.Count(e.stderr, "\n") != 1 || !strings.Contains(e.stderr, "it is invoked as it was") {
+		t.Errorf("deployed from nowhere: %+v", e)
+	}
+	is("hello", "$LATEST")
 }
 
 // payloads: invoke reads a file, and standard input.
@@ -91,7 +152,7 @@ func (r *region) letter(t *testing.T, after string) (id, died string) {
 		if out == "" {
 			return false
 		}
-		if err := json.Unmarshal([]byte(out), &l); err != nil || l.Function != "hello" || l.Reason != "RetriesExhausted" || l.Tries < 1 {
+		if err := json.Unmarshal([]byte(out), &l); err != nil || l.Function != "hello" || l.Reason != "RetriesExhausted" || l.Tries != 1 {
 			t.Fatalf("events --json: %s, %v", out, err)
 		}
 		id, died = l.ID, l.Died
