@@ -266,8 +266,9 @@ func (b *Builder) full() bool {
 	return len(b.running) >= b.o.Parallel
 }
 
-// waiting gives the jobs that nobody here works on, oldest first; none if there
-// is no room.
+// waiting gives the jobs that nobody here works on; none if there is no room.
+// Accounts take turns, each with its oldest, those first that have fewer under
+// way: whoever brings a hundred images keeps nobody else waiting for all of them.
 func (b *Builder) waiting() []*Job {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -283,5 +284,14 @@ func (b *Builder) waiting() []*Job {
 	slices.SortFunc(jobs, func(x, y *Job) int {
 		return cmp.Or(x.Version.LastModified.Compare(y.Version.LastModified), cmp.Compare(x.ID.String(), y.ID.String()))
 	})
+	before, turn := map[string]int{}, map[*Job]int{}
+	for id := range b.running {
+		before[id.Account]++
+	}
+	for _, j := range jobs {
+		turn[j] = before[j.Account]
+		before[j.Account]++
+	}
+	slices.SortStableFunc(jobs, func(x, y *Job) int { return cmp.Compare(turn[x], turn[y]) })
 	return jobs
 }
