@@ -38,7 +38,7 @@ import (
 // THAW_KILLS says more, as make soak does: so many fit into some two minutes of a
 // machine with two cores. Those beside invokes are killed killsBeside times for
 // it. THAW_KILLS_SEED repeats a run's.
-const killsEach, killsBeside = 13, 5
+const killsEach, killsBeside = 15, 5
 
 // client gives the SDK's client, which tries nothing twice.
 func (r *region) client(t *testing.T) *lambda.Client {
