@@ -190,6 +190,22 @@ func TestBurst(t *testing.T) {
 	})
 }
 
+// Unless told, it is 1,000.
+func TestUsualBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, 1)
+		f.workers["w0"].Memory = 1 << 40
+		f.manager(Options{AccountLimit: 5000})
+		s := spec("f", "1")
+		for range 1000 {
+			f.lease(s)
+		}
+		if a := f.acquire(s); a.status != http.StatusTooManyRequests || a.throttle.Reason != invokewire.ReasonRate {
+			t.Errorf("the 1,001st at once: %+v", a)
+		}
+	})
+}
+
 func TestRefusedStartsGoToTheNextWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, 3)
