@@ -42,9 +42,9 @@ func terraformReads(version, memory string) []step {
 // What Terraform's AWS provider asks for a function of an image with reserved
 // concurrency, permissions, a function URL, an event-invoke config and an alias,
 // from create to destroy: recorded of version 5.100.0 with testdata/terraform,
-// which TestTerraformItself runs, with what is added in its source since by 6:
-// a published version that does not say it is Successful is waited for, and so
-// is a function's end; a public URL gets a second statement.
+// which TestTerraformItself runs, with what its source has had since, to 6: a
+// published version that does not say it is Successful is waited for, and so is a
+// function's end; a statement may be for calls through the function's URL alone.
 func TestTerraform(t *testing.T) {
 	r := newRegion(t)
 	const f, arn = tfPath, tfARN
