@@ -116,38 +116,38 @@ func (z *zoneBases) mend(ctx context.Context, base baseImage, now time.Time, of 
 		return err
 	}
 	z.log.Info("nodes of the zone are given a base image", "name", text.Line(base.Name), "nodes", len(fresh), "chunks", len(lacking))
-	if err := z.put(ctx, base, lacking); err != nil {
-		return err
+	done, err := z.put(ctx, base, lacking)
+	if done > 0 { // else it is to be tried again soon
+		maps.Copy(of, fresh)
 	}
-	maps.Copy(of, fresh)
-	return nil
+	return err
 }
 
-// put puts chunks again, one after the other at its pace.
-func (z *zoneBases) put(ctx context.Context, base baseImage, names map[chunk.Name]bool) error {
+// put puts chunks again, one after the other at its pace, and tells how many, and
+// why not the others.
+func (z *zoneBases) put(ctx context.Context, base baseImage, names map[chunk.Name]bool) (done int, failed error) {
 	store, err := z.g.forTenant(base.Tenant).open(ctx, false)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer store.Close()
 	from := store.Chunks(base.Root)
 	next := time.NewTicker(z.pace)
 	defer next.Stop()
-	var failed error
 	row := 0 // of failures
 	for name := range names {
 		select {
 		case <-next.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			return done, ctx.Err()
 		}
 		if err := z.one(ctx, from, name); err == nil {
-			row = 0
+			done, row = done+1, 0
 		} else if failed, row = err, row+1; row == zoneGivenUp {
 			break
 		}
 	}
-	return failed
+	return done, failed
 }
 
 // zoneGivenUp is how many chunks in a row may fail: each may have taken as long as

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -104,13 +105,19 @@ func newBasesRig(t *testing.T) *basesRig {
 // gives looks once, a while later, and tells whether any node was given the base.
 func (r *basesRig) gives(later time.Duration) bool {
 	r.t.Helper()
+	given, failed := r.tries(later)
+	if failed {
+		r.t.Error(r.log.String())
+	}
+	return given
+}
+
+// tries is gives where some may fail.
+func (r *basesRig) tries(later time.Duration) (given, failed bool) {
 	before := r.log.Len()
 	r.look(r.t.Context(), time.Unix(0, 0).Add(later))
 	said := r.log.String()[before:]
-	if strings.Contains(said, "cause") {
-		r.t.Error(said)
-	}
-	return strings.Contains(said, "are given a base image")
+	return strings.Contains(said, "are given a base image"), strings.Contains(said, "it is tried again")
 }
 
 // whole waits until all nodes but some have all of it.
@@ -174,6 +181,32 @@ func TestZoneBases(t *testing.T) {
 	r.records = nil
 	if r.gives(3*time.Hour) || len(r.given) != 0 {
 		t.Error("what is no base any more is given, or remembered")
+	}
+}
+
+// A chunk that is lost keeps no other from the zone; nothing at all is tried again
+// soon.
+func TestZoneBasesLost(t *testing.T) {
+	r := newBasesRig(t)
+	chunks, err := filepath.Glob(filepath.Join(r.g.State, "origin", "roots", "r1", "chunks", "*"))
+	if err != nil || len(chunks) < 3 {
+		t.Fatalf("%d folders of chunks: %v", len(chunks), err)
+	}
+	aside := filepath.Join(t.TempDir(), "aside")
+	try(t, os.Rename(filepath.Dir(chunks[0]), aside))
+	for later := range time.Duration(2) {
+		if given, failed := r.tries(later * time.Minute); !given || !failed {
+			t.Errorf("with no chunks in the origin: %v, %v", given, failed)
+		}
+	}
+	try(t, os.Rename(aside, filepath.Dir(chunks[0])))
+	try(t, os.RemoveAll(chunks[0]))
+	r.first.now.Load().Drain() // it keeps nothing
+	if given, failed := r.tries(2 * time.Minute); !given || !failed {
+		t.Errorf("with a chunk lost: %v, %v", given, failed)
+	}
+	if given, failed := r.tries(3 * time.Minute); given || failed {
+		t.Errorf("once more: %v, %v", given, failed)
 	}
 }
 
