@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -288,6 +289,20 @@ func TestCalls(t *testing.T) {
 		t.Errorf("%d in %v: want at most %d a second, after as many", 3*maxCalls, took, maxCalls)
 	}
 	inside(t, b, func() { must(t, call()) })
+	conn, err := nftables.New(nftables.WithNetNSFd(int(n.hub.file.Fd())))
+	must(t, err)
+	calls, err := conn.GetSetByName(table(&n.names), "calls")
+	must(t, err)
+	kept, err := conn.GetSetElements(calls)
+	must(t, err)
+	if len(kept) == 0 {
+		t.Error("nobody's calls are counted")
+	}
+	for _, e := range kept { // or the set is full one day, and bounds nobody
+		if e.Expires <= 0 || e.Expires > forgetAfter {
+			t.Errorf("the calls of %v are forgotten after %v", net.IP(e.Key), e.Expires)
+		}
+	}
 }
 
 // An instance has so many connections through the host, and no more; another

@@ -3,6 +3,7 @@ package network
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -24,6 +25,11 @@ const maxConnections = 1024
 // about as much as a warm invoke. What is more is dropped, not refused: TCP sends
 // its first packet again, after a second.
 const maxCalls = 64
+
+// forgetAfter is how long after its last packet the kernel forgets how many an
+// instance has sent: it is as if there had been none after one second. A set that
+// keeps all that ever were is full one day, and then bounds none that is new.
+const forgetAfter = 10 * time.Second
 
 // forbidden lists where instances do not get: this host's loopback, private
 // ranges, and those with a special use, by the IANA's registry (RFC 6890), less
@@ -174,9 +180,13 @@ func answer() []expr.Any {
 
 // beyond matches what is more than a limit that each source has of its own.
 func beyond(set *nftables.Set, limit expr.Any) []expr.Any {
+	op := uint32(unix.NFT_DYNSET_OP_ADD)
+	if set.HasTimeout {
+		op = unix.NFT_DYNSET_OP_UPDATE // it begins anew
+	}
 	return append(family(unix.NFPROTO_IPV4),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-		&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: uint32(unix.NFT_DYNSET_OP_ADD), Exprs: []expr.Any{limit}})
+		&expr.Dynset{SrcRegKey: 1, SetName: set.Name, SetID: set.ID, Operation: op, Exprs: []expr.Any{limit}})
 }
 
 // addHubRules makes the hub's own table, which bounds questions and calls: the
@@ -196,7 +206,9 @@ func addHubRules(n *names, hub int) error {
 		{"questions", maxQuestions, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_UDP})}},
 		{"calls", maxCalls, beginsTCP()},
 	} {
-		sources := &nftables.Set{Table: r.table, Name: bound.name, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 16}
+		sources := &nftables.Set{
+			Table: r.table, Name: bound.name, KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 16, HasTimeout: true, Timeout: forgetAfter,
+		}
 		if err := conn.AddSet(sources, nil); err != nil {
 			return err
 		}
