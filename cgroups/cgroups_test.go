@@ -236,6 +236,28 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// Processes that have no processor are busy, those that wait for something else
+// are not, however little both run.
+func TestBusy(t *testing.T) {
+	g := newGroup(t)
+	if g.Busy() {
+		t.Error("nobody is there")
+	}
+	start(t, g, "wait")
+	if err := within(func() bool { return !g.Busy() }); err != nil {
+		t.Errorf("one that waits: %v", err)
+	}
+	start(t, g, "burn")
+	if err := g.SetQuota(time.Millisecond, time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if !g.Busy() {
+			t.Fatal("one that is kept from running waits")
+		}
+	}
+}
+
 // A limit of memory can be raised and lowered.
 func TestSetMemory(t *testing.T) {
 	g := newGroup(t)

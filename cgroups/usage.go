@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -135,4 +136,34 @@ func (g *Group) CPUTime() (time.Duration, error) {
 		return 0, fmt.Errorf("cgroup %s: processor time: %w", g.path, g.missing(g.v2, "cpu", err))
 	}
 	return time.Duration(fields(data)["usage_usec"]) * time.Microsecond, nil
+}
+
+// maxThreads bounds how many threads Busy asks: each costs some 10 µs.
+const maxThreads = 256
+
+// Busy tells whether a thread of the group runs, or would if there were a
+// processor for it: not if all wait for something else. Of more than maxThreads,
+// those that began first are asked. Threads of groups below it are not.
+func (g *Group) Busy() bool {
+	for _, dir := range g.all {
+		for _, name := range []string{"tasks", "cgroup.threads"} { // v1, v2
+			data, _ := readFrom(dir, name)
+			threads := numbers(data)
+			slices.Sort(threads)
+			if slices.ContainsFunc(threads[:min(len(threads), maxThreads)], runnable) {
+				return true
+			}
+			if len(threads) > 0 {
+				return false
+			}
+		}
+	}
+	return false
+}
+
+// runnable tells it of a thread, by its state in /proc/TID/stat.
+func runnable(thread int) bool {
+	stat, _ := readFrom(filepath.Join("/proc", strconv.Itoa(thread)), "stat")
+	after := bytes.LastIndexByte(stat, ')') // its name, which may have any
+	return after >= 0 && bytes.HasPrefix(stat[after+1:], []byte(" R "))
 }

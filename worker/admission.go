@@ -14,7 +14,9 @@ var errFull = errors.New("too many starts wait already")
 // A start's init keeps others from starting as long as it uses the processor, for
 // turnTime at most, and then only others of its own account: it may take ten
 // seconds, and many wait for a database all that time. It is looked at every
-// turnTick, and one that has run for less than a turnIdle-th of it waits.
+// turnTick, and one that has run for less than a turnIdle-th of it waits, unless
+// for a processor: on a machine that has more to do than it can, those that compute
+// get as little, and more of them would get less.
 const (
 	turnTick = 100 * time.Millisecond
 	turnTime = time.Second
@@ -155,8 +157,14 @@ func (a *admission) counts() (running, queued int) {
 	return len(a.running), len(a.queue)
 }
 
+// processor is what is known of how processes use it, as cgroups.Group has it.
+type processor interface {
+	CPUTime() (time.Duration, error)
+	Busy() bool
+}
+
 // giveWay lets others start while an init waits or takes long, until it is over.
-func (a *admission) giveWay(i *instance, used func() (time.Duration, error), over <-chan struct{}) {
+func (a *admission) giveWay(i *instance, used processor, over <-chan struct{}) {
 	tick := time.NewTicker(turnTick)
 	defer tick.Stop()
 	keeps, last := turnAll, time.Duration(0)
@@ -167,11 +175,11 @@ func (a *admission) giveWay(i *instance, used func() (time.Duration, error), ove
 		case <-tick.C:
 		}
 		now := time.Now()
-		ran, err := used()
+		ran, err := used.CPUTime()
 		switch {
 		case err != nil:
 			return // it ends
-		case ran-last < now.Sub(looked)/turnIdle:
+		case ran-last < now.Sub(looked)/turnIdle && !used.Busy():
 			keeps = turnNone
 		case keeps == turnNone || now.Sub(began) >= turnTime:
 			keeps = turnAccount

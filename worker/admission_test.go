@@ -158,6 +158,15 @@ func TestAdmissionModel(t *testing.T) {
 	}
 }
 
+// playedProcessor says what it is told to.
+type playedProcessor struct {
+	ran  func() time.Duration
+	busy bool
+}
+
+func (p *playedProcessor) CPUTime() (time.Duration, error) { return p.ran(), nil }
+func (p *playedProcessor) Busy() bool                      { return p.busy }
+
 // An init that waits gives way at once, one that computes after a while, to other
 // accounts.
 func TestGiveWay(t *testing.T) {
@@ -184,7 +193,7 @@ func TestGiveWay(t *testing.T) {
 			if err := a.add(i); err != nil {
 				t.Fatal(err)
 			}
-			go a.giveWay(i, func() (time.Duration, error) { return c.ran(time.Since(began)), nil }, over)
+			go a.giveWay(i, &playedProcessor{ran: func() time.Duration { return c.ran(time.Since(began)) }}, over)
 			for at := time.Duration(0); at < 10*time.Second; at += 50 * time.Millisecond {
 				time.Sleep(time.Until(began.Add(at + time.Millisecond)))
 				a.mu.Lock()
@@ -196,4 +205,50 @@ func TestGiveWay(t *testing.T) {
 			close(over)
 		})
 	}
+}
+
+// Inits that compute, each with as little of the processors as is left for it, do
+// not pass for some that wait: more and more would compute, and all too slowly.
+func TestStarvedKeepTheirTurns(t *testing.T) {
+	const cores, accounts, each, step = 2, 6, 20, 10 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		ran, over, most := map[*instance]time.Duration{}, map[*instance]chan struct{}{}, 0
+		var a *admission
+		a = newAdmission(2*cores, accounts*each, func(i *instance) {
+			ran[i], over[i] = 0, make(chan struct{})
+			go a.giveWay(i, &playedProcessor{busy: true, ran: func() time.Duration {
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				return ran[i]
+			}}, over[i])
+		})
+		for n := range accounts * each {
+			if err := a.add(startOf(fmt.Sprintf("%d/f/%d", n%accounts, n))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for running, queued := a.counts(); running+queued > 0; running, queued = a.counts() {
+			time.Sleep(step)
+			var done []*instance
+			a.mu.Lock()
+			most = max(most, len(ran))
+			share := step * cores / time.Duration(max(cores, len(ran)))
+			for i := range ran {
+				if ran[i] += share; ran[i] >= 2*time.Second {
+					done = append(done, i)
+				}
+			}
+			for _, i := range done {
+				delete(ran, i)
+				close(over[i])
+			}
+			a.mu.Unlock()
+			for _, i := range done {
+				a.done(i)
+			}
+		}
+		if most > accounts*2*cores {
+			t.Errorf("%d computed at once, want %d of each account at most", most, 2*cores)
+		}
+	})
 }

@@ -128,7 +128,7 @@ func (i *instance) start(ctx context.Context) {
 	i.w.work.Go(i.read)
 	i.log.platform(i.lines.initStart(time.Now()))
 	began, over := time.Now(), make(chan struct{})
-	i.w.work.Go(func() { i.w.admission.giveWay(i, i.box.group.CPUTime, over) })
+	i.w.work.Go(func() { i.w.admission.giveWay(i, i.box.group, over) })
 	o, failed := i.initialise(ctx, time.NewTimer(i.w.limits.init))
 	close(over)
 	took := time.Since(began)
