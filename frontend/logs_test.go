@@ -121,6 +121,38 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+// What is too many bytes for one answer of a worker comes with the next: each line
+// once, in order, also where several are of one millisecond.
+func TestLogsOfManyBytes(t *testing.T) {
+	d := newDoor(t)
+	d.function("f")
+	const lines = 3*maxLogBytes/longest + 1
+	for n := range lines {
+		d.worker.tell(invokewire.LogEvent{Time: int64(1000 + n/4), Stream: "s", Message: fmt.Sprintf("%d %s", n, strings.Repeat("x", longest))})
+	}
+	d.until("the worker is known", func() bool { return len(d.workers.addresses()) == 1 })
+	next, token := 0, ""
+	for page := 0; page == 0 || token != ""; page++ {
+		var a logsAnswer
+		if status, kind := d.askLogs("FilterLogEvents", fmt.Sprintf(`{"logGroupName":"/aws/lambda/f","nextToken":%q}`, token), &a); status != 200 || page > 4 {
+			t.Fatalf("page %d: %d %s", page, status, kind)
+		}
+		for _, e := range a.Events {
+			if !strings.HasPrefix(e.Message, fmt.Sprint(next, " ")) {
+				t.Fatalf("line %.10q, want %d", e.Message, next)
+			}
+			next++
+		}
+		token = a.NextToken
+	}
+	if next != lines {
+		t.Errorf("%d lines, want %d", next, lines)
+	}
+}
+
+// longest is how long a line of a log is at most.
+const longest = 256 << 10
+
 // Another account sees neither groups nor streams nor lines, by whatever name.
 func TestLogsOfAnother(t *testing.T) {
 	d := newDoor(t)

@@ -260,32 +260,47 @@ func (inv *invocation) headers(token string) http.Header {
 // not answer are left out, unless none does.
 func (w *workers) logs(ctx context.Context, query url.Values) (events []invokewire.LogEvent, whole int64, err error) {
 	query.Set("limit", strconv.Itoa(maxLogLines))
-	lists, err := gather(ctx, w, "/logs?"+query.Encode(), func(r io.Reader) ([]invokewire.LogEvent, error) {
-		var list []invokewire.LogEvent
-		d := json.NewDecoder(r)
-		for len(list) < mostLogLines {
-			var e invokewire.LogEvent
-			if err := d.Decode(&e); err == io.EOF {
-				break
-			} else if err != nil {
-				return list, err
-			}
+	var mu sync.Mutex
+	whole = math.MaxInt64
+	lists, err := gather(ctx, w, "/logs?"+query.Encode(), func(r *io.LimitedReader) ([]invokewire.LogEvent, error) {
+		list, to, err := readLogs(r, query.Has("until"))
+		mu.Lock()
+		defer mu.Unlock()
+		whole = min(whole, to)
+		return list, err
+	})
+	return slices.Concat(lists...), whole, err
+}
+
+// readLogs reads a worker's events, and gives the ms up to which they are all. Of
+// the first ones, those that are too many bytes may be left to the next request.
+func readLogs(r *io.LimitedReader, first bool) (list []invokewire.LogEvent, whole int64, err error) {
+	d := json.NewDecoder(r)
+	for err == nil && len(list) < mostLogLines {
+		var e invokewire.LogEvent
+		if err = d.Decode(&e); err == nil {
 			list = append(list, e)
 		}
-		return list, nil
-	})
-	whole = math.MaxInt64
-	for _, list := range lists {
-		if len(list) >= maxLogLines {
-			whole = min(whole, list[len(list)-1].Time)
-		}
 	}
-	return slices.Concat(lists...), whole, err
+	whole = math.MaxInt64
+	switch n := len(list); {
+	case first && r.N == 0 && n > 0: // what is left may be of the last one's ms
+		if whole = list[n-1].Time; list[0].Time < whole {
+			whole--
+		}
+		return list, whole, nil
+	case n >= maxLogLines:
+		whole = list[n-1].Time
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return list, whole, err
 }
 
 // streams asks all workers for a function's log streams.
 func (w *workers) streams(ctx context.Context, query url.Values) ([]invokewire.LogStream, error) {
-	lists, err := gather(ctx, w, "/logs/streams?"+query.Encode(), func(r io.Reader) (list []invokewire.LogStream, err error) {
+	lists, err := gather(ctx, w, "/logs/streams?"+query.Encode(), func(r *io.LimitedReader) (list []invokewire.LogStream, err error) {
 		err = json.NewDecoder(r).Decode(&list)
 		return list, err
 	})
@@ -293,7 +308,7 @@ func (w *workers) streams(ctx context.Context, query url.Values) ([]invokewire.L
 }
 
 // gather asks all workers at once.
-func gather[T any](ctx context.Context, w *workers, path string, read func(io.Reader) ([]T, error)) ([][]T, error) {
+func gather[T any](ctx context.Context, w *workers, path string, read func(*io.LimitedReader) ([]T, error)) ([][]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, logTime)
 	defer cancel()
 	addresses := w.addresses()
@@ -311,7 +326,7 @@ func gather[T any](ctx context.Context, w *workers, path string, read func(io.Re
 				errs[n] = fmt.Errorf("status %d", resp.StatusCode)
 				return
 			}
-			lists[n], errs[n] = read(io.LimitReader(resp.Body, maxLogBytes))
+			lists[n], errs[n] = read(&io.LimitedReader{R: resp.Body, N: maxLogBytes})
 		})
 	}
 	wg.Wait()

@@ -183,13 +183,13 @@ func (s *stream) settle() {
 // close writes what is left and lets go of the file. Lines that come later are
 // lost.
 func (s *stream) close() {
-	s.file.store.closed(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tellCut()
 	s.flush()
 	s.closed = true
 	s.file.close()
+	s.file.store.closed(s) // not before all is written: settle
 }
 
 // logFile is a file that only grows, to its store's limit: then its older half
