@@ -143,12 +143,13 @@ type Frontend struct {
 	chunks   chunks
 	counts   *counts
 	rates    *rates // of control
+	reads    *turns // of logs
 }
 
 // New makes a frontend. It finds managers and workers once it runs.
 func New(o Options) *Frontend {
 	o.fill()
-	f := &Frontend{options: o, sessions: newSessions(o.Token), buffers: newBuffers(), counts: newCounts(), rates: newRates(controlRate, controlBurst)}
+	f := &Frontend{options: o, sessions: newSessions(o.Token), buffers: newBuffers(), counts: newCounts(), rates: newRates(controlRate, controlBurst), reads: newTurns()}
 	f.view = newView(o.Store)
 	f.managers = newManagers(o.Client, o.Token)
 	f.workers = newWorkers(o.Client, o.Token)

@@ -62,10 +62,12 @@ type logsRequest struct {
 
 // serveLogs answers as much of CloudWatch Logs as `aws logs tail` and the like need.
 func (f *Frontend) serveLogs(w http.ResponseWriter, r *http.Request, requestID string) {
-	out, err := f.logs(r)
+	out, done, err := f.logs(r)
+	defer done()
 	if err == nil {
 		w.Header().Set("Content-Type", "application/x-amz-json-1.1")
-		_ = json.NewEncoder(w).Encode(out) // the client has gone
+		text, _ := json.Marshal(out) // never fails
+		f.write(w, append(text, '\n'))
 		return
 	}
 	var refused *logError
@@ -79,22 +81,35 @@ func (f *Frontend) serveLogs(w http.ResponseWriter, r *http.Request, requestID s
 	_ = json.NewEncoder(w).Encode(map[string]string{"__type": refused.kind, "message": refused.text})
 }
 
-func (f *Frontend) logs(r *http.Request) (any, error) {
+// logs reads a request, and answers it in its turn, which lasts until done.
+func (f *Frontend) logs(r *http.Request) (out any, done func(), err error) {
+	done = func() {}
 	body, err := f.buffers.readAtMost(r, maxLogsBody)
 	if err != nil {
-		return nil, bodyError(err, maxLogsBody)
+		return nil, done, bodyError(err, maxLogsBody)
 	}
 	account, err := f.authenticate(r, body, "logs")
 	if err != nil {
-		return nil, err
+		return nil, done, err
 	}
 	var q logsRequest
 	if err := json.Unmarshal(body, &q); err != nil {
-		return nil, badParameter("The request is not understood.")
+		return nil, done, badParameter("The request is not understood.")
 	}
 	if q.Limit < 0 || q.Limit > mostEvents {
-		return nil, badParameter("1 validation error detected: Value '%d' at 'limit' failed to satisfy constraint: Member must have value less than or equal to %d", q.Limit, mostEvents)
+		return nil, done, badParameter("1 validation error detected: Value '%d' at 'limit' failed to satisfy constraint: Member must have value less than or equal to %d", q.Limit, mostEvents)
 	}
+	waiting, cancel := context.WithTimeout(r.Context(), logTime)
+	defer cancel()
+	turn, err := f.reads.take(waiting, account)
+	if err != nil {
+		return nil, done, &logError{"ThrottlingException", "Rate exceeded"}
+	}
+	out, err = f.answerLogs(r, account, q)
+	return out, turn, err
+}
+
+func (f *Frontend) answerLogs(r *http.Request, account string, q logsRequest) (any, error) {
 	switch op := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), logsTarget); op {
 	case "DescribeLogGroups":
 		return f.describeGroups(r.Context(), account, q)

@@ -34,6 +34,7 @@ type logStore struct {
 	log    *slog.Logger
 	bytes  atomic.Int64 // of all files, as far as known
 	text   logText
+	turns  chan struct{} // one for each read that is under way, and does not follow
 
 	mu      sync.Mutex         // guards what follows
 	inUse   map[string]int     // logs that are written, by folder
@@ -53,7 +54,7 @@ func newLogStore(dir string, limits LogLimits, log *slog.Logger) *logStore {
 	limits.Streams = cmp.Or(limits.Streams, 1000)
 	limits.Age = cmp.Or(limits.Age, 14*24*time.Hour)
 	limits.Invoke = cmp.Or(limits.Invoke, 1<<20)
-	return &logStore{dir: dir, limits: limits, log: log, inUse: map[string]int{}, writing: map[*stream]string{}}
+	return &logStore{dir: dir, limits: limits, log: log, turns: make(chan struct{}, logReads), inUse: map[string]int{}, writing: map[*stream]string{}}
 }
 
 // leastLog is what a log may take at least, in bytes, of however many.
@@ -302,17 +303,29 @@ const (
 	fileTick = time.Second
 	// mostEvents bounds an answer that is not followed.
 	mostEvents = 10000
+	// logReads bounds who reads logs at a time, but to follow them: each may hold all
+	// lines of a function, which may be 64 MiB.
+	logReads = 4
 	// settleWithin is how much later than this machine's the clock of who asks may
 	// be, so that all up to its now can be told.
 	settleWithin = 100 * time.Millisecond
 )
 
 // read gives the lines, those of one stream in their order and streams merged by
-// time. It returns when there are no more, or ctx ends if it is to follow.
+// time. It returns when there are no more, or ctx ends if it is to follow. Who does
+// not follow waits for a turn, and has it until yield has returned.
 func (l *logStore) read(ctx context.Context, q query, yield func([]invokewire.LogEvent) error) error {
 	dir, err := l.folder(q.account, q.function)
 	if err != nil {
 		return err
+	}
+	if !q.follow {
+		select {
+		case l.turns <- struct{}{}:
+			defer func() { <-l.turns }()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	if q.until > 0 {
 		q.until = l.settle(ctx, dir, q.until)

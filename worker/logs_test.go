@@ -396,3 +396,45 @@ func TestLinesUpToNow(t *testing.T) {
 		}
 	})
 }
+
+// Few read logs at a time: each may hold all of a function's in memory. Others wait
+// until one is done, or they do not want to any more.
+func TestLogReadsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := testLogs(t, LogLimits{})
+		begun, release := 0, make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		read := func() error {
+			return l.read(ctx, query{account: "000000000000", function: "f"}, func([]invokewire.LogEvent) error {
+				begun++
+				<-release
+				return nil
+			})
+		}
+		ended := make(chan error, logReads+2)
+		for n := range logReads + 2 {
+			go func() { ended <- read() }()
+			synctest.Wait()
+			if want := min(n+1, logReads); begun != want {
+				t.Fatalf("%d of %d read, want %d", begun, n+1, want)
+			}
+		}
+		release <- struct{}{}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if synctest.Wait(); begun != logReads+1 {
+			t.Errorf("%d have read once one is done", begun)
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("one that waits no more: %v", err)
+		}
+		close(release)
+		for range logReads {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
