@@ -7,7 +7,7 @@ SOAKKILLS ?= 200
 TRYTWICE = bin/gotestsum --format standard-quiet --rerun-fails=1 --rerun-fails-max-failures=6 --rerun-fails-run-root-test
 export PATH := $(PATH):/usr/sbin:/sbin
 # As cmd/thaw/build and setup.sh build: what they have compiled is not compiled again for tests.
-export CGO_ENABLED := 0
+export CGO_ENABLED ?= 0
 export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS) -trimpath)
 
 .DEFAULT_GOAL := help
