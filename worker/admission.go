@@ -11,12 +11,12 @@ import (
 // errFull says that as many starts wait as may.
 var errFull = errors.New("too many starts wait already")
 
-// A start's init keeps others from starting as long as it uses the processor, for
-// turnTime at most, and then only others of its own account: it may take ten
-// seconds, and many wait for a database all that time. It is looked at every
+// A start keeps others from running for turnTime at most, and then only others of
+// its own account: its image may have to wait for chunks, and its init may take ten
+// seconds, and many wait for a database all that time. An init is looked at every
 // turnTick, and one that has run for less than a turnIdle-th of it waits, unless
-// for a processor: on a machine that has more to do than it can, those that compute
-// get as little, and more of them would get less.
+// for a processor, and keeps nobody: on a machine that has more to do than it can,
+// those that compute get as little, and more of them would get less.
 const (
 	turnTick = 100 * time.Millisecond
 	turnTime = time.Second

@@ -155,6 +155,35 @@ func TestQueue(t *testing.T) {
 	both.Wait()
 }
 
+// A start whose image does not come keeps its own account's starts waiting, and
+// soon no other's.
+func TestSlowImage(t *testing.T) {
+	found := make(chan struct{})
+	find := sync.OnceFunc(func() { close(found) })
+	r := newRig(t, func(o *Options) {
+		o.MaxStarts = 1
+		image := o.Image
+		o.Image = func(ctx context.Context, tenant, id, root string) (host.Image, []byte, error) {
+			if root == "away" {
+				<-found
+			}
+			return image(ctx, tenant, id, root)
+		}
+	})
+	t.Cleanup(find)
+	r.start("slow", "", spec(func(s *invokewire.Spec) { s.Root = "away" }))
+	r.until("it runs", func() bool { return r.phase("slow") == invokewire.PhaseInit })
+	r.start("mine", "", spec(nil))
+	r.start("i", "", spec(func(s *invokewire.Spec) { s.Account = "111111111111" }))
+	if got := r.invoke("i", "r", "1"); got.body != "1" {
+		t.Errorf("%+v", got)
+	}
+	r.until("the other's start is over", func() bool { return r.w.state(true).Running == 1 })
+	if s := r.w.state(true); s.Queued != 1 {
+		t.Errorf("%d wait", s.Queued)
+	}
+}
+
 // A function that waits for something in its init keeps nobody from starting, not
 // even its own.
 func TestSlowInits(t *testing.T) {

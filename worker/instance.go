@@ -115,9 +115,11 @@ var errEnded = errors.New("the sandbox ended while the function was initialised"
 // start runs the platform's part of a start and the init. It is called once, before
 // ready is closed.
 func (i *instance) start(ctx context.Context) {
+	slow := time.AfterFunc(turnTime, func() { i.w.admission.keeps(i, turnAccount) })
 	opening, stop := context.WithTimeoutCause(ctx, startLimit, errSlow)
 	i.failed = i.open(opening)
 	stop()
+	slow.Stop()
 	if i.failed != nil {
 		if ctx.Err() != nil {
 			i.failed = context.Cause(ctx)
