@@ -279,6 +279,23 @@ func TestSetMemory(t *testing.T) {
 	}
 }
 
+func TestSetWeight(t *testing.T) {
+	g := newGroup(t)
+	start(t, g, "burn")
+	dir, file, want := g.v1["cpu"], "cpu.shares", map[int]string{1: "10", 25: "256", 100: "1024"}
+	if dir == "" {
+		dir, file, want = g.v2, "cpu.weight", map[int]string{1: "1", 25: "25", 100: "100"}
+	}
+	for weight, text := range want {
+		if err := g.SetWeight(weight); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readFrom(dir, file); err != nil || strings.TrimSpace(string(got)) != text {
+			t.Errorf("%d: %q, %v, want %s", weight, got, err, text)
+		}
+	}
+}
+
 func TestQuotaRefused(t *testing.T) {
 	g := newGroup(t)
 	if err := g.SetQuota(5*time.Millisecond, 20*time.Millisecond); err != nil {

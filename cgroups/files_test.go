@@ -37,7 +37,7 @@ func v2Group(t *testing.T, files map[string]string) *Group {
 // may not be: a folder stands for the kernel.
 func TestV2Files(t *testing.T) {
 	g := v2Group(t, map[string]string{
-		"cpu.max": "max 100000\n", "cgroup.freeze": "0\n", "cgroup.events": "populated 1\nfrozen 1\n", "cgroup.procs": "",
+		"cpu.max": "max 100000\n", "cpu.weight": "100\n", "cgroup.freeze": "0\n", "cgroup.events": "populated 1\nfrozen 1\n", "cgroup.procs": "",
 		"memory.stat": "anon 1048576\nfile 99999999\nshmem 4096\n", "memory.peak": "2000000\n",
 		"memory.events": "low 0\noom 3\noom_kill 2\n", "cpu.stat": "usage_usec 1500\nuser_usec 1000\n",
 	})
@@ -62,6 +62,10 @@ func TestV2Files(t *testing.T) {
 	}
 	is("cgroup.freeze", "0")
 	is("cpu.max", "max")
+	if err := g.SetWeight(25); err != nil {
+		t.Fatal(err)
+	}
+	is("cpu.weight", "25")
 	if n, err := g.PeakMemory(); n != 1<<20+4096 || err != nil {
 		t.Errorf("PeakMemory: %d, %v", n, err)
 	}
@@ -79,6 +83,7 @@ func TestNoController(t *testing.T) {
 	for name, err := range map[string]error{
 		"SetQuota":   g.SetQuota(time.Millisecond, time.Second),
 		"Unlimited":  g.Unlimited(),
+		"SetWeight":  g.SetWeight(100),
 		"Freeze":     g.Freeze(t.Context()),
 		"PeakMemory": second(g.PeakMemory()),
 	} {

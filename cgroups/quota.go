@@ -48,6 +48,24 @@ func (g *Group) SetMemory(limit int64) error {
 	return nil
 }
 
+// SetWeight says how much of the processors the group gets where they are short,
+// beside all others': a usual group and, on v1, any process outside of groups has
+// 100, and 1 to 10,000 are possible. One that is light also waits longer for its
+// turn.
+func (g *Group) SetWeight(weight int) error {
+	dir, file := g.v2, "cpu.weight"
+	if g.splitCPU() {
+		dir, file, weight = g.v1["cpu"], "cpu.shares", max(2, weight*1024/100) // cgroup v1 has 1024 for 100, and no less than 2
+	}
+	if g.quota == nil {
+		return fmt.Errorf("cgroup %s: weight: %w: cpu", g.path, ErrNoController)
+	}
+	if err := writeTo(dir, file, strconv.Itoa(weight)); err != nil {
+		return fmt.Errorf("cgroup %s: %s %d: %w", g.path, file, weight, err)
+	}
+	return nil
+}
+
 // splitCPU tells whether quota and period are two files, as on v1.
 func (g *Group) splitCPU() bool { return g.v1["cpu"] != "" }
 

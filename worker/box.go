@@ -29,6 +29,10 @@ const (
 	// cpuPeriod is what a share of a processor is counted over: a function with a
 	// tenth of one waits 18 ms at most.
 	cpuPeriod = 20 * time.Millisecond
+	// functionWeight is an instance's weight once it has started, where any process
+	// of the host has 100: with the same, invokes of all functions took seven to
+	// twenty times as long beside one that kept starting processes.
+	functionWeight = 25
 	// startLimit bounds the platform's part of a start.
 	startLimit = 60 * time.Second
 )
@@ -135,8 +139,11 @@ func socketpair() (net.Conn, *os.File, error) {
 // boost lifts the limit of CPU time, for an init.
 func (b *box) boost() error { return b.group.Unlimited() }
 
-// limit sets it.
-func (b *box) limit() error { return b.group.SetQuota(b.share, cpuPeriod) }
+// limit sets it, and has the function give way to the processes that serve all
+// functions, where processors are short.
+func (b *box) limit() error {
+	return errors.Join(b.group.SetQuota(b.share, cpuPeriod), b.group.SetWeight(functionWeight))
+}
 
 // The memory of a busy instance is looked at after each invoke that has taken
 // sampleAfter or more memory of any kind than was ever taken before, and every

@@ -3,6 +3,7 @@ package worker
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,35 +21,52 @@ func TestCPUShare(t *testing.T) {
 }
 
 // quota reads what the kernel lets an instance's processes run, as cgroup v2 writes
-// it: "max", or microseconds in each period.
-func (r *rig) quota(id string) string {
+// kernel reads a file of an instance's group, in whichever hierarchy has it.
+func (r *rig) kernel(id, name string) string {
 	r.t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	read := func(dir, name string) string {
-		data, _ := os.ReadFile(filepath.Join(dir, r.w.find(id).box.group.Path(), name)) // most hierarchies have no such file
-		return strings.TrimSpace(string(data))
-	}
 	for line := range strings.Lines(string(mounts)) {
 		if !strings.Contains(line, " - cgroup") {
 			continue
 		}
-		dir := strings.Fields(line)[4]
-		if limit := read(dir, "cpu.max"); limit != "" {
-			return strings.TrimSuffix(limit, " 100000") // the kernel's usual period
-		}
-		switch limit := read(dir, "cpu.cfs_quota_us"); limit {
-		case "":
-		case "-1":
-			return "max"
-		default:
-			return limit + " " + read(dir, "cpu.cfs_period_us")
+		if data, err := os.ReadFile(filepath.Join(strings.Fields(line)[4], r.w.find(id).box.group.Path(), name)); err == nil {
+			return strings.TrimSpace(string(data))
 		}
 	}
-	r.t.Fatal("the instance's group has no limit of processor time that could be read")
 	return ""
+}
+
+// it: "max", or microseconds in each period.
+func (r *rig) quota(id string) string {
+	r.t.Helper()
+	if limit := r.kernel(id, "cpu.max"); limit != "" {
+		return strings.TrimSuffix(limit, " 100000") // the kernel's usual period
+	}
+	switch limit := r.kernel(id, "cpu.cfs_quota_us"); limit {
+	case "":
+		r.t.Fatal("the instance's group has no limit of processor time that could be read")
+		return ""
+	case "-1":
+		return "max"
+	default:
+		return limit + " " + r.kernel(id, "cpu.cfs_period_us")
+	}
+}
+
+// weight gives an instance's, as v2 counts.
+func (r *rig) weight(id string) string {
+	r.t.Helper()
+	if shares := r.kernel(id, "cpu.shares"); shares != "" {
+		n, err := strconv.Atoi(shares)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		return strconv.Itoa(n * 100 / 1024)
+	}
+	return r.kernel(id, "cpu.weight")
 }
 
 // A function has its share of processor time in invokes, and all that there is in its
@@ -61,15 +79,15 @@ func TestProcessorTime(t *testing.T) {
 		log = lines(t, r.w.logs, query{})
 		return len(log) > 0 && log[len(log)-1] == "in init"
 	})
-	if got := r.quota("init"); got != "max" {
-		t.Errorf("in an init: %s", got)
+	if got, weight := r.quota("init"), r.weight("init"); got != "max" || weight != "100" {
+		t.Errorf("in an init: %s, weight %s", got, weight)
 	}
 	r.do("DELETE", "/instances/init?force", nil).Body.Close()
 	r.start("i", "", spec(nil)) // of 512 MB
 	open := r.gate("i")
 	done := make(chan said, 1)
 	go func() { done <- r.invoke("i", "r1", `{"do":{`+gated+`}}`) }()
-	r.until("it has its share", func() bool { return r.quota("i") == "5788 20000" })
+	r.until("it has its share", func() bool { return r.quota("i") == "5788 20000" && r.weight("i") == "25" })
 	open()
 	if got := <-done; got.status != 200 || got.failed != "" {
 		t.Errorf("%+v", got)
