@@ -13,7 +13,6 @@ import (
 
 // Limits of a configuration that the service's model does not have, or has higher.
 const (
-	mostMemory  = 10240    // MB; the model's is that of managed instances
 	mostTimeout = 900      // seconds
 	mostEnv     = 4 << 10  // bytes of all variables as JSON
 	mostLaunch  = 32 << 10 // bytes of an image's entry point and command together: a kernel takes 128 KiB with the variables
@@ -51,9 +50,6 @@ func (c *control) environment(ctx context.Context, id functions.ID, q *lambdaapi
 // sealed; nil: as they are.
 func configure(to *functions.Config, q *lambdaapi.UpdateFunctionConfigurationRequest, env []byte) error {
 	if err := unconfigurable(q); err != nil {
-		return err
-	}
-	if err := atMost("memorySize", q.MemorySize, mostMemory); err != nil {
 		return err
 	}
 	if err := atMost("timeout", q.Timeout, mostTimeout); err != nil {

@@ -123,7 +123,7 @@ var rules = map[string]rule{
 	"MaximumRecordAgeInSeconds":                {min: new(-1.0), max: new(604800.0)},
 	"MaximumRetryAttempts":                     {min: new(0.0), max: new(2.0)},
 	"MaximumRetryAttemptsEventSourceMapping":   {min: new(-1.0), max: new(10000.0)},
-	"MemorySize":                               {min: new(128.0), max: new(32768.0)},
+	"MemorySize":                               {min: new(128.0), max: new(10240.0)},
 	"Method":                                   {max: new(6.0), pattern: ".*", match: sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile("^(?:.*)$") })},
 	"MinimumNumberOfPollers":                   {min: new(1.0), max: new(200.0)},
 	"NameSpacedFunctionArn": {max: new(10000.0), pattern: "arn:(aws[a-zA-Z-]*)?:lambda:(eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\\d{1}:\\d{12}:function:[a-zA-Z0-9-_\\.]+(:(\\$LATEST(\\.PUBLISHED)?|[a-zA-Z0-9-_]+))?", match: sync.OnceValue(func() *regexp.Regexp {

@@ -118,8 +118,8 @@ func checkStart(s *invokewire.Start) error {
 		return fmt.Errorf("start %q: want %s or %s", s.Force, invokewire.StartFull, invokewire.StartPartial)
 	case v.Account == "" || v.Function == "" || v.Version == "" || v.Image == "" || v.Tenant == "":
 		return errors.New("a start without account, function, version, image or tenant")
-	case v.Memory < 64 || v.Memory > 32768:
-		return fmt.Errorf("memory of %d MB: want 64 to 32768", v.Memory)
+	case v.Memory < 64 || v.Memory > 10240:
+		return fmt.Errorf("memory of %d MB: want 64 to 10240", v.Memory)
 	case v.Tmp < 64 || v.Tmp > 10240:
 		return fmt.Errorf("/tmp of %d MB: want 64 to 10240", v.Tmp)
 	case v.Timeout < time.Millisecond || v.Timeout > 15*time.Minute:
