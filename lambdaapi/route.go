@@ -8,17 +8,18 @@ import (
 
 // A route leads to an operation.
 type route struct {
-	op     Op
-	method string
-	path   string // "/2015-03-31/functions/{FunctionName}"
-	query  string // "List=ALL", if the path alone does not tell
-	status int    // of an answer without error, unless the output has its own
+	op      Op
+	method  string
+	path    string // "/2015-03-31/functions/{FunctionName}"
+	query   string // "List=ALL", if the path alone does not tell
+	status  int    // of an answer without error, unless the output has its own
+	refused bool   // the service has it, and this one does not
 }
 
 // Route finds the operation that a request asks for. A slash at the end makes no
 // difference, nor do members of the query that no route names. The path is
-// taken as it came: an encoded slash stays inside its part. The error is one
-// for WriteError.
+// taken as it came: an encoded slash stays inside its part. An operation that is
+// not offered is refused by its name. The error is one for WriteError.
 func Route(r *http.Request) (Op, Vars, error) {
 	path := strings.TrimSuffix(r.URL.EscapedPath(), "/")
 	known := false
@@ -34,6 +35,8 @@ func Route(r *http.Request) (Op, Vars, error) {
 		}
 	}
 	switch {
+	case found != nil && found.refused:
+		return "", nil, InvalidParameterValueException.Errorf("%s is not supported here.", found.op)
 	case found != nil:
 		if vars, ok := read(found.path, path); ok {
 			return found.op, vars, nil

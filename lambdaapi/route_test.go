@@ -39,12 +39,24 @@ func TestRoute(t *testing.T) {
 		{"GET", functions + "//configuration", UnknownOperationException},
 		{"GET", functions + "/f//", UnknownOperationException},
 		{"GET", functions + "/a/b", UnknownOperationException},
-		{"GET", "/2018-10-31/layers", UnknownOperationException},
+		{"GET", "/2018-10-31/layer", UnknownOperationException},
 		{"PATCH", functions, MethodNotAllowedException},
 		{"GET", functions + "/f/invocations", MethodNotAllowedException},
 	} {
 		if op, _, err := Route(request(c.method, c.target, "")); !errors.Is(err, c.want) {
 			t.Errorf("%s %s: %s %v", c.method, c.target, op, err)
 		}
+	}
+}
+
+// What the service has and this one does not is refused by its name.
+func TestRouteRefused(t *testing.T) {
+	for target, name := range map[string]string{
+		"/2018-10-31/layers":                         "ListLayers",
+		"/2018-10-31/layers?find=LayerVersion&Arn=a": "GetLayerVersionByArn",
+		"/2018-10-31/layers/l/versions/1/policy":     "GetLayerVersionPolicy",
+	} {
+		_, _, err := Route(request("GET", target, ""))
+		refused(t, target, err, InvalidParameterValueException, name+" is not supported here.")
 	}
 }

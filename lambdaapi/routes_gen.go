@@ -125,4 +125,13 @@ var routes = []route{
 	{op: OpUpdateFunctionConfiguration, method: "PUT", path: "/2015-03-31/functions/{FunctionName}/configuration", query: "", status: 200},
 	{op: OpUpdateFunctionEventInvokeConfig, method: "POST", path: "/2019-09-25/functions/{FunctionName}/event-invoke-config", query: "", status: 200},
 	{op: OpUpdateFunctionUrlConfig, method: "PUT", path: "/2021-10-31/functions/{FunctionName}/url", query: "", status: 200},
+	{op: "AddLayerVersionPermission", method: "POST", path: "/2018-10-31/layers/{LayerName}/versions/{VersionNumber}/policy", query: "", refused: true},
+	{op: "DeleteLayerVersion", method: "DELETE", path: "/2018-10-31/layers/{LayerName}/versions/{VersionNumber}", query: "", refused: true},
+	{op: "GetLayerVersion", method: "GET", path: "/2018-10-31/layers/{LayerName}/versions/{VersionNumber}", query: "", refused: true},
+	{op: "GetLayerVersionByArn", method: "GET", path: "/2018-10-31/layers", query: "find=LayerVersion", refused: true},
+	{op: "GetLayerVersionPolicy", method: "GET", path: "/2018-10-31/layers/{LayerName}/versions/{VersionNumber}/policy", query: "", refused: true},
+	{op: "ListLayerVersions", method: "GET", path: "/2018-10-31/layers/{LayerName}/versions", query: "", refused: true},
+	{op: "ListLayers", method: "GET", path: "/2018-10-31/layers", query: "", refused: true},
+	{op: "PublishLayerVersion", method: "POST", path: "/2018-10-31/layers/{LayerName}/versions", query: "", refused: true},
+	{op: "RemoveLayerVersionPermission", method: "DELETE", path: "/2018-10-31/layers/{LayerName}/versions/{VersionNumber}/policy/{StatementId}", query: "", refused: true},
 }

@@ -15,6 +15,8 @@ import (
 type model struct {
 	Operations map[string]*operation
 	Shapes     map[string]*shape
+	// refused are the operations that prune has left out.
+	refused map[string]*operation
 }
 
 type operation struct {
@@ -116,12 +118,14 @@ func merge(base, over map[string]any) map[string]any {
 	return base
 }
 
-// prune keeps the operations for which wanted holds, and the shapes they and their errors reach. Errors of operations that are left
+// prune keeps the operations for which wanted holds, and the shapes they and their errors reach; the others are refused. Errors of operations that are left
 // out stay: a client may be told any of them.
 func (m *model) prune(wanted func(name string) bool) error {
 	keep := map[string]bool{}
+	m.refused = map[string]*operation{}
 	for name, o := range m.Operations {
 		if !wanted(name) {
+			m.refused[name] = o
 			delete(m.Operations, name)
 			continue
 		}

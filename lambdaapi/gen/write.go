@@ -212,7 +212,7 @@ func translate(pattern string) (expr, not string, err error) {
 	return expr, not, err
 }
 
-// routes writes the operations and where they are found.
+// routes writes the operations and where they are found, those that are refused too.
 func routes(m *model) (string, error) {
 	var b strings.Builder
 	b.WriteString("// The operations that are answered.\nconst (\n")
@@ -221,13 +221,20 @@ func routes(m *model) (string, error) {
 	}
 	b.WriteString(")\n\nvar routes = []route{\n")
 	for _, name := range sorted(m.Operations) {
-		h := m.Operations[name].HTTP
-		path, query, _ := strings.Cut(h.RequestURI, "?")
-		fmt.Fprintf(&b, "{op: Op%s, method: %q, path: %q, query: %q, status: %d},\n",
-			name, h.Method, strings.TrimSuffix(path, "/"), query, cmp.Or(h.ResponseCode, 200))
+		o := m.Operations[name]
+		fmt.Fprintf(&b, "{op: Op%s, %s, status: %d},\n", name, o.place(), cmp.Or(o.HTTP.ResponseCode, 200))
+	}
+	for _, name := range sorted(m.refused) {
+		fmt.Fprintf(&b, "{op: %q, %s, refused: true},\n", name, m.refused[name].place())
 	}
 	b.WriteString("}\n")
 	return b.String(), nil
+}
+
+// place writes where an operation is found.
+func (o *operation) place() string {
+	path, query, _ := strings.Cut(o.HTTP.RequestURI, "?")
+	return fmt.Sprintf("method: %q, path: %q, query: %q", o.HTTP.Method, strings.TrimSuffix(path, "/"), query)
 }
 
 // operations writes, for tests, the shapes that each operation takes and gives.

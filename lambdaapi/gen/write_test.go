@@ -134,7 +134,8 @@ func TestRoutes(t *testing.T) {
 		`OpPutThing Op = "PutThing"`,
 		`{op: OpListThings, method: "GET", path: "/v1/things", query: "all=1", status: 203},`,
 		`{op: OpPutThing, method: "PUT", path: "/v1/things/{Name}", query: "", status: 200},`)
-	hasNot(t, texts["routes_gen.go"], "Layer")
+	has(t, texts["routes_gen.go"], `{op: "DeleteLayer", method: "DELETE", path: "/v1/layers", query: "", refused: true},`)
+	hasNot(t, texts["routes_gen.go"], "OpDeleteLayer")
 	has(t, texts["operations_gen_test.go"], "OpPutThing: {in: PutThingRequest{}, out: Thing{}},", "OpListThings: {out: Thing{}},")
 }
 
