@@ -548,6 +548,23 @@ func TestPeakMemory(t *testing.T) {
 	}
 }
 
+// What took all the memory has ended before anybody could look.
+func TestPeakMemoryOut(t *testing.T) {
+	g := newGroup(t)
+	p := start(t, g, "idle")
+	const limit = 64 << 20
+	if err := g.SetMemory(limit); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(p.in, "touch 96")
+	if p.out.Scan() {
+		t.Fatalf("96 MiB of 64: %q", p.out.Text())
+	}
+	if got, err := g.PeakMemory(); err != nil || got < limit-1<<20 || got > limit {
+		t.Errorf("%d MiB, %v, want 64", got>>20, err)
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	for _, path := range []string{"", "/", "thaw-1", "/..", "/thaw/.."} {
 		if g, err := Open(path); err == nil || errors.Is(err, ErrNoGroup) {

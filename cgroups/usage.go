@@ -26,12 +26,18 @@ const maxStatus = 64
 // or of one that has ended, is only seen by a call that comes in time. Call it
 // at the end of each invoke. The kernel's numbers are behind by up to 256 KiB
 // for each processor. It takes some 100 µs.
+//
+// Once the kernel has ended one of the processes because there was no more memory,
+// the peak is all that the group has ever used, of any kind.
 func (g *Group) PeakMemory() (int64, error) {
 	now, most, dir, err := g.memory()
 	if err != nil {
 		return 0, fmt.Errorf("cgroup %s: memory: %w", g.path, err)
 	}
 	seen := max(now, min(processPeak(dir), most))
+	if outOfMemory(dir) {
+		seen = max(seen, min(most, limitOf(dir)))
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.peak = max(g.peak, seen)
@@ -69,6 +75,27 @@ func (g *Group) MostMemory() int64 {
 	data, _ := readFrom(dir, peak)
 	n, _ := strconv.ParseInt(string(bytes.TrimSpace(data)), 10, 64)
 	return n
+}
+
+// outOfMemory tells whether the kernel has ended a process of a group for its memory.
+func outOfMemory(dir string) bool {
+	for _, file := range []string{"memory.events", "memory.oom_control"} { // v2, v1
+		if data, err := readFrom(dir, file); err == nil {
+			return fields(data)["oom_kill"] > 0
+		}
+	}
+	return false
+}
+
+// limitOf is the limit of a group's memory in bytes, 0 if it has none.
+func limitOf(dir string) int64 {
+	for _, file := range []string{"memory.max", "memory.limit_in_bytes"} { // v2, v1
+		if data, err := readFrom(dir, file); err == nil {
+			n, _ := strconv.ParseInt(string(bytes.TrimSpace(data)), 10, 64) // "max"
+			return n
+		}
+	}
+	return 0
 }
 
 // missing says whether it is the group or the controller that is not there.

@@ -155,12 +155,12 @@ const (
 )
 
 // memory gives the most anonymous and shared memory that the processes have had,
-// after an invoke that took so long.
-func (b *box) memory(took time.Duration) int64 {
+// after an invoke that took so long, or has failed.
+func (b *box) memory(took time.Duration, failed bool) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now, most := time.Now(), b.group.MostMemory()
-	if took > sampleAfter || most > b.most || now.Sub(b.sampled) > sampleEvery {
+	if failed || took > sampleAfter || most > b.most || now.Sub(b.sampled) > sampleEvery {
 		if peak, err := b.group.PeakMemory(); err == nil {
 			b.peak = max(b.peak, peak)
 		}

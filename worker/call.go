@@ -566,7 +566,7 @@ func (i *instance) settle(c *call, f failure, took, grace time.Duration) {
 func (i *instance) finish(c *call, o outcome, took time.Duration) {
 	c.timer.Stop()
 	now := time.Now()
-	r := report{outcome: o, requestID: c.invoke.RequestID, duration: took, init: c.init, memory: i.spec.Memory, peak: i.box.memory(took)}
+	r := report{outcome: o, requestID: c.invoke.RequestID, duration: took, init: c.init, memory: i.spec.Memory, peak: i.box.memory(took, o.failed())}
 	i.used.Store(r.peak)
 	i.w.counts.invoked(c.kind, o, took)
 	tail := i.log.end(i.lines.end(now, &r), i.lines.report(now, &r))

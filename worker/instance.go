@@ -272,6 +272,7 @@ func (i *instance) read() {
 	}
 	i.box.kill() // if it has only closed the connection, or says what is no frame
 	i.box.wait()
+	i.box.memory(0, true) // a report may come after the group has gone
 	i.mu.Lock()
 	i.dead = true
 	asked, starting := i.phase == invokewire.PhaseEnding, i.phase == invokewire.PhaseInit

@@ -171,12 +171,16 @@ func TestExit(t *testing.T) {
 			path := testbin.Runtime(t, runtime)
 			r := newRig(t, func(o *Options) { o.Runtime = path })
 			r.start("i1", "", spec(func(s *invokewire.Spec) { s.Memory = 256 }))
+			var tail string
 			for n, c := range []struct{ do, message string }{
 				{`{"exit":127}`, "Runtime exited with error: exit status 127"},
 				{`{"exit":0}`, "Runtime exited without providing a reason"},
 				{`{"allocate_mb":400}`, "Runtime exited with error: signal: killed"}, // out of memory
 			} {
-				r.exits(fmt.Sprintf("r%d", n), c.do, c.message)
+				tail = r.exits(fmt.Sprintf("r%d", n), c.do, c.message)
+			}
+			if !strings.Contains(tail, "\tMemory Size: 256 MB\tMax Memory Used: 256 MB\t") {
+				t.Errorf("out of memory: %q", tail)
 			}
 			if runtime == "runsc" {
 				r.until("the instance is gone", func() bool { return r.phase("i1") == "" })
@@ -187,14 +191,15 @@ func TestExit(t *testing.T) {
 	}
 }
 
-// exits has the function of i1 end, and wants its caller to be told so.
-func (r *rig) exits(id, do, message string) {
+// exits has the function of i1 end, wants its caller to be told so, and gives what its log ends with.
+func (r *rig) exits(id, do, message string) (tail string) {
 	r.t.Helper()
 	got := r.invoke("i1", id, `{"do":`+do+`}`)
 	want := `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: ` + id + ` Error: ` + message + `"}`
 	if got.status != 200 || got.failed != "Unhandled" || got.body != want || !strings.Contains(got.tail, "\tStatus: error\tError Type: Runtime.ExitError\n") {
 		r.t.Errorf("%s: %+v", do, got)
 	}
+	return got.tail
 }
 
 // An error that the function reports is passed on, and the instance lives.

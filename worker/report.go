@@ -18,6 +18,9 @@ type outcome struct {
 	told bool
 }
 
+// failed tells whether the platform ended it.
+func (o outcome) failed() bool { return o.Status != statusSuccess && !o.told }
+
 // report is what REPORT tells.
 type report struct {
 	outcome
@@ -53,7 +56,7 @@ func (r *report) text() string {
 // text ends a REPORT or INIT_REPORT that tells of no success.
 func (o outcome) text() string {
 	switch {
-	case o.Status == statusSuccess, o.told:
+	case !o.failed():
 		return ""
 	case o.ErrorType == "":
 		return "Status: " + o.Status
