@@ -84,6 +84,20 @@ func TestAnswered(t *testing.T) {
 	}
 }
 
+// What is left out is known as refused, and no more of it than where it is found.
+func TestNotAnswered(t *testing.T) {
+	m, err := load(files(t, small, "{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.prune(answered); err != nil || len(m.Operations) != 2 || len(m.refused) != 1 || m.Shapes["LayerOnly"] != nil {
+		t.Fatalf("%d answered, %d refused, %v", len(m.Operations), len(m.refused), err)
+	}
+	if got, want := m.refused["DeleteLayer"].place(), `method: "DELETE", path: "/v1/layers", query: ""`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 // Two runs give the same bytes, or the generated files would change for no reason.
 func TestStable(t *testing.T) {
 	first, second := written(t, "{}"), written(t, "{}")
