@@ -56,7 +56,7 @@ func (b *coldBench) measure(ctx context.Context, name string) (*coldRow, error) 
 	row := &coldRow{Name: name, MemoryMB: b.memoryOf(name), Starts: map[string]int{}, Stages: map[string]float64{}, stages: map[string][]float64{}}
 	row.Source = map[string]string{rowSmall: b.Small, rowLarge: b.Large, rowLargeMemory: b.Large, rowZip: b.Zip}[name]
 	d := &deployCmd{
-		Name: "bench-" + name + "-" + b.run, Source: row.Source, Memory: row.MemoryMB, Timeout: int(math.Ceil((b.Hold + benchTimeout).Seconds())), Command: b.Command,
+		Name: "bench-" + name + "-" + b.run, Source: row.Source, Memory: aws.Int32(int32(row.MemoryMB)), Timeout: aws.Int32(int32(math.Ceil((b.Hold + benchTimeout).Seconds()))), Command: b.Command,
 	}
 	if name == rowZip {
 		d.Runtime, d.Handler, d.Command = b.Runtime, "bootstrap", nil

@@ -108,13 +108,16 @@ func absoluteSource(source string) (string, error) {
 func (c *deployCmd) create(ctx context.Context, p *platform, code types.FunctionCode) error {
 	in := &lambda.CreateFunctionInput{
 		FunctionName: &c.Name, Role: aws.String("arn:aws:iam::" + p.Account + ":role/thaw"), Code: &code, Environment: c.environment(), ImageConfig: c.imageConfig(),
-		MemorySize: optional(c.Memory), Timeout: optional(c.Timeout), EphemeralStorage: c.storage(), PackageType: types.PackageTypeImage,
+		MemorySize: c.Memory, Timeout: c.Timeout, EphemeralStorage: c.storage(), PackageType: types.PackageTypeImage,
 	}
 	if c.Description != "" {
 		in.Description = &c.Description
 	}
 	if code.ZipFile != nil {
-		in.PackageType, in.Runtime, in.Handler = types.PackageTypeZip, types.Runtime(c.Runtime), &c.Handler
+		in.PackageType, in.Runtime = types.PackageTypeZip, types.Runtime(c.Runtime)
+		if c.Handler != "" {
+			in.Handler = &c.Handler
+		}
 	}
 	_, err := p.functions.CreateFunction(ctx, in)
 	return err
@@ -123,7 +126,7 @@ func (c *deployCmd) create(ctx context.Context, p *platform, code types.Function
 // update changes the configuration where flags ask for it, then the code.
 func (c *deployCmd) update(ctx context.Context, p *platform, g *Globals, code types.FunctionCode) error {
 	in := &lambda.UpdateFunctionConfigurationInput{
-		FunctionName: &c.Name, MemorySize: optional(c.Memory), Timeout: optional(c.Timeout), Environment: c.environment(), ImageConfig: c.imageConfig(), EphemeralStorage: c.storage(),
+		FunctionName: &c.Name, MemorySize: c.Memory, Timeout: c.Timeout, Environment: c.environment(), ImageConfig: c.imageConfig(), EphemeralStorage: c.storage(),
 	}
 	if c.Handler != "" {
 		in.Handler = &c.Handler
@@ -163,18 +166,10 @@ func (c *deployCmd) imageConfig() *types.ImageConfig {
 }
 
 func (c *deployCmd) storage() *types.EphemeralStorage {
-	if c.Tmp == 0 {
+	if c.Tmp == nil {
 		return nil
 	}
-	return &types.EphemeralStorage{Size: optional(c.Tmp)}
-}
-
-// optional leaves out what no flag says.
-func optional(n int) *int32 {
-	if n == 0 {
-		return nil
-	}
-	return aws.Int32(int32(n))
+	return &types.EphemeralStorage{Size: c.Tmp}
 }
 
 // notBuilt says why nothing can be made of what was deployed.

@@ -12,9 +12,43 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
 
 	"thaw/internal/testpty"
 )
+
+// TestDeployAsked: what no flag says is not sent, so that the API says what it
+// misses; what is said is, whatever it is.
+func TestDeployAsked(t *testing.T) {
+	sent := make(chan map[string]any, 1)
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body := map[string]any{}
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			t.Error(err)
+		}
+		sent <- body
+		_, _ = w.Write([]byte("{}"))
+	}))
+	defer api.Close()
+	p := &platform{functions: lambda.New(lambda.Options{Region: "us-east-1", BaseEndpoint: aws.String(api.URL), Credentials: aws.AnonymousCredentials{}})}
+	for _, c := range []struct {
+		deploy deployCmd
+		want   map[string]any
+	}{
+		{deployCmd{Name: "f"}, nil},
+		{deployCmd{Name: "f", Handler: "h", Memory: aws.Int32(0), Timeout: aws.Int32(7)}, map[string]any{"Handler": "h", "MemorySize": 0.0, "Timeout": 7.0}},
+	} {
+		if err := c.deploy.create(t.Context(), p, types.FunctionCode{ZipFile: []byte("zip")}); err != nil {
+			t.Fatal(err)
+		}
+		body := <-sent
+		for _, field := range []string{"Handler", "Runtime", "MemorySize", "Timeout", "EphemeralStorage", "Description"} {
+			if got, want := body[field], c.want[field]; got != want {
+				t.Errorf("%s is %v, want %v", field, got, want)
+			}
+		}
+	}
+}
 
 // On a terminal deploy draws a line for each thing that it waits for, of a function
 // that is made and of one that is changed; elsewhere it says nothing.

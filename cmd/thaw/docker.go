@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -48,12 +49,19 @@ func instead(flag string) string {
 // comma its guess.
 const unknownFlag = "unknown flag "
 
+// negative is what the parser says of a number below nothing, for which it knows
+// another way to write it: no flag takes one.
+const negative = `^(--[a-z0-9-]+): expected (?:int|float)[0-9]* value but got "(-[0-9.]+)"`
+
 // explainFlag says of a flag of docker run that is not here what is in its
 // place, and takes guesses of one letter from the parser's words: they are near
 // to anything.
 func explainFlag(err error, args []string) error {
 	rest, ok := strings.CutPrefix(err.Error(), unknownFlag)
 	if !ok {
+		if m := regexp.MustCompile(negative).FindStringSubmatch(err.Error()); m != nil {
+			return fmt.Errorf("%s %s: want a number that is not negative", m[1], m[2])
+		}
 		return err
 	}
 	flag, _, _ := strings.Cut(strings.TrimSuffix(rest, ","), ",")

@@ -34,6 +34,9 @@ func (g *Globals) handOver(ctx context.Context, command string, args []string) e
 	if !slices.Contains(fullVerbs, verb) && !slices.Contains(cloudOrigins, scheme(g.Origin)) && !slices.Contains(cloudKeys, scheme(g.Key)) {
 		return nil
 	}
+	if err := g.checkAsking(verb); err != nil {
+		return err
+	}
 	path, err := g.part(cloudPart)
 	if err != nil {
 		return err

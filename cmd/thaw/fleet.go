@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -23,19 +22,6 @@ import (
 
 	"thaw/sdkhttp"
 )
-
-// What the roles of one platform share is in STATE/fleet, root's alone:
-//
-//	token         of the fleet, 64 hex digits: what roles show each other
-//	platform.json what runs: fleetRecord; gone when thaw up has ended
-//	credentials   the key pair that thaw up has made for this machine's user: keyPair
-//	lock          held by thaw up
-//	authority.pem, ca.pem, machine.pem
-//	              certificates, if there are other machines: package fleet
-//	joined.json   which fleet this machine has joined: membership
-//	cluster/      the records' server's folder
-//	registry/     the registry's blobs and manifests
-const fleetDir = "fleet"
 
 // fleetRecord is how the platform that runs is reached.
 type fleetRecord struct {
@@ -57,10 +43,6 @@ type keyPair struct {
 
 // Format hides the secret from every verb.
 func (k keyPair) Format(f fmt.State, _ rune) { fmt.Fprint(f, "key "+k.ID) }
-
-func (g *Globals) fleetPath(names ...string) string {
-	return filepath.Join(append([]string{g.State, fleetDir}, names...)...)
-}
 
 // fleetToken gives the token of the fleet, and makes it if there is none. Of
 // several who do so at once, one does.
@@ -98,14 +80,11 @@ func (g *Globals) fleetToken() (string, error) {
 	return token, nil
 }
 
-// errNoPlatform says what is missing for most verbs.
-var errNoPlatform = errors.New("no platform runs with this --state")
-
 // noPlatform is errNoPlatform, and what to do.
 func (g *Globals) noPlatform() error {
 	m := g.membership()
 	if m.Cluster == "" {
-		return fmt.Errorf("%w: start it with thaw up, or for a role of another machine's platform join it with thaw fleet join", errNoPlatform)
+		return notStarted()
 	}
 	api := ""
 	if m.API != "" {
@@ -116,7 +95,7 @@ func (g *Globals) noPlatform() error {
 
 // fleet reads how the platform is reached.
 func (g *Globals) fleet() (r fleetRecord, err error) {
-	err = readJSON(g.fleetPath("platform.json"), &r)
+	err = readJSON(g.fleetPath(platformFile), &r)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, g.noPlatform()
 	}

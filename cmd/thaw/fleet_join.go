@@ -67,9 +67,6 @@ func (i invitation) Format(f fmt.State, _ rune) { fmt.Fprint(f, "invitation to "
 // fleetDir has the machine's certificates.
 func (g *Globals) fleetDir() fleet.Dir { return fleet.Dir(g.fleetPath()) }
 
-// joinedFile is there from the join to the leave.
-const joinedFile = "joined.json"
-
 // membership is what this machine has joined, or nothing.
 func (g *Globals) membership() (m membership) {
 	if !g.fleetDir().Began() {

@@ -87,6 +87,7 @@ type cli struct {
 	Manager    managerCmd    `cmd:"" help:"Run the platform's manager: it gives invokes their instances."`
 	Worker     workerCmd     `cmd:"" help:"Run the platform's worker: it runs instances."`
 	Doctor     doctorCmd     `cmd:"" help:"Say what this machine has and lacks for run and mount, and how to mend it."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
 }
 
 const description = `Thaw turns container images into devices that start before they have arrived.
@@ -129,6 +130,9 @@ type program struct {
 
 // run is the program with its end as a number.
 func run(ctx context.Context, p program, args []string, stdout, stderr io.Writer) int {
+	if slices.Equal(args, []string{"--version"}) {
+		args = []string{"version"}
+	}
 	root, g := commandLine(args)
 	g.program = p
 	out := &results{Writer: stdout}

@@ -1,6 +1,12 @@
 package main
 
-import "time"
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+)
 
 // The verbs of the function platform are in the build with all drivers
 // (handOver): what they need would make every start longer.
@@ -20,7 +26,7 @@ type upCmd struct {
 	Allow      []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
 	Metrics    string   `help:"Address where Prometheus gets the numbers of all roles, such as 127.0.0.1:9101 (none)." env:"THAW_METRICS" placeholder:"HOST:PORT"`
 	CABundle   string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`
-	MaxImage   byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
+	maxImageFlag
 	accountFlag
 	s3Flags
 	identityFlags
@@ -29,7 +35,7 @@ type upCmd struct {
 
 // accountFlag is for who works with this machine's files.
 type accountFlag struct {
-	Account string `help:"Account, twelve digits, of whoever uses the platform from this machine: that of thaw env's keys and of thaw's verbs." default:"000000000000" env:"THAW_ACCOUNT" placeholder:"A"`
+	Account string `help:"Account, twelve digits, of whoever uses the platform from this machine: that of thaw env's keys and of thaw's verbs (000000000000)." default:"000000000000" env:"THAW_ACCOUNT" placeholder:"A"`
 }
 
 // s3Flags say where packages may come from.
@@ -39,8 +45,34 @@ type s3Flags struct {
 
 // identityFlags are what functions and clients see of the platform.
 type identityFlags struct {
-	Region  string `help:"Region in ARNs and signatures." default:"us-east-1" env:"THAW_REGION" placeholder:"R"`
-	Network string `help:"What functions reach besides themselves: egress, the outside and the Lambda API; or none." enum:"egress,none" default:"egress" env:"THAW_NETWORK" placeholder:"WHAT"`
+	Region  string `help:"Region in ARNs and signatures (us-east-1)." default:"us-east-1" env:"THAW_REGION" placeholder:"R"`
+	Network string `help:"What functions reach besides themselves: egress, the outside and the Lambda API; or none (egress)." enum:"egress,none" default:"egress" env:"THAW_NETWORK" placeholder:"WHAT"`
+}
+
+// Validate refuses a region that is no host's label: function URLs have it.
+func (f identityFlags) Validate() error {
+	if !regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`).MatchString(f.Region) {
+		return fmt.Errorf("--region %s: want lower-case letters, digits and hyphens, at most 63, such as us-east-1", f.Region)
+	}
+	return nil
+}
+
+// maxImageFlag is for who runs or is a builder.
+type maxImageFlag struct {
+	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
+}
+
+// Validate refuses a limit that no image is within.
+func (f maxImageFlag) Validate() error {
+	if f.MaxImage == 0 {
+		return errors.New("--max-image 0: no image is as small: want a size such as 10GiB")
+	}
+	return nil
+}
+
+// Validate refuses what no role could work with.
+func (c *upCmd) Validate() error {
+	return cmp.Or(c.identityFlags.Validate(), c.maxImageFlag.Validate())
 }
 
 // Help teaches by example.
@@ -98,6 +130,15 @@ type clusterRestoreCmd struct {
 	File string `arg:"" help:"File of a backup; - for standard input."`
 }
 
+// Help says what is written where.
+func (clusterRestoreCmd) Help() string {
+	return `Writes all functions, access keys and queued events of the backup to STATE/fleet/cluster. That must not
+be there, or be empty: give another --state, or move the folder out of the way while no platform
+runs. The origin and STATE/keys, which are not in a backup, have to be those of then. Then: thaw up.
+
+  thaw --state /new cluster restore monday.thaw`
+}
+
 // Help teaches by example.
 func (clusterCmd) Help() string {
 	return `Functions, access keys and queued events are here; images are in the origin, and the tenants' keys
@@ -112,8 +153,8 @@ given other code since the backup has to be deployed again once it is restored.
 
 type builderCmd struct {
 	fleetFlags
-	MaxImage byteSize `help:"Most bytes of a function's image, all layers uncompressed." default:"10GiB"`
-	Runtimes string   `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
+	maxImageFlag
+	Runtimes string `help:"TOML file that maps names of managed runtimes to base images." type:"path" placeholder:"FILE"`
 	accountFlag
 }
 
@@ -206,9 +247,9 @@ type keysRevokeCmd struct {
 type deployCmd struct {
 	Name        string            `arg:"" help:"Function name."`
 	Source      string            `arg:"" help:"Image: docker://REF, oci:DIR[:TAG], docker-daemon:NAME, or a reference; or a .zip file."`
-	Memory      int               `help:"Memory in MB." placeholder:"MB"`
-	Timeout     int               `help:"Timeout of an invoke, in seconds." placeholder:"S"`
-	Tmp         int               `help:"Size of /tmp in MB." placeholder:"MB"`
+	Memory      *int32            `help:"Memory in MB." placeholder:"MB"`
+	Timeout     *int32            `help:"Timeout of an invoke, in seconds, 1 to 900." placeholder:"S"`
+	Tmp         *int32            `help:"Size of /tmp in MB." placeholder:"MB"`
 	Env         map[string]string `short:"e" help:"Variables, K=V." placeholder:"K=V" mapsep:"none"`
 	Handler     string            `help:"Handler, of a zip package."`
 	Runtime     string            `help:"Runtime, of a zip package: provided.al2023, or a name that the operator has mapped."`
@@ -217,6 +258,17 @@ type deployCmd struct {
 	Publish     bool              `help:"Publish a version too."`
 	NoWait      bool              `help:"Do not wait until it can be invoked."`
 	JSON        bool              `name:"json" help:"The function's configuration as JSON."`
+}
+
+// maxTimeout is Lambda's own, in seconds.
+const maxTimeout = 900
+
+// Validate refuses a timeout that no function has.
+func (c *deployCmd) Validate() error {
+	if c.Timeout != nil && (*c.Timeout < 1 || *c.Timeout > maxTimeout) {
+		return fmt.Errorf("--timeout %d: want 1 to %d seconds", *c.Timeout, maxTimeout)
+	}
+	return nil
 }
 
 // Help teaches by example.

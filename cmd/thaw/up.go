@@ -175,7 +175,7 @@ func (up *platformUp) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	path := up.g.fleetPath("platform.json")
+	path := up.g.fleetPath(platformFile)
 	if err := writeJSON(path, record); err != nil {
 		return err
 	}
