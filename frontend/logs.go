@@ -146,7 +146,7 @@ func (f *Frontend) describeGroups(ctx context.Context, account string, q logsReq
 			next = list[len(list)-1].Name
 			break
 		}
-		list = append(list, logGroup{Name: name, ARN: f.groupARN(account, name) + ":*"})
+		list = append(list, logGroup{Name: name, ARN: f.groupARN(account, name) + ":*", Created: groups[name].created.UnixMilli()})
 	}
 	return withToken("logGroups", list, next), nil
 }
@@ -171,7 +171,8 @@ func (f *Frontend) groupARN(account, name string) string {
 }
 
 // functionsOf gives the functions that write to a group. Those that are gone
-// have left their logs under the usual name.
+// have left their logs under the usual name, which leads nowhere while there is a
+// function that has another one.
 func (f *Frontend) functionsOf(ctx context.Context, account string, q logsRequest) ([]string, error) {
 	group := q.LogGroupName
 	if group == "" {
@@ -187,10 +188,13 @@ func (f *Frontend) functionsOf(ctx context.Context, account string, q logsReques
 	if err != nil {
 		return nil, err
 	}
-	if names := groups[group]; len(names) > 0 {
-		return names, nil
+	if g, ok := groups[group]; ok {
+		return g.functions, nil
 	}
 	name, ok := strings.CutPrefix(group, logPrefix)
+	for _, g := range groups {
+		ok = ok && !slices.Contains(g.functions, name)
+	}
 	if !ok {
 		return nil, &logError{"ResourceNotFoundException", "The specified log group does not exist."}
 	}

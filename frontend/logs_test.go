@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
+	"thaw/functions"
 	"thaw/invokewire"
 )
 
@@ -118,6 +119,29 @@ func TestLogs(t *testing.T) {
 	d.askLogs("GetLogEvents", `{"logGroupName":"/aws/lambda/f","logStreamName":"s0","nextToken":"`+tail.NextForwardToken+`"}`, &after)
 	if len(after.Events) != 0 || after.NextForwardToken != tail.NextForwardToken {
 		t.Errorf("after: %+v", after)
+	}
+}
+
+// A function's log is in the group that it is given, and in no other.
+func TestLogGroup(t *testing.T) {
+	d := newDoor(t)
+	made := time.UnixMilli(1_700_000_000_123)
+	for n, name := range []string{"g", "f"} {
+		d.function(name, func(f *functions.Function) {
+			f.Latest.LogGroup, f.Created = "/my/group", made.Add(-time.Duration(n)*time.Hour)
+		})
+	}
+	d.worker.tell(invokewire.LogEvent{Time: 1000, Stream: "s", Message: "a line of f"})
+	d.until("the worker is known", func() bool { return len(d.workers.addresses()) == 1 })
+	var a logsAnswer
+	if d.askLogs("DescribeLogGroups", `{}`, &a); len(a.LogGroups) != 1 || a.LogGroups[0].Name != "/my/group" || a.LogGroups[0].Created != made.Add(-time.Hour).UnixMilli() {
+		t.Errorf("groups: %+v", a.LogGroups)
+	}
+	if status, kind := d.askLogs("FilterLogEvents", `{"logGroupName":"/my/group"}`, &a); status != http.StatusOK || len(a.Events) != 1 {
+		t.Errorf("its own: %d %s %+v", status, kind, a.Events)
+	}
+	if status, kind := d.askLogs("FilterLogEvents", `{"logGroupName":"/aws/lambda/f"}`, nil); status != http.StatusBadRequest || kind != "ResourceNotFoundException" {
+		t.Errorf("the usual one: %d %s", status, kind)
 	}
 }
 

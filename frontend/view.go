@@ -224,9 +224,15 @@ func (v *view) url(ctx context.Context, id string) (urlRef, bool) {
 	}
 }
 
-// groups gives the functions of an account whose logs go to a group.
-func (v *view) groups(ctx context.Context, account string) (map[string][]string, error) {
-	byGroup := map[string][]string{}
+// group is where some functions' logs go.
+type group struct {
+	functions []string  // sorted
+	created   time.Time // when the first of them was: nothing has been logged before
+}
+
+// groups gives those of an account by their names.
+func (v *view) groups(ctx context.Context, account string) (map[string]group, error) {
+	byGroup := map[string]group{}
 	for after := ""; ; {
 		page, more, err := v.store.List(ctx, account, after, pageAtHand)
 		if err != nil {
@@ -236,11 +242,16 @@ func (v *view) groups(ctx context.Context, account string) (map[string][]string,
 			if f.Damaged != nil {
 				continue
 			}
-			byGroup[f.Latest.LogGroup] = append(byGroup[f.Latest.LogGroup], f.Name)
+			g := byGroup[f.Latest.LogGroup]
+			if g.created.IsZero() || f.Created.Before(g.created) {
+				g.created = f.Created
+			}
+			g.functions = append(g.functions, f.Name)
+			byGroup[f.Latest.LogGroup] = g
 		}
 		if more == "" {
-			for _, names := range byGroup {
-				slices.Sort(names)
+			for _, g := range byGroup {
+				slices.Sort(g.functions)
 			}
 			return byGroup, nil
 		}

@@ -91,7 +91,7 @@ func (w *Worker) newInstance(s invokewire.Start) (*instance, error) {
 	}
 	i.used.Store(min(reserve, int64(s.Spec.Memory)<<20))
 	var err error
-	i.log, err = w.logs.open(s.Spec.Account, s.Spec.Function, streamName(i.since, s.Spec.Version, hex.EncodeToString(random[:])))
+	i.log, err = w.logs.open(s.Spec.Account, s.Spec.Function, streamName(i.since, &s.Spec, hex.EncodeToString(random[:])))
 	return i, err
 }
 

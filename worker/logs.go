@@ -85,9 +85,14 @@ func (l *logStore) limit(dir string) int64 {
 
 func (l *logStore) grown(n int64) { l.bytes.Add(n) }
 
-// streamName is YYYY/MM/DD/[version]32hex.
-func streamName(now time.Time, version, hex string) string {
-	return now.UTC().Format("2006/01/02/") + "[" + version + "]" + hex
+// streamName is YYYY/MM/DD/[version]32hex, with the function's name before the
+// version if the group is not its own: others may write to it too.
+func streamName(now time.Time, s *invokewire.Spec, hex string) string {
+	of := s.Function
+	if s.LogGroup == "/aws/lambda/"+of {
+		of = ""
+	}
+	return now.UTC().Format("2006/01/02/") + of + "[" + s.Version + "]" + hex
 }
 
 // folder is a function's, if the names are such that can be.

@@ -438,3 +438,12 @@ func TestLogReadsTakeTurns(t *testing.T) {
 		}
 	})
 }
+
+func TestStreamName(t *testing.T) {
+	day := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for group, want := range map[string]string{"/aws/lambda/f": "2026/01/02/[3]00ff", "/aws/lambda/g": "2026/01/02/f[3]00ff"} {
+		if got := streamName(day, &invokewire.Spec{Function: "f", Version: "3", LogGroup: group}, "00ff"); got != want {
+			t.Errorf("%s: %s, want %s", group, got, want)
+		}
+	}
+}

@@ -90,6 +90,42 @@ func TestReportsTellColdFromWarm(t *testing.T) {
 	}
 }
 
+// Reports of both formats are read, and nothing else is.
+func TestParseReport(t *testing.T) {
+	for line, want := range map[string]invokeReport{
+		"REPORT RequestId: a\tDuration: 5.50 ms\tBilled Duration: 20 ms\tMemory Size: 128 MB\tMax Memory Used: 9 MB\tInit Duration: 14.25 ms\t\n":                                              {"a", 5.5, 14.25, true},
+		"REPORT RequestId: a\tDuration: 5.50 ms\tBilled Duration: 6 ms\tMemory Size: 128 MB\tMax Memory Used: 9 MB\tStatus: timeout":                                                           {"a", 5.5, 0, false},
+		`{"time":"2026-01-01T00:00:00.000Z","type":"platform.report","record":{"metrics":{"billedDurationMs":20,"durationMs":5.5,"initDurationMs":14.25},"requestId":"a","status":"success"}}`: {"a", 5.5, 14.25, true},
+		`{"type":"platform.report","record":{"metrics":{"durationMs":5.5},"requestId":"a"}}`:                                                                                                   {"a", 5.5, 0, false},
+	} {
+		if got, ok := parseReport(line); !ok || got != want {
+			t.Errorf("%s: %+v, %v", line, got, ok)
+		}
+	}
+	for _, line := range []string{"", "REPORT of mine", `{"type":"platform.runtimeDone","record":{"requestId":"a"}}`, `"platform.report"`} {
+		if got, ok := parseReport(line); ok {
+			t.Errorf("%s: %+v", line, got)
+		}
+	}
+}
+
+// Of a group that functions share, each has its own streams.
+func TestStreamsOfALog(t *testing.T) {
+	l := functionLog{"/my/group", "f"}
+	for stream, want := range map[string]bool{
+		"2026/01/01/f[$LATEST]00ff": true, "2026/01/01/[3]00ff": true, "2026/01/01/g[$LATEST]00ff": false, "2026/01/01/ff[1]00ff": false,
+	} {
+		if l.has(stream) != want {
+			t.Errorf("%s: %v", stream, !want)
+		}
+	}
+	for _, name := range []string{"f", "f:live", "arn:aws:lambda:us-east-1:000000000000:function:f:3", "000000000000:function:f"} {
+		if got := usualLog(name); got != (functionLog{"/aws/lambda/f", "f"}) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
 // A start from nothing finds no chunk in the worker's cache but what is pinned,
 // and no page of any file in memory, neither of what was read nor of what was
 // written a moment ago.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -274,9 +273,6 @@ type coldSample struct {
 	cold                  bool
 }
 
-// reportID finds a REPORT line's request.
-var reportID = regexp.MustCompile(`^REPORT RequestId: (\S+)\t`)
-
 // reports waits until the log tells the end of all that was sent.
 func (b *coldBench) reports(ctx context.Context, function string, began time.Time, sent []sentEvent) ([]coldSample, error) {
 	open := map[string]sentEvent{}
@@ -293,7 +289,7 @@ func (b *coldBench) reports(ctx context.Context, function string, began time.Tim
 	}
 	read := reports{open: open, seen: map[string]bool{}}
 	err := b.until(ctx, "some invokes have no REPORT", b.Hold*time.Duration(1+b.Parallel)+startPatience, func() (bool, error) {
-		err := b.events(ctx, logGroup(function), "REPORT", began, read.take)
+		err := b.events(ctx, usualLog(function), anyReport, began, read.take)
 		if groupMissing(err) {
 			err = nil // nothing has been logged yet
 		}
@@ -314,21 +310,15 @@ type reports struct {
 
 // take takes a line.
 func (r *reports) take(e logtypes.FilteredLogEvent) error {
-	line := aws.ToString(e.Message)
-	id, m := reportID.FindStringSubmatch(line), reportLine.FindStringSubmatch(line)
-	if id == nil || m == nil {
-		return nil
-	}
-	s, waits := r.open[id[1]]
+	told, _ := parseReport(aws.ToString(e.Message))
+	s, waits := r.open[told.id]
 	if !waits {
 		return nil
 	}
-	delete(r.open, id[1])
-	one := coldSample{stream: aws.ToString(e.LogStreamName), total: s.total}
-	one.duration, _ = strconv.ParseFloat(m[1], 64) // digits and dots
-	if m[2] != "" && !r.seen[one.stream] {
-		one.cold = true
-		one.init, _ = strconv.ParseFloat(m[2], 64)
+	delete(r.open, told.id)
+	one := coldSample{stream: aws.ToString(e.LogStreamName), total: s.total, duration: told.duration}
+	if told.cold && !r.seen[one.stream] {
+		one.cold, one.init = true, told.init
 	}
 	r.seen[one.stream] = true
 	if one.total == 0 {

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -18,6 +20,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs"
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs/types"
+	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	lambdatypes "github.com/aws/aws-sdk-go-v2/service/lambda/types"
 )
 
 const (
@@ -28,18 +32,42 @@ const (
 	logLate = 2 * time.Second
 )
 
-// logGroup is where a function's log is, whatever qualifier it is named with.
-func logGroup(name string) string {
+// functionLog is where a function's log is.
+type functionLog struct{ group, function string }
+
+// usualLog is the log of a function that has no other group, whatever qualifier it
+// is named with.
+func usualLog(name string) functionLog {
 	if i := strings.LastIndex(name, ":function:"); i >= 0 {
 		name = name[i+len(":function:"):]
 	}
 	name, _, _ = strings.Cut(name, ":")
-	return "/aws/lambda/" + name
+	return functionLog{"/aws/lambda/" + name, name}
 }
 
-// events gives a group's events since a time, in order, page after page.
-func (p *platform) events(ctx context.Context, group, pattern string, since time.Time, each func(types.FilteredLogEvent) error) error {
-	in := &cloudwatchlogs.FilterLogEventsInput{LogGroupName: &group, StartTime: aws.Int64(since.UnixMilli())}
+// logOf asks for the group that a function has. One that is gone had the usual one.
+func (p *platform) logOf(ctx context.Context, name string) (functionLog, error) {
+	l := usualLog(name)
+	f, err := p.functions.GetFunctionConfiguration(ctx, &lambda.GetFunctionConfigurationInput{FunctionName: &l.function})
+	if missing := (*lambdatypes.ResourceNotFoundException)(nil); err != nil && !errors.As(err, &missing) {
+		return l, plain(err)
+	}
+	if err == nil && f.LoggingConfig != nil {
+		l.group = cmp.Or(aws.ToString(f.LoggingConfig.LogGroup), l.group)
+	}
+	return l, nil
+}
+
+// has tells whether a stream of the group is the function's: those of a group that
+// others may share are named DATE/FUNCTION[VERSION]ID, else DATE/[VERSION]ID.
+func (l functionLog) has(stream string) bool {
+	of, _, _ := strings.Cut(stream[strings.LastIndexByte(stream, '/')+1:], "[")
+	return of == "" || of == l.function
+}
+
+// events gives a log's events since a time, in order, page after page.
+func (p *platform) events(ctx context.Context, l functionLog, pattern string, since time.Time, each func(types.FilteredLogEvent) error) error {
+	in := &cloudwatchlogs.FilterLogEventsInput{LogGroupName: &l.group, StartTime: aws.Int64(since.UnixMilli())}
 	if pattern != "" {
 		in.FilterPattern = &pattern
 	}
@@ -50,6 +78,9 @@ func (p *platform) events(ctx context.Context, group, pattern string, since time
 			return plain(err)
 		}
 		for _, e := range page.Events {
+			if !l.has(aws.ToString(e.LogStreamName)) {
+				continue
+			}
 			if err := each(e); err != nil {
 				return err
 			}
@@ -64,12 +95,16 @@ func (c *logsCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
+	from, err := p.logOf(ctx, c.Name)
+	if err != nil {
+		return err
+	}
 	look := time.NewTicker(logLook)
 	defer look.Stop()
 	since := time.Now().Add(-c.Since)
 	newest, shown := since, map[string]time.Time{} // by event's id
 	for {
-		err := p.events(ctx, logGroup(c.Name), "", since, func(e types.FilteredLogEvent) error {
+		err := p.events(ctx, from, "", since, func(e types.FilteredLogEvent) error {
 			id := aws.ToString(e.EventId)
 			if _, again := shown[id]; again {
 				return nil
@@ -105,8 +140,46 @@ func (c *logsCmd) show(g *Globals, e types.FilteredLogEvent, at time.Time) error
 	return err
 }
 
-// reportLine finds the milliseconds of a REPORT line.
-var reportLine = regexp.MustCompile(`^REPORT RequestId: \S+\tDuration: ([0-9.]+) ms\tBilled Duration: \d+ ms\tMemory Size: \d+ MB\tMax Memory Used: \d+ MB\t(?:Init Duration: ([0-9.]+) ms\t)?`)
+// anyReport is the filter for what parseReport reads.
+const anyReport = `?REPORT ?"platform.report"`
+
+// invokeReport is the end of an invoke as a log tells it.
+type invokeReport struct {
+	id             string
+	duration, init float64 // milliseconds
+	cold           bool    // init is told
+}
+
+// parseReport reads a line of a log, of either format; false: it is no report.
+func parseReport(line string) (r invokeReport, ok bool) {
+	if m := reportLine.FindStringSubmatch(line); m != nil {
+		r.id, r.cold = m[1], m[3] != ""
+		r.duration, _ = strconv.ParseFloat(m[2], 64) // digits and dots
+		r.init, _ = strconv.ParseFloat(m[3], 64)
+		return r, true
+	}
+	var event struct {
+		Type   string
+		Record struct {
+			RequestID string
+			Metrics   struct {
+				DurationMs     float64
+				InitDurationMs *float64
+			}
+		}
+	}
+	if json.Unmarshal([]byte(line), &event) != nil || event.Type != "platform.report" {
+		return r, false
+	}
+	r.id, r.duration = event.Record.RequestID, event.Record.Metrics.DurationMs
+	if init := event.Record.Metrics.InitDurationMs; init != nil {
+		r.init, r.cold = *init, true
+	}
+	return r, true
+}
+
+// reportLine finds a REPORT line's request and milliseconds.
+var reportLine = regexp.MustCompile(`^REPORT RequestId: (\S+)\tDuration: ([0-9.]+) ms\tBilled Duration: \d+ ms\tMemory Size: \d+ MB\tMax Memory Used: \d+ MB\t(?:Init Duration: ([0-9.]+) ms\t)?`)
 
 // summary is a table's row: milliseconds.
 type summary struct {
@@ -142,16 +215,18 @@ func (c *coldstartsCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	var inits, durations []float64
 	all := 0
-	err = p.events(ctx, logGroup(c.Name), "REPORT", time.Now().Add(-c.Since), func(e types.FilteredLogEvent) error {
-		m := reportLine.FindStringSubmatch(aws.ToString(e.Message))
-		if m == nil {
+	from, err := p.logOf(ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	err = p.events(ctx, from, anyReport, time.Now().Add(-c.Since), func(e types.FilteredLogEvent) error {
+		r, ok := parseReport(aws.ToString(e.Message))
+		if !ok {
 			return nil
 		}
 		all++
-		if m[2] != "" {
-			init, _ := strconv.ParseFloat(m[2], 64) // digits and dots
-			duration, _ := strconv.ParseFloat(m[1], 64)
-			inits, durations = append(inits, init), append(durations, duration)
+		if r.cold {
+			inits, durations = append(inits, r.init), append(durations, r.duration)
 		}
 		return nil
 	})
