@@ -5,13 +5,23 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"thaw/text"
 )
 
 // diskReserve is what an instance's /tmp is counted for, in bytes, before more was
 // written: its tables take some, and small files come soon.
 const diskReserve = 4 << 20
+
+// LeastDisk is the least of Options.Disk, in bytes, that an instance starts with:
+// logs may take half.
+const LeastDisk = 2 * diskReserve
+
+// fullEvery is how often the log says at most that the disk is used up.
+const fullEvery = time.Minute
 
 // freeDisk gives half of what is free where the state is: the other half is for
 // all else, and for what instances that work may still write.
@@ -31,6 +41,16 @@ func (w *Worker) disk() int64 {
 		bytes += max(diskReserve, i.written.Load())
 	}
 	return bytes
+}
+
+// tellFull says why a start is refused, now and then. mu is held.
+func (w *Worker) tellFull(now time.Time) {
+	if now.Sub(w.toldFull) < fullEvery {
+		return
+	}
+	w.toldFull = now
+	w.log.Warn("starts are refused: the disk that /tmp and logs may take is used up: give the worker more (--disk), or end what writes so much",
+		"used", text.Bytes(w.disk()), "limit", text.Bytes(w.o.Disk), "logs", text.Bytes(w.logs.bytes.Load()), "instances", len(w.instances))
 }
 
 // tmp is what the files of instances take, as far as they were measured.

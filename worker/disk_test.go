@@ -1,7 +1,9 @@
 package worker
 
 import (
+	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -52,6 +54,28 @@ func TestDiskLimit(t *testing.T) {
 	r.do("DELETE", "/instances/busy?force", nil).Body.Close()
 	if got := <-done; got.failed == "" {
 		t.Errorf("%+v", got)
+	}
+}
+
+// Why starts are refused is in the log, once a minute.
+func TestDiskFullTold(t *testing.T) {
+	var said strings.Builder
+	log := slog.New(slog.NewTextHandler(&said, nil))
+	w := &Worker{o: Options{Disk: LeastDisk, Memory: 1 << 30}, log: log, logs: newLogStore(t.TempDir(), LogLimits{}, log), open: true}
+	w.logs.bytes.Store(LeastDisk/2 + 1)
+	for range 2 {
+		if err := w.start(invokewire.Start{ID: "i"}); !errors.Is(err, errDisk) {
+			t.Fatal(err)
+		}
+	}
+	if got := said.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `level=WARN`) || !strings.Contains(got, `used="4.0 MiB" limit="8.0 MiB" logs="4.0 MiB" instances=0`) {
+		t.Errorf("%q", got)
+	}
+	first := w.toldFull
+	w.tellFull(first.Add(fullEvery - 1))
+	w.tellFull(first.Add(fullEvery))
+	if n := strings.Count(said.String(), "\n"); n != 2 {
+		t.Errorf("%d lines, want 2", n)
 	}
 }
 

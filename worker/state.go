@@ -4,6 +4,7 @@ import (
 	"errors"
 	"runtime"
 	"slices"
+	"time"
 
 	"thaw/invokewire"
 )
@@ -36,6 +37,7 @@ func (w *Worker) start(s invokewire.Start) error {
 	case w.used()+min(reserve, int64(s.Spec.Memory)<<20) > w.o.Memory:
 		return errMemory
 	case w.disk()+diskReserve > w.o.Disk:
+		w.tellFull(time.Now())
 		return errDisk
 	}
 	i, err := w.newInstance(s)

@@ -85,7 +85,7 @@ type Options struct {
 	MaxStarts int           // that run at once; 0 = 2 × cores
 	Queue     int           // starts that wait; 0 = 1000
 	Memory    int64         // bytes that instances may take; 0 = three quarters of the machine's
-	Disk      int64         // bytes that instances' /tmp and all logs may take on disk; 0 = half of what is free
+	Disk      int64         // bytes that instances' /tmp and all logs may take on disk, LeastDisk at least; 0 = half of what is free
 	Slots     int           // kept prepared; 0 = MaxStarts, negative = none
 	Keep      time.Duration // how long an image without instances stays mounted; 0 = 10 min
 	Logs      LogLimits
@@ -134,6 +134,7 @@ type Worker struct {
 	open      bool       // starts are admitted
 	instances map[string]*instance
 	users     map[string]uint32 // by tenant
+	toldFull  time.Time         // when tellFull said it last
 }
 
 // New checks the options and finds the runtime.

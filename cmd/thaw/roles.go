@@ -353,8 +353,19 @@ func (c *workerCmd) network(g *Globals) (*network.Network, error) {
 	return network.Open(o)
 }
 
+// checkDisk refuses a limit with which no instance would ever start; 0 is none.
+func checkDisk(limit byteSize) error {
+	if limit == 0 || limit >= worker.LeastDisk {
+		return nil
+	}
+	return fmt.Errorf("--disk %s: want %s at least: with less no function starts", limit, byteSize(worker.LeastDisk))
+}
+
 // options are what does not depend on the fleet.
 func (c *workerCmd) options(g *Globals) (o worker.Options, err error) {
+	if err := checkDisk(c.Disk); err != nil {
+		return o, err
+	}
 	o = worker.Options{ID: c.ID, State: g.State, Runtime: c.Runtime, Memory: int64(c.Memory), Disk: int64(c.Disk), Logger: g.logger(), TTL: fleetTTL}
 	if o.ID = cmp.Or(o.ID, g.membership().Worker); o.ID == "" {
 		if o.ID, err = os.Hostname(); err != nil {

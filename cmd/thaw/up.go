@@ -123,6 +123,9 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	if !accounts.MatchString(c.Account) {
 		return fmt.Errorf("--account %s: want twelve digits", c.Account)
 	}
+	if err := checkDisk(c.Disk); err != nil {
+		return err
+	}
 	if m := g.membership(); m.Cluster != "" {
 		return fmt.Errorf("this machine has joined the fleet of %s: run roles of that here, such as thaw worker, or thaw fleet leave first", m.at())
 	}
