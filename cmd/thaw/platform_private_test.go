@@ -18,10 +18,10 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/vishvananda/netlink"
 
 	"thaw/fleet"
-	"thaw/registry"
 )
 
 // serveTLS serves h at a host's address, in a network namespace or, if there is
@@ -60,8 +60,15 @@ type guarded string // its address
 // trusts it.
 func newGuarded(t *testing.T, layout string) guarded {
 	t.Helper()
-	h, err := registry.New(t.TempDir(), registry.Options{Allow: func(user, password, _ string, _ bool) bool { return user == "somebody" && password == canary }})
-	try(t, err)
+	all := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "somebody" || password != canary {
+			w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
+			return
+		}
+		all.ServeHTTP(w, r)
+	})
 	of := fleet.Dir(t.TempDir())
 	address := serveTLS(t, h, "127.0.0.1", "", of)
 	t.Setenv("SSL_CERT_FILE", certificates(of)) // besides those in the system's folder
