@@ -152,7 +152,8 @@ func (l *line) ask(c *caller) error {
 }
 
 // BenchmarkWarm invokes a function that is warm: one client, an open loop, and
-// as much as goes, the last in turns with a bare HTTP server that echoes. All
+// as much as goes, the last in turns with a bare HTTP server that echoes, and with
+// the function held to one thread of Go, as its variables may have it. All
 // roles are processes, signatures are checked, REPORT lines written, instances
 // frozen when they idle.
 func BenchmarkWarm(b *testing.B) {
@@ -186,14 +187,19 @@ func BenchmarkWarm(b *testing.B) {
 			q, err := http.NewRequest(http.MethodPost, bare.URL, bytes.NewReader(payload))
 			try(b, err)
 			plain := newCaller(b, q, payload)
-			var ours, theirs []float64
+			timed(b, r.thaw, r.args("deploy", "one", "oci:"+corpus(b, "fn-go"), "--memory", memory, "-e", "GOMAXPROCS=1")...)
+			one := r.caller(b, "one", payload)
+			saturate(b, one) // so that as many instances are warm
+			var ours, theirs, ones []float64
 			var ratio Ratios
 			for range warmRounds {
 				ours = append(ours, saturate(b, c))
+				ones = append(ones, saturate(b, one))
 				theirs = append(theirs, saturate(b, plain))
 				ratio = append(ratio, ours[len(ours)-1]/theirs[len(theirs)-1])
 			}
-			b.Logf("claim: %d clients: %.0f invokes/s, bare echo %.0f/s, ours ÷ bare %s", warmClients, slices.Max(ours), slices.Max(theirs), ratio)
+			b.Logf("claim: %d clients: %.0f to %.0f invokes/s, bare echo %.0f/s, ours ÷ bare %s", warmClients, slices.Min(ours), slices.Max(ours), slices.Max(theirs), ratio)
+			b.Logf("claim: %d clients of the function with GOMAXPROCS=1: %.0f to %.0f invokes/s", warmClients, slices.Min(ones), slices.Max(ones))
 		}
 	}
 }
