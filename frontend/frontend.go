@@ -64,6 +64,9 @@ type Options struct {
 	// Endpoint is the URL of this door as clients reach it; function URLs are
 	// made of it.
 	Endpoint string
+	// URLDomain is what function URLs end with; "": Endpoint's host name, or
+	// localhost, which resolves whatever is in front, if that is an address.
+	URLDomain string
 	// Inside is the same as functions reach it, for their AWS_ENDPOINT_URL;
 	// empty: they are told none.
 	Inside string
@@ -161,17 +164,17 @@ func New(o Options) *Frontend {
 	return f
 }
 
-// urlOf makes a function URL's address: a host name of its own under the
-// endpoint's, or under localhost, which resolves whatever is in front.
+// urlOf makes a function URL's address: a host name of its own.
 func (f *Frontend) urlOf(id string) string {
 	u, err := url.Parse(f.options.Endpoint)
 	if err != nil || u.Host == "" {
-		return "http://" + id + urlLabel + f.options.Region + ".localhost/"
+		u = &url.URL{Scheme: "http"}
 	}
 	host := u.Hostname()
-	if net.ParseIP(host) != nil {
+	if host == "" || net.ParseIP(host) != nil {
 		host = "localhost"
 	}
+	host = cmp.Or(f.options.URLDomain, host)
 	host = id + urlLabel + f.options.Region + "." + host
 	if port := u.Port(); port != "" {
 		host = net.JoinHostPort(host, port)

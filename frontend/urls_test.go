@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,30 @@ func withURL(u functions.URL) func(*functions.Function) {
 		f.Policies = map[string][]functions.Statement{"": {
 			{Sid: "open", Action: "lambda:InvokeFunctionUrl", Principal: "*", URLAuth: "NONE"},
 		}}
+	}
+}
+
+// A function URL has the door's scheme and port, and the domain that is said, or
+// else the door's own name, or localhost if that is an address.
+func TestURLOf(t *testing.T) {
+	for _, c := range []struct{ endpoint, domain, want string }{
+		{"", "", "http://abc.lambda-url.us-east-1.localhost/"},
+		{"", "x.example", "http://abc.lambda-url.us-east-1.x.example/"},
+		{"http://127.0.0.1:9000", "", "http://abc.lambda-url.us-east-1.localhost:9000/"},
+		{"https://10.0.0.5:9000", "x.example", "https://abc.lambda-url.us-east-1.x.example:9000/"},
+		{"https://api.example:443", "", "https://abc.lambda-url.us-east-1.api.example:443/"},
+		{"https://api.example", "x.example", "https://abc.lambda-url.us-east-1.x.example/"},
+	} {
+		f := &Frontend{options: Options{Region: testRegion, Endpoint: c.endpoint, URLDomain: c.domain}}
+		got := f.urlOf("abc")
+		if got != c.want {
+			t.Errorf("%q, %q: %s, want %s", c.endpoint, c.domain, got, c.want)
+		}
+		if u, err := url.Parse(got); err != nil {
+			t.Error(err)
+		} else if id, ok := isURLHost(u.Hostname()); !ok || id != "abc" {
+			t.Errorf("%s leads to %q, %v", got, id, ok)
+		}
 	}
 }
 

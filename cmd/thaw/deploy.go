@@ -254,18 +254,21 @@ func (c *functionsCmd) Run(ctx context.Context, g *Globals) error {
 			return plain(err)
 		}
 		for _, f := range page.Functions {
-			state := types.State("Deleted")   // just now
-			if f.State == types.StateFailed { // only that is listed, of what cannot be read
-				state = types.State("Failed: " + text.Line(aws.ToString(f.StateReason)))
+			state, update := "Deleted", types.LastUpdateStatus("") // just now
+			if f.State == types.StateFailed {                      // only that is listed, of what cannot be read
+				state = "Failed: " + text.Line(aws.ToString(f.StateReason))
 			} else if now, err := p.functions.GetFunctionConfiguration(ctx, &lambda.GetFunctionConfigurationInput{FunctionName: f.FunctionName}); err == nil {
-				state = now.State // lists leave it out
+				state, update = string(now.State), now.LastUpdateStatus // lists leave them out
 			}
 			if c.JSON {
 				err = json.NewEncoder(g.stdout).Encode(map[string]any{
-					"name": aws.ToString(f.FunctionName), "state": state, "memory_mb": aws.ToInt32(f.MemorySize), "timeout_s": aws.ToInt32(f.Timeout),
+					"name": aws.ToString(f.FunctionName), "state": state, "last_update_status": update, "memory_mb": aws.ToInt32(f.MemorySize), "timeout_s": aws.ToInt32(f.Timeout),
 					"bytes": f.CodeSize, "changed": aws.ToString(f.LastModified), "arn": aws.ToString(f.FunctionArn),
 				})
 			} else {
+				if state == string(types.StateActive) && update == types.LastUpdateStatusFailed {
+					state += ", update failed"
+				}
 				_, err = fmt.Fprintf(w, "%s\t%s\t%d MB\t%d s\t%s\t%s\n", aws.ToString(f.FunctionName), state, aws.ToInt32(f.MemorySize), aws.ToInt32(f.Timeout), text.Bytes(f.CodeSize), aws.ToString(f.LastModified))
 			}
 			if err != nil {

@@ -85,7 +85,7 @@ func (c *frontendCmd) Run(ctx context.Context, g *Globals) error {
 		c.Endpoint = scheme + f.address()
 	}
 	door := frontend.New(frontend.Options{
-		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, Leases: f.fleet, Store: store, Client: f.client,
+		ID: "frontend-" + f.address(), Token: f.token, Region: c.Region, Endpoint: c.Endpoint, URLDomain: c.URLDomain, Leases: f.fleet, Store: store, Client: f.client,
 		Inside: "http://" + net.JoinHostPort(worker.GatewayName, strconv.Itoa(apiDoor)), NoNetwork: c.Network == "none",
 		Keys: access, Queue: queue, Packages: packages{g}, Runtimes: runtimeNames(runtimes),
 		Tenant: g.tenantOf, Keeper: held.keeper, Objects: objects, Scratch: g.fleetPath(), Log: g.logger(),

@@ -45,14 +45,19 @@ type s3Flags struct {
 
 // identityFlags are what functions and clients see of the platform.
 type identityFlags struct {
-	Region  string `help:"Region in ARNs and signatures (us-east-1)." default:"us-east-1" env:"THAW_REGION" placeholder:"R"`
-	Network string `help:"What functions reach besides themselves: egress, the outside and the Lambda API; or none (egress)." enum:"egress,none" default:"egress" env:"THAW_NETWORK" placeholder:"WHAT"`
+	Region    string `help:"Region in ARNs and signatures (us-east-1)." default:"us-east-1" env:"THAW_REGION" placeholder:"R"`
+	URLDomain string `name:"url-domain" help:"Domain of function URLs, ID.lambda-url.REGION.DOMAIN: its wildcard name has to lead to the Lambda API, and the certificate to cover it (the host name under which clients reach the API; localhost if that is an address)." env:"THAW_URL_DOMAIN" placeholder:"DOMAIN"`
+	Network   string `help:"What functions reach besides themselves: egress, the outside and the Lambda API; or none (egress)." enum:"egress,none" default:"egress" env:"THAW_NETWORK" placeholder:"WHAT"`
 }
 
-// Validate refuses a region that is no host's label: function URLs have it.
+// Validate refuses a region that is no host's label, and a domain that is none:
+// function URLs have both.
 func (f identityFlags) Validate() error {
 	if !regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`).MatchString(f.Region) {
 		return fmt.Errorf("--region %s: want lower-case letters, digits and hyphens, at most 63, such as us-east-1", f.Region)
+	}
+	if !regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*)?$`).MatchString(f.URLDomain) {
+		return fmt.Errorf("--url-domain %s: want a domain in lower case, without a port, such as example.com", f.URLDomain)
 	}
 	return nil
 }

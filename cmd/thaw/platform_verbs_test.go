@@ -97,6 +97,12 @@ func (r *region) deployedAgain(t *testing.T) {
 	if e := r.thaw("deploy", "hello", r.registry+"/team/none:1"); e.code != 1 || e.out != "" || strings.Count(e.stderr, "\n") != 1 || !strings.Contains(e.stderr, "it is invoked as it was") {
 		t.Errorf("deployed from nowhere: %+v", e)
 	}
+	if out := r.must("functions"); !strings.Contains(out, "Active, update failed") {
+		t.Errorf("functions: %s", out)
+	}
+	if out := r.must("functions", "--json"); !strings.Contains(out, `"last_update_status":"Failed"`) || !strings.Contains(out, `"state":"Active"`) {
+		t.Errorf("functions --json: %s", out)
+	}
 	is("hello", "$LATEST")
 }
 

@@ -255,7 +255,7 @@ func (up *platformUp) roles() []role {
 	return append(all, cluster,
 		listen("builder", up.Registry, role{args: common("builder", runtimes, "--max-image="+up.MaxImage.String(), "--account="+up.Account)}),
 		listen("manager", up.ports.manager, role{args: common("manager")}),
-		listen("frontend", up.Listen, role{args: common("frontend", append(up.tlsArgs(), "--s3="+up.S3, "--region="+up.Region, "--network="+up.Network, runtimes)...)}),
+		listen("frontend", up.Listen, role{args: common("frontend", append(up.tlsArgs(), "--s3="+up.S3, "--region="+up.Region, "--url-domain="+up.URLDomain, "--network="+up.Network, runtimes)...)}),
 		listen("worker", up.ports.worker, role{args: func() []string {
 			args := common("worker", "--memory="+byteSize(up.plan.instances).String(), "--runtime="+up.Runtime, "--api="+up.at.get("frontend", ""))()
 			for _, cidr := range up.Allow {
