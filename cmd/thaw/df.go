@@ -20,7 +20,7 @@ type dfCmd struct {
 func (dfCmd) Help() string {
 	return `Counts stored bytes of chunks, for all tenants of the origin. ALONE is what no other image has, so
 what removing the image would make reclaimable; SHARED is what others have too. Reclaimable
-chunks are in no image; a layer's recipe may still name them.
+chunks are in no image; a layer's recipe may still name them. Nothing removes them yet.
 
   thaw df
   thaw df --json | jq 'select(.kind == "root").reclaimable_bytes'`

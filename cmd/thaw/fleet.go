@@ -197,7 +197,8 @@ func (c *envCmd) Run(g *Globals) error {
 		return err
 	}
 	vars := [][2]string{
-		{"AWS_ENDPOINT_URL", r.Endpoint}, {"AWS_ACCESS_KEY_ID", pair.ID}, {"AWS_SECRET_ACCESS_KEY", pair.Secret},
+		{"AWS_ENDPOINT_URL", r.Endpoint}, // for clients that do not read the next two, which go before it
+		{"AWS_ENDPOINT_URL_LAMBDA", r.Endpoint}, {"AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", r.Endpoint}, {"AWS_ACCESS_KEY_ID", pair.ID}, {"AWS_SECRET_ACCESS_KEY", pair.Secret},
 		{"AWS_DEFAULT_REGION", r.Region}, {"AWS_REGION", r.Region}, {"AWS_SESSION_TOKEN", ""}, {"AWS_PROFILE", ""},
 	}
 	if r.CA != "" {

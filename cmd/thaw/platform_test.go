@@ -77,6 +77,9 @@ func (r *region) find(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.endpoint = vars["AWS_ENDPOINT_URL"]
+	if vars["AWS_ENDPOINT_URL_LAMBDA"] != r.endpoint || vars["AWS_ENDPOINT_URL_CLOUDWATCH_LOGS"] != r.endpoint {
+		t.Errorf("the environment has other endpoints than %s: %v", r.endpoint, slices.Sorted(maps.Keys(vars)))
+	}
 	r.env = append(os.Environ(), "AWS_EC2_METADATA_DISABLED=true", "AWS_PAGER=", "HOME="+t.TempDir())
 	for k, v := range vars {
 		r.env = append(r.env, k+"="+v)

@@ -21,7 +21,7 @@ type rmCmd struct {
 // Help teaches by example.
 func (rmCmd) Help() string {
 	return `A name is removed; the image goes with its last name. An image given by its id goes if it has
-one name at most. Chunks stay in the origin until they are collected: others may share them.
+one name at most. Chunks stay in the origin: others may share them, and nothing collects them yet.
 
   thaw rm app
   thaw rm 3f2a91`
