@@ -3,6 +3,7 @@ package builder
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -101,6 +103,28 @@ func LoadRuntimes(file string) (Runtimes, error) {
 		}
 	}
 	return t.Runtimes, nil
+}
+
+// Check fails if a base image that is to be on this machine, in a folder or an
+// archive, is not there, or cannot be used.
+func (r Runtimes) Check(ctx context.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(r)) {
+		if !onDisk(r[name]) {
+			continue
+		}
+		img, err := oci.Open(ctx, r[name], oci.Options{Platform: "linux/" + runtime.GOARCH})
+		if err != nil {
+			return fmt.Errorf("the base image of runtime %s (runtimes.toml): %w", name, err)
+		}
+		img.Close()
+	}
+	return nil
+}
+
+// onDisk tells a source that is a folder or an archive.
+func onDisk(source string) bool {
+	kind, _, _ := strings.Cut(source, ":")
+	return slices.Contains([]string{"oci", "oci-archive", "docker-archive"}, kind)
 }
 
 // check refuses a runtime that nothing was mapped to.

@@ -262,7 +262,11 @@ func (m *Images) overBase(ctx context.Context, j *Job, layer oci.Tar) (*oci.Imag
 	}
 	base, err := oci.Open(ctx, source, oci.Options{Platform: "linux/" + runtime.GOARCH, PlainHTTP: m.plainHTTP(source)})
 	if err != nil {
-		return nil, fmt.Errorf("the base image of runtime %s (runtimes.toml): %w", j.Version.Runtime, err)
+		err = fmt.Errorf("the base image of runtime %s (runtimes.toml): %w", j.Version.Runtime, err)
+		if onDisk(source) && errors.Is(err, oci.ErrNotFound) { // and is not soon
+			err = Refuse(InternalError, "%s", sentence(err))
+		}
+		return nil, err
 	}
 	img, err := oci.Compose(base, change, layer)
 	if err != nil {

@@ -380,9 +380,7 @@ func TestZipPackages(t *testing.T) {
 	w.refused(pkg("py", "ruby3.4"), InvalidImage, `"ruby3.4" is not mapped to a base image (runtimes.toml; there are python3.12, python3.13)`)
 	w.refused(pkg("py", "provided.al2023"), InvalidImage, "no file bootstrap")
 	w.refused(pkg("bad", "python3.13"), InvalidImage, "no whole zip")
-	if _, err := w.Build(t.Context(), pkg("py", "python3.12")); err == nil || !strings.Contains(err.Error(), "the base image of runtime python3.12") {
-		t.Errorf("got %v", err) // the operator's mistake, and no user's
-	}
+	w.refused(pkg("py", "python3.12"), InternalError, "the base image of runtime python3.12 (runtimes.toml): oci: oci:/nowhere: no such folder") // the operator's mistake, and no user's
 }
 
 // TestZipsShareChunks is the measured answer to "are zips cached the same way?":
@@ -482,6 +480,24 @@ func TestLoadRuntimes(t *testing.T) {
 		r, err := LoadRuntimes(file)
 		if (err != nil) != (want == "") || want != "" && fmt.Sprint(r) != want || strings.Contains(fmt.Sprint(err), "\n") {
 			t.Errorf("%q: %v, %v", text, r, err)
+		}
+	}
+}
+
+// Bases that are to be on this machine are looked for; a registry is not asked.
+func TestCheckRuntimes(t *testing.T) {
+	there := testoci.Layout(t, filepath.Join(t.TempDir(), "base"), nil, testoci.Tar(t, testoci.File("a", []byte("x"))))
+	for _, c := range []struct {
+		runtimes Runtimes
+		want     string // in the error; "": none
+	}{
+		{nil, ""},
+		{Runtimes{"a": there, "b": "docker://registry.invalid/base:1"}, ""},
+		{Runtimes{"a": there, "b": "oci:/nowhere"}, "the base image of runtime b (runtimes.toml): oci: oci:/nowhere: no such folder"},
+		{Runtimes{"a": "oci-archive:/nowhere.tar"}, "the base image of runtime a"},
+	} {
+		if err := c.runtimes.Check(t.Context()); (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n")) {
+			t.Errorf("%v: %v", c.runtimes, err)
 		}
 	}
 }

@@ -22,7 +22,7 @@ type upCmd struct {
 	ZoneMemory byteSize `help:"Memory that these nodes take together (5 % of the budget, 16 MiB each at least)."`
 	ZoneDisk   byteSize `help:"Bytes of disk that these nodes take together, at once (5 % of what is free, 20 MiB each at least)."`
 	Runtime    string   `help:"OCI runtime of instances: runc, crun, runsc, or a path (the best that this machine can run)." placeholder:"R"`
-	Runtimes   string   `help:"TOML file that maps names of runtimes to base images, for zip packages, [runtimes] and lines NAME = IMAGE in quotes (STATE/runtimes.toml)." type:"path" placeholder:"FILE"`
+	Runtimes   string   `help:"TOML file that maps names of runtimes to base images, for zip packages, [runtimes] and lines NAME = IMAGE in quotes (STATE/runtimes.toml)." type:"existingfile" placeholder:"FILE"`
 	Allow      []string `help:"Private addresses that functions may reach; they reach none by themselves." placeholder:"CIDR"`
 	Metrics    string   `help:"Address where Prometheus gets the numbers of all roles, such as 127.0.0.1:9101 (none)." env:"THAW_METRICS" placeholder:"HOST:PORT"`
 	CABundle   string   `name:"ca-bundle" help:"File of certificates, in PEM, that functions trust besides those of their images." type:"existingfile" placeholder:"FILE"`

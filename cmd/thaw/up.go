@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"thaw/builder"
 	"thaw/fleet"
 	"thaw/text"
 )
@@ -136,6 +137,11 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	if err := os.MkdirAll(g.fleetPath(), 0o700); err != nil {
 		return err
 	}
+	if runtimes, err := builder.LoadRuntimes(c.runtimes(g)); err != nil {
+		return err
+	} else if err := runtimes.Check(ctx); err != nil {
+		return err
+	}
 	lock, err := os.OpenFile(g.fleetPath("lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -153,6 +159,11 @@ func (c *upCmd) Run(ctx context.Context, g *Globals) error {
 	p, err := c.plan(g.State)
 	if err != nil {
 		return err
+	}
+	if g.Zone == "" {
+		if err := g.sweepNodes(p.nodes); err != nil {
+			return err
+		}
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -251,7 +262,7 @@ func (up *platformUp) roles() []role {
 			return []string{"--state=" + g.State, "--log-format=" + g.LogFormat, "metrics", "--listen=" + up.at.get("metrics", up.Metrics)}
 		}})
 	}
-	runtimes := "--runtimes=" + up.runtimes()
+	runtimes := "--runtimes=" + up.runtimes(up.g)
 	return append(all, cluster,
 		listen("builder", up.Registry, role{args: common("builder", runtimes, "--max-image="+up.MaxImage.String(), "--account="+up.Account)}),
 		listen("manager", up.ports.manager, role{args: common("manager")}),
@@ -283,11 +294,8 @@ func (c *serverTLS) tlsArgs() (args []string) {
 }
 
 // runtimes is the path of the map of managed runtimes.
-func (up *platformUp) runtimes() string {
-	if up.Runtimes != "" {
-		return up.Runtimes
-	}
-	return filepath.Join(up.g.State, "runtimes.toml")
+func (c *upCmd) runtimes(g *Globals) string {
+	return cmp.Or(c.Runtimes, filepath.Join(g.State, "runtimes.toml"))
 }
 
 // screen says what is taken, where it listens, and what to try next.

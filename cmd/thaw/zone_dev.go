@@ -123,6 +123,56 @@ func (c *zoneServeCmd) child(ctx context.Context, g *Globals, dir string) (*devN
 	return n, os.WriteFile(record, []byte(line), 0o600)
 }
 
+// sweepNodes removes the folders of nodes that dev has run and does not any more:
+// those from the n-th on. What may be anything else, or is in use, stays.
+func (g *Globals) sweepNodes(n int) error {
+	dir, gone := filepath.Join(g.State, "zone"), 0
+	if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+		return nil
+	}
+	for i := n; i < maxDev; i++ {
+		removed, err := removeNode(filepath.Join(dir, strconv.Itoa(i)))
+		if err != nil {
+			return fmt.Errorf("removing what a zone node has left: %w", err)
+		}
+		if removed {
+			gone++
+		}
+	}
+	if gone > 0 {
+		g.logger().Info("removed the caches of zone nodes that are not run any more", "nodes", gone, "folder", dir)
+	}
+	return nil
+}
+
+// removeNode removes a node's folder, if it is surely one and no node runs in it.
+func removeNode(dir string) (removed bool, err error) {
+	info, err := os.Lstat(dir)
+	if err != nil || !info.IsDir() {
+		return false, nil
+	}
+	items, err := os.ReadDir(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, item := range items {
+		if item.Name() != "flash" || !item.IsDir() {
+			if item.Name() != "address" || !item.Type().IsRegular() {
+				return false, nil
+			}
+		}
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "flash", "lock"), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false, nil
+	}
+	defer lock.Close()
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return false, nil
+	}
+	return true, os.RemoveAll(dir)
+}
+
 // awaitFormer waits, for devEnd at most, until the node that has a folder's lock
 // has ended, and left its address before: who had started it was killed.
 func awaitFormer(ctx context.Context, lock string) error {
