@@ -34,10 +34,12 @@ type obituary struct {
 }
 
 // bury keeps an event as a dead letter.
-func (q *Queue) bury(ctx context.Context, e Event, reason string, last Outcome) error {
+func (q *Queue) bury(ctx context.Context, e Event, reason string) error {
+	last := e.Last
+	e.Last = "" // said once
 	m := encode(ownerOf(e.Account, e.Function).dead(e.ID), e)
 	q.counts.dead.WithLabelValues(reason).Inc()
-	m.Header.Set(headerLetter, mustJSON(obituary{time.Now(), reason, last.Reason[:min(len(last.Reason), maxText)]}))
+	m.Header.Set(headerLetter, mustJSON(obituary{time.Now(), reason, last}))
 	return q.publish(ctx, m, fmt.Sprintf("%s/%d/dead/%d", e.ID, e.Attempt, e.Accepted.UnixNano()))
 }
 
@@ -75,7 +77,7 @@ func (q *Queue) Replay(ctx context.Context, account, id string) error {
 	if err := e.check(); err != nil {
 		return err
 	}
-	e.Accepted, e.Attempt, e.Failures, e.Refusals = time.Now(), 0, 0, 0
+	e.Accepted, e.Attempt, e.Failures, e.Refusals, e.Last = time.Now(), 0, 0, 0, ""
 	if err := q.enqueue(ctx, e, e.ID+"/replay/"+strconv.FormatUint(l.Position, 10)); err != nil {
 		return err
 	}

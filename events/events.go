@@ -41,6 +41,8 @@ const (
 	// maxText bounds each text of an event: a client's context is the longest,
 	// with 3,583 bytes of base64.
 	maxText = 8 << 10
+	// maxLast bounds what is kept of how a try ended.
+	maxLast = 1 << 10
 	// maxName bounds ids and names, which become hex in subjects.
 	maxName = 256
 )
@@ -65,6 +67,8 @@ type Event struct {
 	// Refusals counts those since the last failure that were throttled or ended
 	// with an error of the system.
 	Refusals int `json:",omitempty"`
+	// Last is how the last try ended, for people; at most 1 KiB, and may be empty.
+	Last string `json:",omitempty"`
 }
 
 // Invoker tries events. Many events are tried at a time.
@@ -82,7 +86,7 @@ func (e *Event) check() error {
 			return fmt.Errorf("events: the %s of an event has 1 to %d bytes, not %d", what, maxName, len(s))
 		}
 	}
-	for what, s := range map[string]string{"qualifier": e.Qualifier, "client context": e.ClientContext, "trace": e.Trace, "source": e.Source} {
+	for what, s := range map[string]string{"qualifier": e.Qualifier, "client context": e.ClientContext, "trace": e.Trace, "source": e.Source, "last outcome": e.Last} {
 		if len(s) > maxText {
 			return fmt.Errorf("events: the %s of an event has %d bytes, more than %d", what, len(s), maxText)
 		}

@@ -265,7 +265,7 @@ func TestMaxAge(t *testing.T) {
 		}
 		return p
 	}})
-	i := &tries{script: func(events.Event) events.Outcome { return events.Outcome{Kind: events.Throttled} }}
+	i := &tries{script: func(events.Event) events.Outcome { return events.Outcome{Kind: events.Throttled, Reason: "no room"} }}
 	late := event("late", "late")
 	late.Accepted = time.Now().Add(-11 * unit)
 	put(t, q, late)
@@ -273,8 +273,8 @@ func TestMaxAge(t *testing.T) {
 	run(t, q, i)
 	eventually(t, "dead letters", func() bool { return len(letters(t, q)) == 2 })
 	for _, l := range letters(t, q) {
-		if l.Reason != "EventAgeExceeded" {
-			t.Errorf("%s: %s", l.Event.ID, l.Reason)
+		if last := map[string]string{"throttled": "no room"}[l.Event.ID]; l.Reason != "EventAgeExceeded" || l.Last != last {
+			t.Errorf("%s: %s, %q, want %q", l.Event.ID, l.Reason, l.Last, last)
 		}
 	}
 	if n := len(i.of("late")); n != 0 {

@@ -47,7 +47,7 @@ func (r *runner) invoke(l *line, seq uint64, m jetstream.Msg) (settle func(conte
 	defer r.bytes.Add(-size)
 	p := r.o.Policy(r.tries, e).normal()
 	if d := p.Next(0, Outcome{}, time.Since(e.Accepted)); d.Step == Dead {
-		return func(ctx context.Context) error { return r.bury(ctx, e, d.Reason, Outcome{}) }, false
+		return func(ctx context.Context) error { return r.bury(ctx, e, d.Reason) }, false
 	}
 	o := r.invoker.Invoke(r.tries, e)
 	if r.tries.Err() != nil && o.Kind != Succeeded {
@@ -60,21 +60,22 @@ func (r *runner) invoke(l *line, seq uint64, m jetstream.Msg) (settle func(conte
 	case Retry:
 		return func(ctx context.Context) error { return r.delay(ctx, e, time.Now().Add(d.Delay)) }, false
 	case Dead:
-		return func(ctx context.Context) error { return r.bury(ctx, e, d.Reason, o) }, false
+		return func(ctx context.Context) error { return r.bury(ctx, e, d.Reason) }, false
 	}
 	return nil, false
 }
 
 // after counts a try and decides by it.
 func after(e Event, p Policy, o Outcome, age time.Duration) (Event, Decision) {
+	if o.Kind == Untried { // an invoker that does not say is broken
+		o = Outcome{SystemError, "the invoker gave no outcome"}
+	}
 	e.Attempt++
-	switch o.Kind {
-	case FunctionError:
+	e.Last = o.Reason[:min(len(o.Reason), maxLast)]
+	if o.Kind == FunctionError {
 		d := p.Next(e.Failures, o, age)
 		e.Failures, e.Refusals = e.Failures+1, 0
 		return e, d
-	case Untried: // an invoker that does not say is broken
-		o = Outcome{SystemError, "the invoker gave no outcome"}
 	}
 	d := p.Next(e.Refusals, o, age)
 	if o.Kind == Throttled || o.Kind == SystemError {

@@ -5,11 +5,13 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"text/tabwriter"
 	"time"
 
 	"thaw/events"
+	"thaw/functions"
 	"thaw/text"
 )
 
@@ -17,7 +19,7 @@ import (
 const deadPage = 200
 
 // queue opens the queue of the platform that runs, for f.
-func (g *Globals) queue(ctx context.Context, f func(*events.Queue) error) error {
+func (g *Globals) queue(ctx context.Context, f func(*joined, *events.Queue) error) error {
 	m, err := new(fleetFlags).join(ctx, g)
 	if err != nil {
 		return err
@@ -27,17 +29,18 @@ func (g *Globals) queue(ctx context.Context, f func(*events.Queue) error) error 
 	if err != nil {
 		return err
 	}
-	return f(q)
+	return f(m, q)
 }
 
 // Run lists dead letters.
 func (c *eventsListCmd) Run(ctx context.Context, g *Globals) error {
-	return g.queue(ctx, func(q *events.Queue) error {
+	return g.queue(ctx, func(m *joined, q *events.Queue) error {
 		w := tabwriter.NewWriter(g.stdout, 0, 0, 2, ' ', 0)
 		if !c.JSON {
 			fmt.Fprintln(w, "ID\tFUNCTION\tACCEPTED\tTRIES\tREASON\tLAST")
 		}
-		for after := uint64(0); ; {
+		after := uint64(0)
+		for {
 			page, err := q.List(ctx, g.account(""), c.Name, after, deadPage)
 			if err != nil {
 				return err
@@ -56,18 +59,40 @@ func (c *eventsListCmd) Run(ctx context.Context, g *Globals) error {
 				}
 			}
 			if len(page) < deadPage {
-				return w.Flush()
+				break
 			}
 		}
+		if after == 0 && c.Name != "" {
+			if err := c.known(ctx, g, m); err != nil {
+				return err
+			}
+		}
+		return w.Flush()
 	})
+}
+
+// known fails as the API does if there is no such function. Letters of one that
+// was deleted are there still, and are listed.
+func (c *eventsListCmd) known(ctx context.Context, g *Globals, m *joined) error {
+	records, err := m.conn.Records(ctx, functionRecords)
+	if err != nil {
+		return err
+	}
+	id := functions.ID{Account: g.account(""), Name: c.Name}
+	_, err = functions.NewStore(records).Get(ctx, id)
+	if errors.Is(err, functions.ErrNotFound) {
+		r, _ := g.fleet() // of a machine that has joined it says no region
+		return fmt.Errorf("ResourceNotFoundException: Function not found: %s", id.ARN(r.Region, ""))
+	}
+	return err
 }
 
 // Run queues a dead letter again.
 func (c *eventsReplayCmd) Run(ctx context.Context, g *Globals) error {
-	return g.queue(ctx, func(q *events.Queue) error { return q.Replay(ctx, g.account(""), c.ID) })
+	return g.queue(ctx, func(_ *joined, q *events.Queue) error { return q.Replay(ctx, g.account(""), c.ID) })
 }
 
 // Run forgets a dead letter.
 func (c *eventsRemoveCmd) Run(ctx context.Context, g *Globals) error {
-	return g.queue(ctx, func(q *events.Queue) error { return q.Remove(ctx, g.account(""), c.ID) })
+	return g.queue(ctx, func(_ *joined, q *events.Queue) error { return q.Remove(ctx, g.account(""), c.ID) })
 }

@@ -241,7 +241,23 @@ func (c *keysListCmd) Run(ctx context.Context, g *Globals) error {
 	})
 }
 
-// Run makes a key pair worthless.
+// Run makes a key pair worthless. If it was this machine's own, there is another
+// at once: this program's verbs sign with it.
 func (c *keysRevokeCmd) Run(ctx context.Context, g *Globals) error {
-	return g.keyStore(ctx, "", func(s *frontend.KeyStore) error { return s.Revoke(ctx, c.ID) })
+	if err := g.keyStore(ctx, "", func(s *frontend.KeyStore) error { return s.Revoke(ctx, c.ID) }); err != nil {
+		return err
+	}
+	r, err := g.fleet()
+	if errors.Is(err, errNoPlatform) { // thaw up's is on another machine
+		return nil
+	}
+	own, kerr := g.credentials()
+	if err = cmp.Or(err, kerr); err != nil || own.ID != c.ID {
+		return err
+	}
+	if own, err = g.firstKey(ctx, r); err != nil {
+		return fmt.Errorf("it is revoked; it was thaw up's own, which makes another when it starts again: %w", err)
+	}
+	_, err = fmt.Fprintf(g.stdout, "%s was thaw up's own, which has %s now: shells that used it need eval \"$(%sthaw env)\" again\n", c.ID, own.ID, g.stateHint())
+	return err
 }

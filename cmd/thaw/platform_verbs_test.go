@@ -180,8 +180,8 @@ func (r *region) givenUp(t *testing.T, c *lambda.Client) {
 	if out := r.must("events", "hello"); strings.Count(out, "\n") != 2 || !strings.HasPrefix(out, "ID ") || !strings.Contains(out, id+"  hello  ") || !strings.Contains(out, "RetriesExhausted") {
 		t.Errorf("events hello: %s", out)
 	}
-	if out := r.must("events", "other", "--json"); out != "" {
-		t.Errorf("events of another function: %s", out)
+	if e := r.thaw("events", "other"); e.code != 1 || e.out != "" || !strings.HasPrefix(e.stderr, "thaw: ResourceNotFoundException: Function not found: arn:aws:lambda:") || !strings.HasSuffix(e.stderr, ":function:other\n") {
+		t.Errorf("events of no function: %+v", e)
 	}
 	r.must("events", "replay", id)
 	if again, _ := r.letter(t, died); again != id {

@@ -303,7 +303,7 @@ func (up *platformUp) screen(r fleetRecord, pair keyPair) error {
 	_, port, _ := net.SplitHostPort(r.Registry)
 	others := ""
 	if up.Fleet != "" {
-		others = "\n  fleet     " + up.stateHint() + "thaw fleet invite FILE, for each other machine"
+		others = "\n  fleet     " + up.g.stateHint() + "thaw fleet invite FILE, for each other machine"
 	}
 	zone := "no zone cache"
 	if n := int64(up.plan.nodes); n > 0 && up.g.Zone == "" {
@@ -325,14 +325,14 @@ In another shell:
   eval "$(%sthaw env)"
   thaw deploy hello docker://IMAGE
   aws lambda invoke --function-name hello /dev/stdout
-`, r.Endpoint, text.Bytes(up.plan.instances), zone, text.Bytes(int64(up.g.CacheSize)), up.g.Cache, port, pair.ID, pair.Secret, others, metrics, up.stateHint())
+`, r.Endpoint, text.Bytes(up.plan.instances), zone, text.Bytes(int64(up.g.CacheSize)), up.g.Cache, port, pair.ID, pair.Secret, others, metrics, up.g.stateHint())
 	return err
 }
 
 // stateHint is what other shells have to say besides, unless it is the default.
-func (up *platformUp) stateHint() string {
-	if usual, err := defaultState(); err == nil && usual == up.g.State {
+func (g *Globals) stateHint() string {
+	if usual, err := defaultState(); err == nil && usual == g.State {
 		return ""
 	}
-	return "THAW_STATE=" + shellQuote(up.g.State) + " "
+	return "THAW_STATE=" + shellQuote(g.State) + " "
 }
