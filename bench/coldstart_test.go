@@ -194,6 +194,12 @@ func BenchmarkColdstart(b *testing.B) {
 		say("cold start, %s, %d MB: init %.1f ms, platform %.1f ms; first touches from cache %d, zone %d, origin %d; stages in ms, medians: %s",
 			r.Name, r.MemoryMB, r.Init.Median, r.Platform.Median, r.Touched.Cache.Chunks, r.Touched.Zone.Chunks, r.Touched.Origin.Chunks, r.stages())
 	}
+	alone := p.coldstarts(b, "--small", "oci:"+small, "--large", "oci:"+large, "--rows", strings.TrimSuffix(strings.Repeat("small,large-memory,", coldPairs), ","), "--parallel", "1", "--large-memory", "10240")
+	var most Ratios
+	for pair := range slices.Chunk(alone, 2) {
+		most = append(most, pair[1].start()/pair[0].start())
+	}
+	say("cold start alone, %d MiB more in the image and %d MB of memory for %d: the client's total without the handler %v ×", mibs, alone[1].MemoryMB, alone[0].MemoryMB, most)
 	partial := p.coldstarts(b, "--small", "oci:"+small, "--rows", "small", "--start", "partial", "--by", "invokes", "--hold", "0s", "--parallel", "1", "--rounds", strconv.Itoa(partialStarts))[0]
 	if partial.Starts["partial"] != partialStarts {
 		b.Errorf("starts: %v, want %d partial ones", partial.Starts, partialStarts)
