@@ -175,14 +175,15 @@ func (f *failure) outcome() outcome {
 	return outcome{Status: statusError, ErrorType: f.kind}
 }
 
-// claim makes a call the instance's, or says errBusy or errGone. A call that has
-// been answered, and whose function has not asked for the next yet, is waited for.
+// claim makes a call the instance's, or says errBusy, errGone or what kept the
+// instance from starting. A call that has been answered, and whose function has not
+// asked for the next yet, is waited for.
 func (i *instance) claim(ctx context.Context, c *call) error {
 	for {
 		i.mu.Lock()
 		if i.phase == invokewire.PhaseEnding || i.dead {
 			i.mu.Unlock()
-			return errGone
+			return i.lost()
 		}
 		before := i.call
 		if before == nil {
@@ -203,6 +204,18 @@ func (i *instance) claim(ctx context.Context, c *call) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// lost says why an instance that is about to end takes no call.
+func (i *instance) lost() error {
+	select {
+	case <-i.ready:
+		if i.failed != nil {
+			return i.failed
+		}
+	default: // it is ended before it has started
+	}
+	return errGone
 }
 
 // abandon gives back a claim that came to nothing.
