@@ -35,10 +35,7 @@ func (g *Group) Unlimited() error { return g.setLimit(unlimited(g.splitCPU()), "
 // SetMemory limits the memory of the group's processes, in bytes. It fails if
 // they have more, and the kernel cannot take it from them.
 func (g *Group) SetMemory(limit int64) error {
-	dir, file := g.v1["memory"], "memory.limit_in_bytes"
-	if dir == "" {
-		dir, file = g.v2, "memory.max"
-	}
+	dir, file := g.memoryFile("memory.limit_in_bytes", "memory.max")
 	if dir == "" {
 		return fmt.Errorf("cgroup %s: memory: %w", g.path, ErrNoController)
 	}

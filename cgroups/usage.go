@@ -35,8 +35,8 @@ func (g *Group) PeakMemory() (int64, error) {
 		return 0, fmt.Errorf("cgroup %s: memory: %w", g.path, err)
 	}
 	seen := max(now, min(processPeak(dir), most))
-	if outOfMemory(dir) {
-		seen = max(seen, min(most, limitOf(dir)))
+	if g.outOfMemory() {
+		seen = max(seen, min(most, g.memoryNumber("memory.limit_in_bytes", "memory.max")))
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -68,34 +68,29 @@ func (g *Group) memory() (now, most int64, dir string, err error) {
 // before Linux 5.19). It takes some 10 µs: while it stays, PeakMemory does too,
 // but for memory that has taken the place of page cache.
 func (g *Group) MostMemory() int64 {
-	dir, peak := g.v1["memory"], "memory.max_usage_in_bytes"
-	if dir == "" {
-		dir, peak = g.v2, "memory.peak"
+	return g.memoryNumber("memory.max_usage_in_bytes", "memory.peak")
+}
+
+// memoryFile is where the group's memory is told or limited: the controller's
+// folder, "" if there is none, and the file by its name on v1 or v2.
+func (g *Group) memoryFile(v1, v2 string) (dir, file string) {
+	if dir := g.v1["memory"]; dir != "" {
+		return dir, v1
 	}
-	data, _ := readFrom(dir, peak)
+	return g.v2, v2
+}
+
+// memoryNumber reads a file of one number; 0 if it has none, such as v2's "max".
+func (g *Group) memoryNumber(v1, v2 string) int64 {
+	data, _ := readFrom(g.memoryFile(v1, v2))
 	n, _ := strconv.ParseInt(string(bytes.TrimSpace(data)), 10, 64)
 	return n
 }
 
-// outOfMemory tells whether the kernel has ended a process of a group for its memory.
-func outOfMemory(dir string) bool {
-	for _, file := range []string{"memory.events", "memory.oom_control"} { // v2, v1
-		if data, err := readFrom(dir, file); err == nil {
-			return fields(data)["oom_kill"] > 0
-		}
-	}
-	return false
-}
-
-// limitOf is the limit of a group's memory in bytes, 0 if it has none.
-func limitOf(dir string) int64 {
-	for _, file := range []string{"memory.max", "memory.limit_in_bytes"} { // v2, v1
-		if data, err := readFrom(dir, file); err == nil {
-			n, _ := strconv.ParseInt(string(bytes.TrimSpace(data)), 10, 64) // "max"
-			return n
-		}
-	}
-	return 0
+// outOfMemory tells whether the kernel has ended a process of the group for its memory.
+func (g *Group) outOfMemory() bool {
+	data, _ := readFrom(g.memoryFile("memory.oom_control", "memory.events"))
+	return fields(data)["oom_kill"] > 0
 }
 
 // missing says whether it is the group or the controller that is not there.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"thaw/functions"
+	"thaw/invokewire"
 	"thaw/lambdaapi"
 )
 
@@ -31,7 +32,7 @@ var reserved = []string{
 func defaults(name string) functions.Config {
 	return functions.Config{
 		Timeout: 3, Memory: 128, Tmp: 512, Architecture: "x86_64",
-		LogFormat: "Text", LogGroup: "/aws/lambda/" + name, Tracing: "PassThrough",
+		LogFormat: "Text", LogGroup: invokewire.LogPrefix + name, Tracing: "PassThrough",
 	}
 }
 

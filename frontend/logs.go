@@ -23,8 +23,6 @@ import (
 const (
 	// logsTarget begins the names of the operations of CloudWatch Logs.
 	logsTarget = "Logs_20140328."
-	// logPrefix begins the names of functions' log groups, unless they say otherwise.
-	logPrefix = "/aws/lambda/"
 	// mostEvents is how many log events one answer has at most: CloudWatch's.
 	mostEvents = 10_000
 	// mostLogItems is the same for groups and streams.
@@ -191,7 +189,7 @@ func (f *Frontend) functionsOf(ctx context.Context, account string, q logsReques
 	if g, ok := groups[group]; ok {
 		return g.functions, nil
 	}
-	name, ok := strings.CutPrefix(group, logPrefix)
+	name, ok := strings.CutPrefix(group, invokewire.LogPrefix)
 	for _, g := range groups {
 		ok = ok && !slices.Contains(g.functions, name)
 	}
@@ -229,7 +227,7 @@ func (f *Frontend) describeStreams(ctx context.Context, account string, q logsRe
 		}
 		for _, s := range streams {
 			if strings.HasPrefix(s.Name, q.LogStreamNamePrefix) {
-				arn := f.groupARN(account, cmp.Or(q.LogGroupName, logPrefix+name)) + ":log-stream:" + s.Name
+				arn := f.groupARN(account, cmp.Or(q.LogGroupName, invokewire.LogPrefix+name)) + ":log-stream:" + s.Name
 				list = append(list, logStream{s.Name, arn, s.Created, s.First, s.Last, s.Last, s.Bytes})
 			}
 		}

@@ -81,6 +81,10 @@ const (
 	ReasonRate     = "FunctionInvocationRateLimitExceeded" // more new instances than the burst limit allows, or than workers admit
 )
 
+// LogPrefix begins the name of a function's log group, before the function's, unless
+// it says otherwise: as CloudWatch Logs has it.
+const LogPrefix = "/aws/lambda/"
+
 // Spec is all that a worker needs to know of a function version to start its
 // instances. It holds the function's variables, which are secret: it is never
 // logged.

@@ -33,7 +33,7 @@ func TestCreateFunctionRules(t *testing.T) {
 		`"FunctionName":"f","SnapStart":{"ApplyOn":"invalidOption"},` + role: "1 validation error detected: Value 'invalidOption' at 'snapStart.applyOn' failed to satisfy constraint: Member must satisfy enum value set: [PublishedVersions, None]",
 		`"FunctionName":"f","VpcConfig":{"SubnetIds":["bad id"]},` + role: "1 validation error detected: Value '[bad id]' at 'vpcConfig.subnetIds' failed to satisfy constraint: Member must satisfy constraint: " +
 			"[Member must have length less than or equal to 1024, Member must have length greater than or equal to 0, Member must satisfy regular expression pattern: subnet-[0-9a-z]*]",
-		`"FunctionName":"f","Timeout":0,` + role: "1 validation error detected: Value '0' at 'timeout' failed to satisfy constraint: Member must have value greater than or equal to 1",
+		`"FunctionName":"f","Timeout":0,` + role:        "1 validation error detected: Value '0' at 'timeout' failed to satisfy constraint: Member must have value greater than or equal to 1",
 		`"FunctionName":"f","MemorySize":99999,` + role: "1 validation error detected: Value '99999' at 'memorySize' failed to satisfy constraint: Member must have value less than or equal to 10240",
 		`"FunctionName":"f","EphemeralStorage":{"Size":10241},"Description":"` + strings.Repeat("é", 257) + `",` + role: "2 validation errors detected: Value '" +
 			strings.Repeat("é", 257) + "' at 'description' failed to satisfy constraint: Member must have length less than or equal to 256; " +

@@ -53,18 +53,13 @@ func newAdmission(most, limit int, run func(*instance)) *admission {
 func (a *admission) add(i *instance) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.queue) >= a.limit && !a.free(i) {
-		return errFull
-	}
 	a.queue = append(a.queue, i)
 	a.next()
+	if last := len(a.queue) - 1; last >= a.limit { // it still waits: those before it did already
+		a.queue = slices.Delete(a.queue, last, last+1)
+		return errFull
+	}
 	return nil
-}
-
-// free tells whether a start could run now. mu is held.
-func (a *admission) free(i *instance) bool {
-	t := a.turns()
-	return t.all < a.most && t.account[i.spec.Account] < a.most
 }
 
 // turns counts starts that keep others from running.
@@ -102,6 +97,9 @@ func (a *admission) turns() *turns {
 
 // next runs what may. mu is held.
 func (a *admission) next() {
+	if len(a.queue) == 0 {
+		return // as nearly always: there is nothing to count for
+	}
 	for t := a.turns(); t.all < a.most; t.all++ {
 		best := -1
 		for at, i := range a.queue {

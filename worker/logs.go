@@ -89,7 +89,7 @@ func (l *logStore) grown(n int64) { l.bytes.Add(n) }
 // version if the group is not its own: others may write to it too.
 func streamName(now time.Time, s *invokewire.Spec, hex string) string {
 	of := s.Function
-	if s.LogGroup == "/aws/lambda/"+of {
+	if s.LogGroup == invokewire.LogPrefix+of {
 		of = ""
 	}
 	return now.UTC().Format("2006/01/02/") + of + "[" + s.Version + "]" + hex

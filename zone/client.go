@@ -311,6 +311,21 @@ func (c *Client) begin() bool {
 	return !c.closed
 }
 
+// enter is begin for what Close cuts short: inner ends with ctx or the client. The
+// caller calls leave.
+func (c *Client) enter(ctx context.Context) (inner context.Context, leave func(), err error) {
+	if !c.begin() {
+		return nil, nil, errClosed
+	}
+	inner, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(c.base, cancel)
+	return inner, func() {
+		stop()
+		cancel()
+		c.work.Done()
+	}, nil
+}
+
 // Close ends what is under way, drops fills that wait, and waits for all of it.
 func (c *Client) Close() error {
 	c.mu.Lock()

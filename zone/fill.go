@@ -92,13 +92,11 @@ func (c *Client) Put(ctx context.Context, name chunk.Name, sealed []byte) error 
 	if err := chunk.Check(sealed, name); err != nil {
 		return fmt.Errorf("zone: %w", err)
 	}
-	if !c.begin() {
-		return errClosed
+	ctx, leave, err := c.enter(ctx)
+	if err != nil {
+		return err
 	}
-	defer c.work.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(c.base, cancel)()
+	defer leave()
 	u := c.newPut(v, name, sealed)
 	u.patient = true
 	u.first(ctx)

@@ -21,13 +21,11 @@ func (c *Client) Survey(ctx context.Context, names []chunk.Name, told func(addr 
 	if v == nil {
 		return errors.New("zone: no members")
 	}
-	if !c.begin() {
-		return errClosed
+	ctx, leave, err := c.enter(ctx)
+	if err != nil {
+		return err
 	}
-	defer c.work.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(c.base, cancel)()
+	defer leave()
 	of := map[*node][]StripeID{}
 	for _, name := range names {
 		for i, to := range v.at(name) {

@@ -109,15 +109,10 @@ func (c *deployCmd) create(ctx context.Context, p *platform, code types.Function
 	in := &lambda.CreateFunctionInput{
 		FunctionName: &c.Name, Role: aws.String("arn:aws:iam::" + p.Account + ":role/thaw"), Code: &code, Environment: c.environment(), ImageConfig: c.imageConfig(),
 		MemorySize: c.Memory, Timeout: c.Timeout, EphemeralStorage: c.storage(), PackageType: types.PackageTypeImage,
-	}
-	if c.Description != "" {
-		in.Description = &c.Description
+		Description: given(c.Description),
 	}
 	if code.ZipFile != nil {
-		in.PackageType, in.Runtime = types.PackageTypeZip, types.Runtime(c.Runtime)
-		if c.Handler != "" {
-			in.Handler = &c.Handler
-		}
+		in.PackageType, in.Runtime, in.Handler = types.PackageTypeZip, types.Runtime(c.Runtime), given(c.Handler)
 	}
 	_, err := p.functions.CreateFunction(ctx, in)
 	return err
@@ -127,15 +122,7 @@ func (c *deployCmd) create(ctx context.Context, p *platform, code types.Function
 func (c *deployCmd) update(ctx context.Context, p *platform, g *Globals, code types.FunctionCode) error {
 	in := &lambda.UpdateFunctionConfigurationInput{
 		FunctionName: &c.Name, MemorySize: c.Memory, Timeout: c.Timeout, Environment: c.environment(), ImageConfig: c.imageConfig(), EphemeralStorage: c.storage(),
-	}
-	if c.Handler != "" {
-		in.Handler = &c.Handler
-	}
-	if c.Runtime != "" {
-		in.Runtime = types.Runtime(c.Runtime)
-	}
-	if c.Description != "" {
-		in.Description = &c.Description
+		Handler: given(c.Handler), Runtime: types.Runtime(c.Runtime), Description: given(c.Description),
 	}
 	changes := in.MemorySize != nil || in.Timeout != nil || in.Environment != nil || in.ImageConfig != nil || in.EphemeralStorage != nil || in.Handler != nil || in.Runtime != "" || in.Description != nil
 	if changes {
@@ -170,6 +157,14 @@ func (c *deployCmd) storage() *types.EphemeralStorage {
 		return nil
 	}
 	return &types.EphemeralStorage{Size: c.Tmp}
+}
+
+// given leaves out what no flag says.
+func given(flag string) *string {
+	if flag == "" {
+		return nil
+	}
+	return &flag
 }
 
 // notBuilt says why nothing can be made of what was deployed.

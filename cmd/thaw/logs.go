@@ -22,6 +22,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs/types"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
 	lambdatypes "github.com/aws/aws-sdk-go-v2/service/lambda/types"
+
+	"thaw/invokewire"
 )
 
 const (
@@ -42,7 +44,7 @@ func usualLog(name string) functionLog {
 		name = name[i+len(":function:"):]
 	}
 	name, _, _ = strings.Cut(name, ":")
-	return functionLog{"/aws/lambda/" + name, name}
+	return functionLog{invokewire.LogPrefix + name, name}
 }
 
 // logOf asks for the group that a function has. One that is gone had the usual one.

@@ -50,13 +50,16 @@ type identityFlags struct {
 	Network   string `help:"What functions reach besides themselves: egress, the outside and the Lambda API; or none (egress)." enum:"egress,none" default:"egress" env:"THAW_NETWORK" placeholder:"WHAT"`
 }
 
+// label is that of a host, as a regular expression.
+const label = `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?`
+
 // Validate refuses a region that is no host's label, and a domain that is none:
 // function URLs have both.
 func (f identityFlags) Validate() error {
-	if !regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`).MatchString(f.Region) {
+	if !regexp.MustCompile(`^` + label + `$`).MatchString(f.Region) {
 		return fmt.Errorf("--region %s: want lower-case letters, digits and hyphens, at most 63, such as us-east-1", f.Region)
 	}
-	if !regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*)?$`).MatchString(f.URLDomain) {
+	if !regexp.MustCompile(`^(` + label + `(\.` + label + `)*)?$`).MatchString(f.URLDomain) {
 		return fmt.Errorf("--url-domain %s: want a domain in lower case, without a port, such as example.com", f.URLDomain)
 	}
 	return nil

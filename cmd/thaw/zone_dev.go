@@ -156,10 +156,9 @@ func removeNode(dir string) (removed bool, err error) {
 		return false, err
 	}
 	for _, item := range items {
-		if item.Name() != "flash" || !item.IsDir() {
-			if item.Name() != "address" || !item.Type().IsRegular() {
-				return false, nil
-			}
+		own := item.Name() == "flash" && item.IsDir() || item.Name() == "address" && item.Type().IsRegular()
+		if !own {
+			return false, nil
 		}
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "flash", "lock"), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
